@@ -1,4 +1,4 @@
-//! A chat with a list of who is there: each browser tab has one WebSocket, with messages in both directions.
+//! A chat with a list of the members of each room: each browser tab has one WebSocket, with messages in both directions.
 //!
 //! ```text
 //! cargo run --example chat
@@ -81,8 +81,11 @@ struct Message {
 
 async fn chat(State(hub): State<Hub>, Query(visitor): Query<Visitor>) -> Push {
     let Visitor { room, me, name } = visitor;
-    // The messages of the room, and who is there.
-    let names = vec![room.clone(), format!("{room}/members")];
+    // The messages of the room, and who is there. A room `lobby/members` would be the members of the lobby: it has no topic, and is refused.
+    let names = match room.contains('/') {
+        true => Vec::new(),
+        false => vec![room.clone(), format!("{room}/members")],
+    };
     let topics = Topics::from_fn(move |_| names.clone());
     let member = me.clone();
     let source = hub.subscribe(topics).authorize(move |_, topic: Topic| {

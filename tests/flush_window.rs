@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use proptest::{collection::vec, prelude::*};
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::Service;
 use tower_push::{
-    Channel, Drain, Event, EventId, Guard, Hub, Item, PushBody, Relay,
+    BoxError, Channel, Drain, Event, EventId, Guard, Hub, Item, PushBody, Relay,
     guard::DrainPlan,
     server::Server,
     service,
@@ -446,18 +446,23 @@ async fn conflating_channel_holds_back_more_than_its_log() {
     assert_eq!(read, ["cursor", "b", "a"]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn concurrent_publishers_and_readers_lose_no_event() {
-    const PUBLISHERS: usize = 4;
-    const EVENTS: usize = 2000;
-    let builder = Channel::builder().max_events(PUBLISHERS * EVENTS);
-    let channel = builder.flush_window(Duration::from_millis(1)).build();
-    let readers: Vec<_> = (0..8)
-        .map(|_| {
-            let mut subscriber = channel.subscribe_from(StartPosition::Oldest);
+/// Lets each publisher publish `count` events in a thread of its own, while the subscribers read. Each subscriber must get all events, in the
+/// order of their ids.
+async fn publish_while_reading<S, P>(
+    subscribers: impl IntoIterator<Item = S>,
+    publishers: [P; 4],
+    count: usize,
+) where
+    S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
+    P: Fn() + Send + 'static,
+{
+    let total = publishers.len() * count;
+    let readers: Vec<_> = subscribers
+        .into_iter()
+        .map(|mut subscriber| {
             tokio::spawn(async move {
                 let mut ids = Vec::new();
-                while ids.len() < PUBLISHERS * EVENTS {
+                while ids.len() < total {
                     match timeout(TEST_TIMEOUT, subscriber.next()).await.unwrap() {
                         Some(Ok(Item::Cursor(_))) => {}
                         Some(Ok(Item::Event(event))) => ids.push(event.id().unwrap().clone()),
@@ -468,11 +473,10 @@ async fn concurrent_publishers_and_readers_lose_no_event() {
             })
         })
         .collect();
-    let publishers = [(); PUBLISHERS].map(|()| {
-        let channel = channel.clone();
+    let publishers = publishers.map(|publish| {
         thread::spawn(move || {
-            for number in 0..EVENTS {
-                channel.publish("x").unwrap();
+            for number in 0..count {
+                publish();
                 if number % 100 == 0 {
                     thread::sleep(Duration::from_micros(1500));
                 }
@@ -486,6 +490,19 @@ async fn concurrent_publishers_and_readers_lose_no_event() {
     publishers
         .into_iter()
         .for_each(|publisher| publisher.join().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_publishers_and_readers_lose_no_event() {
+    const EVENTS: usize = 2000;
+    let builder = Channel::builder().max_events(4 * EVENTS);
+    let channel = builder.flush_window(Duration::from_millis(1)).build();
+    let subscribers = [(); 8].map(|()| channel.subscribe_from(StartPosition::Oldest));
+    let publishers = [(); 4].map(|()| {
+        let channel = channel.clone();
+        move || _ = channel.publish("x").unwrap()
+    });
+    publish_while_reading(subscribers, publishers, EVENTS).await;
 }
 
 // --- hubs
@@ -608,45 +625,18 @@ proptest! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_publishers_of_a_hub_lose_no_event() {
-    const PUBLISHERS: usize = 4;
     const EVENTS: usize = 1000;
-    let builder = Hub::builder().max_events(PUBLISHERS * EVENTS);
+    let builder = Hub::builder().max_events(4 * EVENTS);
     let hub = builder.flush_window(Duration::from_millis(1)).build();
-    let readers: Vec<_> = (0..8)
-        .map(|_| {
-            let source = hub.topics(["a", "b"]).unwrap();
-            let mut subscriber = source.subscribe_from(StartPosition::Now).unwrap();
-            tokio::spawn(async move {
-                let mut ids = Vec::new();
-                while ids.len() < PUBLISHERS * EVENTS {
-                    match timeout(TEST_TIMEOUT, subscriber.next()).await.unwrap() {
-                        Some(Ok(Item::Cursor(_))) => {}
-                        Some(Ok(Item::Event(event))) => ids.push(event.id().unwrap().clone()),
-                        item => panic!("{item:?}"),
-                    }
-                }
-                ids
-            })
-        })
-        .collect();
-    let publishers = [0, 1, 0, 1].map(|topic| {
-        let hub = hub.clone();
-        thread::spawn(move || {
-            for number in 0..EVENTS {
-                hub.publish(["a", "b"][topic], "x").unwrap();
-                if number % 100 == 0 {
-                    thread::sleep(Duration::from_micros(1500));
-                }
-            }
-        })
+    let subscribers = [(); 8].map(|()| {
+        let source = hub.topics(["a", "b"]).unwrap();
+        source.subscribe_from(StartPosition::Now).unwrap()
     });
-    for reader in readers {
-        let ids = reader.await.unwrap();
-        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
-    }
-    publishers
-        .into_iter()
-        .for_each(|publisher| publisher.join().unwrap());
+    let publishers = ["a", "b", "a", "b"].map(|topic| {
+        let hub = hub.clone();
+        move || _ = hub.publish(topic, "x").unwrap()
+    });
+    publish_while_reading(subscribers, publishers, EVENTS).await;
 }
 
 // --- runtimes

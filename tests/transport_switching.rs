@@ -249,6 +249,8 @@ struct ChangingTopics {
     /// For each topic of the request: the number up to which the client has the topic's numbers, or was told of a gap.
     accounted: HashMap<&'static str, u64>,
     received: HashSet<u64>,
+    /// The topics of the gaps since the last event. Such a gap includes the next number, if that has another gap or an event: see `extend_gaps`.
+    gap_topics: Vec<&'static str>,
     gap_count: u64,
 }
 
@@ -270,6 +272,7 @@ impl ChangingTopics {
             last: 0,
             accounted: HashMap::new(),
             received: HashSet::new(),
+            gap_topics: Vec::new(),
             gap_count: 0,
         };
         let source = hub
@@ -294,6 +297,16 @@ impl ChangingTopics {
         let is_missing =
             |number: &u64| topics_of(*number).contains(&topic) && !self.received.contains(number);
         (self.accounted[topic] + 1..=end).find(is_missing)
+    }
+
+    /// Extends the gaps since the last event by `number`, if they end before it. The cursor of a gap is before the last missing event if the
+    /// client gets this event from another topic, or the gap of another topic, next.
+    fn extend_gaps(&mut self, number: u64) {
+        for topic in &self.gap_topics {
+            if self.accounted[topic] + 1 == number {
+                self.accounted.insert(topic, number);
+            }
+        }
     }
 }
 
@@ -335,6 +348,7 @@ impl ReceivedCheck for ChangingTopics {
             }
         });
         self.accounted = accounted.collect();
+        self.gap_topics.clear();
         chosen
             .iter()
             .map(|topic| format!("&topic={topic}"))
@@ -360,6 +374,8 @@ impl ReceivedCheck for ChangingTopics {
             let topic = TOPICS.into_iter().find(|name| *name == topic).unwrap();
             let end = self.number_of(gap["resumed"].as_str().unwrap());
             assert!(end >= self.accounted[topic], "{gap}");
+            self.extend_gaps(end);
+            self.gap_topics.push(topic);
             self.accounted.insert(topic, end);
             self.gap_count += 1;
             return;
@@ -370,6 +386,8 @@ impl ReceivedCheck for ChangingTopics {
             "{number} comes twice"
         );
         self.last = number;
+        self.extend_gaps(number);
+        self.gap_topics.clear();
         for topic in topics_of(number) {
             if self.accounted.contains_key(topic) && topics_of(number).len() == 1 {
                 assert_eq!(self.missing_number(topic, number), None, "before {number}");

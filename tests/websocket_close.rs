@@ -2,13 +2,7 @@
 //! client's close frame.
 
 use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -16,11 +10,11 @@ use futures_util::{Stream, StreamExt, stream};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use testkit::{
-    HttpConnection, HttpVersion, TestServer, wait_until,
+    CountingIo, HttpConnection, HttpVersion, TestServer, wait_until,
     websocket::{NO_STATUS_CODE, WebSocketConnection, connect, handshake_text, masked_frame},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
     sync::{mpsc, oneshot},
     task::yield_now,
     time::sleep,
@@ -419,41 +413,6 @@ fn push_accepts_a_listener() {
 
 // A client that does not answer the server's close frame.
 
-/// The server's end of a connection in memory, which counts the polls for input.
-struct CountingIo {
-    io: DuplexStream,
-    read_polls: Arc<AtomicUsize>,
-}
-
-impl AsyncRead for CountingIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.read_polls.fetch_add(1, Ordering::Relaxed);
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for CountingIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn connection_is_idle_after_close_with_full_message_queue() {
     let (end, ended) = oneshot::channel::<()>();
@@ -476,11 +435,7 @@ async fn connection_is_idle_after_close_with_full_message_queue() {
     });
     let service = tower_push::service(source).transport(WebSocket::new());
     let (mut client, io) = duplex(64 * 1024);
-    let read_polls = Arc::new(AtomicUsize::new(0));
-    let io = CountingIo {
-        io,
-        read_polls: read_polls.clone(),
-    };
+    let (io, counts) = CountingIo::new(io);
     let connection =
         http1::Builder::new().serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     tokio::spawn(connection.with_upgrades());
@@ -500,10 +455,10 @@ async fn connection_is_idle_after_close_with_full_message_queue() {
     client.read_buf(&mut output).await.unwrap();
     assert_eq!(output, b"\x88\x02\x03\xe8");
 
-    let polls_at_close = read_polls.load(Ordering::Relaxed);
+    let polls_at_close = counts.read_polls();
     for _ in 0..100 {
         yield_now().await;
     }
-    let polls = read_polls.load(Ordering::Relaxed) - polls_at_close;
+    let polls = counts.read_polls() - polls_at_close;
     assert!(polls <= 4, "{polls} polls of an idle connection");
 }

@@ -119,7 +119,7 @@ impl TokenVerifier {
         if !is_access_token {
             return None;
         }
-        // The algorithm is that of the configuration, whatever the token says.
+        // The algorithm is that of the configuration. The algorithm that the token names is not used to verify the token.
         let mut validation = Validation::new(self.algorithm);
         validation.set_audience(&[self.hub_url.as_str()]);
         validation.set_required_spec_claims(&["exp", "aud"]);

@@ -153,7 +153,8 @@ impl<S> SupervisedStream<S> {
         let Some(ends_at) = earlier(guard_ends_at, self.expires_at()) else {
             return Poll::Pending;
         };
-        let early_end = self.early_end.get_or_insert_default();
+        let new = || Box::pin(EarlyEnd::default());
+        let early_end = self.early_end.get_or_insert_with(new);
         early_end.as_mut().poll_timer(ends_at, cx).map(|()| ends_at)
     }
 

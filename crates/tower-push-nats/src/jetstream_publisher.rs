@@ -6,11 +6,10 @@ use std::{
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tower_push::{Event, EventId};
+use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     error::Error,
-    fingerprint::Fingerprint,
-    random::Backoff,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_cursor::StreamCursor,
@@ -96,7 +95,7 @@ impl JetStreamPublisher {
         idempotency_key: Option<&str>,
     ) -> Result<Publication, Error> {
         let ends_at = Instant::now() + self.retry_time;
-        let mut backoff = Backoff::new();
+        let mut backoff = FeedBackoff::default();
         let mut may_have_run = false;
         loop {
             let error = match self.try_publish(event, idempotency_key).await {

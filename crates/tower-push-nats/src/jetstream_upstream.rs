@@ -166,7 +166,7 @@ fn first_of_page<'a>(messages: &'a [StreamMessage], request: &PageRequest) -> &'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fingerprint::Fingerprint;
+    use tower_push_proto::fingerprint::Fingerprint;
 
     fn stream() -> Fingerprint {
         Fingerprint::from_bits(0)

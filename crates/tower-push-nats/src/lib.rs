@@ -92,7 +92,6 @@ mod jetstream_upstream;
 mod message_time;
 mod nats_connection;
 mod nats_servers;
-mod random;
 mod reader_status;
 mod stream_api;
 mod stream_connection;

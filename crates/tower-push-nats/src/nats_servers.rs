@@ -1,8 +1,9 @@
 use std::{fmt, time::Duration};
 
 use async_nats::{ConnectOptions, ServerAddr};
+use tower_push_proto::feed_backoff::FeedBackoff;
 
-use crate::{error::Error, random::Backoff, subject_mapping::decode_percent};
+use crate::{error::Error, subject_mapping::decode_percent};
 
 /// The servers of a NATS system, and how to connect to them.
 ///
@@ -16,7 +17,7 @@ use crate::{error::Error, random::Backoff, subject_mapping::decode_percent};
 /// // With a user, or with a token.
 /// let user = NatsServers::new("nats://user:password@127.0.0.1")?;
 /// let token = NatsServers::new("nats://token@127.0.0.1")?;
-/// // Whatever the client can do: certificates, nkeys, credentials files.
+/// // With other options of the crate async-nats: certificates, nkeys, credentials files.
 /// let options = ConnectOptions::new().add_root_certificates("ca.pem".into());
 /// let own = NatsServers::new("tls://127.0.0.1")?.options(options);
 /// # Ok(())
@@ -57,8 +58,8 @@ impl NatsServers {
 
     /// Sets the options of the client, for example for TLS and for users.
     ///
-    /// This crate sets these options, whatever their value was: the time-outs, the interval of pings, the delays
-    /// between attempts to connect, and the callback for events.
+    /// This crate replaces the values of these options: the time-outs, the interval of pings, the delays between attempts to connect, and the
+    /// callback for events.
     pub fn options(mut self, options: ConnectOptions) -> Self {
         self.options = options;
         self
@@ -76,7 +77,7 @@ impl NatsServers {
             // The connection has a time-out of its own for each request.
             .request_timeout(None)
             .max_reconnects(None)
-            .reconnect_delay_callback(Backoff::delay_of_attempt)
+            .reconnect_delay_callback(FeedBackoff::delay_of_attempt)
     }
 
     /// Returns the options, with the user of the addresses. The client does not use the user of an address.

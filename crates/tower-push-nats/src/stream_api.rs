@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
+use tower_push_proto::{fingerprint::Fingerprint, random};
 
 use crate::{
     api_response::{
@@ -16,9 +17,7 @@ use crate::{
         parse_response,
     },
     error::Error,
-    fingerprint::Fingerprint,
     nats_connection::NatsConnection,
-    random::random_u64,
     stream_message::StreamMessage,
     subject_mapping::SubjectMapping,
 };
@@ -213,7 +212,7 @@ impl StreamApi {
 
     /// Creates a consumer that begins at the sequence number `from`. The server keeps it in memory, and expects no acknowledgements.
     pub(crate) async fn create_consumer(&self, from: u64) -> Result<ConsumerInfo, Error> {
-        let name = format!("tower-push-{:016x}", random_u64());
+        let name = format!("tower-push-{:016x}", random::bits());
         let request = json!({
             "stream_name": &*self.name,
             "action": "create",

@@ -1,6 +1,5 @@
 use tower_push::EventId;
-
-use crate::fingerprint::Fingerprint;
+use tower_push_proto::fingerprint::Fingerprint;
 
 /// The meaning of an event id of this crate.
 ///

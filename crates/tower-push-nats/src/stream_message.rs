@@ -1,9 +1,10 @@
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use tower_push::{Event, EventId, event::Payload};
+use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
-    api_response::StoredMessage, error::Error, fingerprint::Fingerprint,
+    api_response::StoredMessage, error::Error, fingerprint::fingerprint_of_bytes,
     message_time::parse_utc_nanoseconds, stream_cursor::StreamCursor,
     subject_mapping::SubjectMapping,
 };
@@ -62,7 +63,7 @@ impl StreamMessage {
         let owned = |name| header(name).map(str::to_owned);
         let token = header(EVENT_TOKEN).and_then(Fingerprint::parse);
         let of_message_id = || Some(fingerprint_of_message_id(header(MESSAGE_ID)?));
-        let of_time = || Fingerprint::of_bytes(&time.to_be_bytes());
+        let of_time = || fingerprint_of_bytes(&time.to_be_bytes());
         Self {
             sequence,
             fingerprint: token.or_else(of_message_id).unwrap_or_else(of_time),
@@ -175,7 +176,7 @@ fn incomplete() -> Error {
 
 /// The fingerprint of a message with an idempotency key.
 pub(crate) fn fingerprint_of_message_id(message_id: &str) -> Fingerprint {
-    Fingerprint::of_bytes(message_id.as_bytes())
+    fingerprint_of_bytes(message_id.as_bytes())
 }
 
 /// Returns the last value of a header. The server appends its own headers.
@@ -328,6 +329,6 @@ mod tests {
         assert_eq!((read.sequence, &read.payload[..]), (2, &b"x1"[..]));
         assert_eq!(read.event_type.as_deref(), Some("a"));
         let time = 1_795_939_710_753_473_094_i64;
-        assert_eq!(read.fingerprint, Fingerprint::of_bytes(&time.to_be_bytes()));
+        assert_eq!(read.fingerprint, fingerprint_of_bytes(&time.to_be_bytes()));
     }
 }

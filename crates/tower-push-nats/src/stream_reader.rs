@@ -6,14 +6,13 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_push::{Gap, GapReason, source::relay::EventSink};
+use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     api_response::StreamInfo,
     consumer_reader::{ConsumerReader, Delivery},
     continuity::{Continuity, LogTailLimits, continuity},
     error::Error,
-    fingerprint::Fingerprint,
-    random::Backoff,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_cursor::StreamCursor,
@@ -36,7 +35,7 @@ pub(crate) struct StreamReader<S> {
     recent: VecDeque<(u64, Fingerprint)>,
     limits: LogTailLimits,
     metrics: Arc<ReaderMetrics>,
-    backoff: Backoff,
+    backoff: FeedBackoff,
 }
 
 /// The interval of comparisons of the position with the stream.
@@ -66,7 +65,7 @@ impl<S: EventSink> StreamReader<S> {
             recent: VecDeque::new(),
             limits,
             metrics,
-            backoff: Backoff::new(),
+            backoff: FeedBackoff::default(),
         }
     }
 
@@ -132,7 +131,7 @@ impl<S: EventSink> StreamReader<S> {
                 check_at = Instant::now() + CHECK_INTERVAL;
             }
             self.metrics.record_answer();
-            self.backoff = Backoff::new();
+            self.backoff = FeedBackoff::default();
         }
     }
 

@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(topic("events", "events.%zz").as_deref(), Some("%zz"));
         assert_eq!(topic("events", "events.%FF"), None);
         assert_eq!(
-            topic("events", &format!("events.{}", "x".repeat(129))),
+            topic("events", &format!("events.{}", "x".repeat(1025))),
             None
         );
     }

@@ -36,13 +36,17 @@ pub mod sse;
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub mod websocket;
 
-// These modules are public for tower-push and tower-push-client alone. The modules are hidden because they are not part of the public API.
+// These modules are public for the other crates of this repository alone. The modules are hidden because they are not part of the public API.
 #[doc(hidden)]
 pub mod base64;
 #[doc(hidden)]
 pub mod byte_search;
 #[doc(hidden)]
 pub mod decimal;
+#[doc(hidden)]
+pub mod feed_backoff;
+#[doc(hidden)]
+pub mod fingerprint;
 #[doc(hidden)]
 pub mod header_list;
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! Random numbers for jitter, multipart boundaries and ping payloads, without a dependency.
+//! Random numbers for jitter, multipart boundaries, ping payloads and event ids, without a dependency.
 //!
 //! A number is the SipHash of a counter, under a key that the operating system draws once per process. An observer of some numbers cannot
 //! predict the next one. The numbers are not meant for cryptographic keys.
@@ -34,6 +34,11 @@ pub fn fraction() -> f64 {
 pub fn jittered(time: Duration, jitter: f64) -> Duration {
     let drawn = time.as_secs_f64() * (1.0 + jitter * signed_fraction());
     Duration::try_from_secs_f64(drawn).unwrap_or(time)
+}
+
+/// Returns a random time that is at least `min` and less than `max`. Returns `min` if `max` is not greater.
+pub fn duration_between(min: Duration, max: Duration) -> Duration {
+    min + max.saturating_sub(min).mul_f64(fraction())
 }
 
 #[cfg(test)]

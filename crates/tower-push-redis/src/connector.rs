@@ -5,10 +5,10 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
+use tower_push_proto::random;
 
 use crate::{
     error::Error,
-    random::random_duration,
     redis_servers::{RedisServers, Topology, host_of, with_address},
 };
 
@@ -264,7 +264,7 @@ impl SharedConnection {
                 })
             }
             Err(error) => {
-                let delay = random_duration(MIN_FAILURE_TIME, MAX_FAILURE_TIME);
+                let delay = random::duration_between(MIN_FAILURE_TIME, MAX_FAILURE_TIME);
                 state.failure = Some((error.clone(), Instant::now() + delay));
                 Err(error)
             }

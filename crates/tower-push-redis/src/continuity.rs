@@ -1,6 +1,6 @@
-use crate::{
-    entry_id::EntryId, fingerprint::Fingerprint, stream_entry::StreamEntry, stream_info::StreamInfo,
-};
+use tower_push_proto::fingerprint::Fingerprint;
+
+use crate::{entry_id::EntryId, stream_entry::StreamEntry, stream_info::StreamInfo};
 
 /// The position of the reader in a stream: after the last entry that the reader has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

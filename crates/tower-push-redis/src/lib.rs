@@ -64,7 +64,6 @@ mod entry_id;
 mod error;
 mod fingerprint;
 mod log_tail;
-mod random;
 mod reader_status;
 mod redis_publisher;
 mod redis_servers;

@@ -9,12 +9,12 @@ use std::{
 use redis::Script;
 use tokio::time::{Instant, sleep};
 use tower_push::{Event, EventId};
+use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     connector::SharedConnection,
     error::Error,
-    fingerprint::Fingerprint,
-    random::Backoff,
+    fingerprint::fingerprint_of_fields,
     stream_cursor::StreamCursor,
     stream_entry::{Fields, fields_of_event},
     trim_policy::{TrimPolicy, TrimStrategy},
@@ -130,7 +130,7 @@ impl RedisPublisher {
         idempotency_key: Option<&str>,
     ) -> Result<Publication, Error> {
         let ends_at = Instant::now() + self.shared.config.retry_time;
-        let mut backoff = Backoff::new();
+        let mut backoff = FeedBackoff::default();
         let mut may_have_run = false;
         loop {
             let error = match self.try_add(entry, idempotency_key).await {
@@ -212,7 +212,7 @@ impl NewEntry {
         }
         let fields = fields_of_event(event);
         Ok(Self {
-            fingerprint: Fingerprint::of_fields(&fields),
+            fingerprint: fingerprint_of_fields(&fields),
             fields,
         })
     }

@@ -6,12 +6,12 @@ use tower_push::{
     EventId, Relay,
     source::relay::{EventSink, RelayBuilder},
 };
+use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     connector::{Connector, SharedConnection},
     error::Error,
     log_tail::{LogTail, LogTailLimits},
-    random::Backoff,
     reader_status::ReaderMetrics,
     redis_publisher::{PublisherConfig, RedisPublisher},
     redis_servers::RedisServers,
@@ -221,7 +221,7 @@ async fn connect_first(
     wait: Duration,
 ) -> Result<(MultiplexedConnection, LogTail), Error> {
     let ends_at = Instant::now() + wait;
-    let mut backoff = Backoff::new();
+    let mut backoff = FeedBackoff::default();
     loop {
         let connected = async {
             let mut connection = connector.connect().await?;

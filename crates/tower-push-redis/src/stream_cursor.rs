@@ -1,6 +1,7 @@
 use tower_push::EventId;
+use tower_push_proto::fingerprint::Fingerprint;
 
-use crate::{entry_id::EntryId, fingerprint::Fingerprint};
+use crate::entry_id::EntryId;
 
 /// The meaning of an event id of this crate.
 ///
@@ -19,8 +20,7 @@ impl StreamCursor {
     /// Returns the cursor of the position after an entry that is not there any more, or of the beginning.
     pub(crate) fn without_entry(id: EntryId) -> Self {
         // A stream can begin at 0-0 again, so a cursor at the beginning is valid for the log of this process only.
-        let fingerprint = (id == EntryId::ZERO)
-            .then(|| Fingerprint::from_bits(crate::random::random_u64() as u32));
+        let fingerprint = (id == EntryId::ZERO).then(Fingerprint::random);
         Self { id, fingerprint }
     }
 

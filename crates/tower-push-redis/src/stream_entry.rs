@@ -1,9 +1,11 @@
 use redis::Value;
 use serde_json::{Map, Value as JsonValue};
 use tower_push::{Event, EventId, event::Payload};
+use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
-    entry_id::EntryId, error::Error, fingerprint::Fingerprint, stream_cursor::StreamCursor,
+    entry_id::EntryId, error::Error, fingerprint::fingerprint_of_fields,
+    stream_cursor::StreamCursor,
 };
 
 /// An entry of a Redis stream.
@@ -37,7 +39,7 @@ impl StreamEntry {
     pub(crate) fn new(id: EntryId, fields: Fields) -> Self {
         Self {
             id,
-            fingerprint: Fingerprint::of_fields(&fields),
+            fingerprint: fingerprint_of_fields(&fields),
             fields,
         }
     }

@@ -7,15 +7,14 @@ use std::{
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
 use tower_push::{Gap, GapReason, source::relay::EventSink};
+use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint, random};
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
     continuity::{Continuity, ReaderPosition, StreamSnapshot},
     entry_id::EntryId,
     error::Error,
-    fingerprint::Fingerprint,
     log_tail::{LogTail, LogTailLimits},
-    random::{Backoff, random_duration},
     reader_status::ReaderMetrics,
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_snapshot},
@@ -40,7 +39,7 @@ pub(crate) struct StreamReader<S> {
     metrics: Arc<ReaderMetrics>,
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, they are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
-    backoff: Backoff,
+    backoff: FeedBackoff,
     /// When the server said for the last time that it is a master.
     role_checked_at: Instant,
 }
@@ -82,7 +81,7 @@ impl<S: EventSink> StreamReader<S> {
             estimate: EntrySizeEstimate::new(),
             metrics,
             shared,
-            backoff: Backoff::new(),
+            backoff: FeedBackoff::default(),
             role_checked_at: Instant::now(),
         }
     }
@@ -123,12 +122,12 @@ impl<S: EventSink> StreamReader<S> {
 
     /// Reads from one connection until it is old.
     async fn follow(&mut self, mut connection: MultiplexedConnection) -> Result<(), Error> {
-        let age = random_duration(MIN_CONNECTION_AGE, MAX_CONNECTION_AGE);
+        let age = random::duration_between(MIN_CONNECTION_AGE, MAX_CONNECTION_AGE);
         let renewed_at = Instant::now() + age;
         while Instant::now() < renewed_at {
             self.read_next(&mut connection).await?;
             self.metrics.record_answer();
-            self.backoff = Backoff::new();
+            self.backoff = FeedBackoff::default();
         }
         Ok(())
     }

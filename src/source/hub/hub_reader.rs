@@ -462,9 +462,8 @@ impl HubReader {
         loop {
             let gap_position = self.gaps.front().map(|gap| gap.position);
             let gap_position = gap_position.filter(|position| *position <= end_position);
-            // The gap follows the event at its position, which the client got from another topic.
             let next_event =
-                events.next_if(|(position, _)| gap_position.is_none_or(|gap| *position <= gap));
+                events.next_if(|(position, _)| gap_position.is_none_or(|gap| *position < gap));
             if let Some((position, event)) = next_event {
                 if event.id().is_some() {
                     self.cursor_position = position;
@@ -474,11 +473,24 @@ impl HubReader {
                 let Some(gap) = self.gaps.pop_front() else {
                     break;
                 };
-                self.cursor_position = gap.position;
+                // At the gap's position, another topic may have a gap, too, or still have the event. Until the client has those, its cursor is
+                // before the position, so that a connection that breaks in between loses none of them.
+                let is_gap_next = self
+                    .gaps
+                    .front()
+                    .is_some_and(|next| next.position == gap.position);
+                let is_event_next = events.peek().is_some_and(|(position, event)| {
+                    *position == gap.position && event.id().is_some()
+                });
+                self.cursor_position = match is_gap_next || is_event_next {
+                    true => gap.position - 1,
+                    false => gap.position,
+                };
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
                 queue.extend(self.member_list(gap.topic.as_ref()).map(Item::Event));
-                queue.push_back(self.gap_item(gap));
+                let resumed = self.hub.id_at(self.cursor_position);
+                queue.push_back(gap_item(gap, resumed));
             } else {
                 break;
             }
@@ -502,14 +514,14 @@ impl HubReader {
             false => self.items.append(&mut queue),
         }
     }
+}
 
-    fn gap_item(&self, gap: TopicGap) -> Item {
-        let mut item = Gap::new(gap.reason).resumed(self.hub.id_at(gap.position));
-        item.topic = gap.topic;
-        item.missed = gap.missed;
-        item.requested = gap.requested;
-        Item::from(item)
-    }
+fn gap_item(gap: TopicGap, resumed: EventId) -> Item {
+    let mut item = Gap::new(gap.reason).resumed(resumed);
+    item.topic = gap.topic;
+    item.missed = gap.missed;
+    item.requested = gap.requested;
+    Item::from(item)
 }
 
 /// Members of the topics.

@@ -12,8 +12,8 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 ///
 /// # Invariant: no event is held back longer than its window
 /// A flush sets the end of the window before it changes what readers see, and wakes the waiting readers after that. So a reader that waits has seen
-/// the last flush, and has [set a timer](Self::ensure_timer) for the end of its window. The readers share the timer. A window that nobody waits in needs
-/// no timer: the next reader that waits sets it, even if the window is over.
+/// the last flush, and has [set a timer](Self::ensure_timer) for the end of its window. The readers share the timer. While no reader
+/// waits, the window needs no timer: the next reader that waits sets the timer, even if the window is over.
 pub(crate) struct FlushWindow {
     length: Duration,
     max_held: HeldEvents,

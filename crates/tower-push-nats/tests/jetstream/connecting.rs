@@ -1,9 +1,9 @@
 //! Errors of the first connect.
 
-use std::{fs, process::Command, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
-use testkit::{NatsServer, RelayClient, free_port};
+use testkit::{NatsServer, RelayClient, SelfSignedCertificate, free_port};
 use tower_push_nats::{Error, JetStream, NatsServers, async_nats::ConnectOptions};
 
 use crate::nodes::{Operator, STREAM, builder, publish_numbers};
@@ -161,48 +161,20 @@ async fn node_that_is_refused_later_comes_back() {
 #[tokio::test]
 async fn tls_is_used() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let directory =
-        std::env::temp_dir().join(format!("tower-push-nats-tls-{}", std::process::id()));
-    fs::create_dir_all(&directory).unwrap();
-    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.join(name));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-        ])
-        .args([
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-            "-keyout",
-        ])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .expect("run scripts/setup first");
-    assert!(made.status.success(), "{made:?}");
-    let config = format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}");
+    let certificate = SelfSignedCertificate::new("IP:127.0.0.1");
+    let (path, key) = (certificate.path(), certificate.key_path());
+    let config = format!("tls {{ cert_file: {path:?}, key_file: {key:?} }}");
     let server = NatsServer::start(&config);
     let url = format!("tls://127.0.0.1:{}", server.port());
     // The certificate is unknown.
     let error = connect(&url).await.unwrap_err();
     assert!(!error.is_unauthorized(), "{error}");
-    let options = ConnectOptions::new().add_root_certificates(certificate.clone());
+    let options = ConnectOptions::new().add_root_certificates(path);
     let servers = NatsServers::new(&url).unwrap().options(options);
     let node = JetStream::builder(servers, STREAM).connect().await.unwrap();
     let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..2).await;
     client.expect_numbers(0..2).await;
-    fs::remove_dir_all(directory).unwrap();
 }
 
 #[cfg(feature = "nkeys")]

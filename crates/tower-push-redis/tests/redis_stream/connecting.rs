@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use testkit::{RedisProgram, RedisServer, free_port};
+use testkit::{RedisProgram, RedisServer, RelayClient, free_port};
 use tower_push_redis::{Error, RedisServers, RedisStream};
 
-use crate::client::{Client, KEY, builder, publish_numbers};
+use crate::nodes::{KEY, builder, publish_numbers};
 
 async fn connect(url: &str) -> Result<RedisStream, Error> {
     let builder = RedisStream::builder(RedisServers::single(url).unwrap(), KEY);
@@ -29,7 +29,7 @@ async fn absent_server_is_error_or_waited_for() {
     assert!(!waiting.is_finished());
     let _server = RedisServer::start_at(RedisProgram::Redis, port, &[]);
     let node = waiting.await.unwrap().unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..2).await;
     client.expect_numbers(0..2).await;
 }
@@ -47,7 +47,7 @@ async fn other_type_is_error() {
         .connect()
         .await
         .unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..1).await;
     client.expect_numbers(0..1).await;
     server.command(&["SET", KEY, "text"]);
@@ -79,7 +79,7 @@ async fn refused_user_is_error() {
     assert!(error.is_unauthorized(), "{error}");
     // The documented permissions suffice.
     let node = connect(&url("app:secret")).await.unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..2).await;
     client.expect_numbers(0..2).await;
     node.publish_once(&"2".into(), "key").await.unwrap();

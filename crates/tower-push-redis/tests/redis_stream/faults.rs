@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
+use testkit::{RedisProgram, RedisServer, RelayClient, TEST_TIMEOUT, wait_until};
 use tower_push::{Event, EventId};
 use tower_push_redis::{ReaderState, RedisStream};
 
-use crate::client::{Client, KEY, builder, node, publish_numbers, transaction, wait_until_read};
+use crate::nodes::{KEY, builder, node, publish_numbers, transaction, wait_until_read};
 
 /// The options of a server that has every event on its disk.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -24,8 +24,8 @@ async fn killed_server_loses_nothing() {
     let mut server = RedisServer::start(RedisProgram::Redis, &DURABLE);
     let nodes = [node(&server).await, node(&server).await];
     let mut clients = [
-        Client::connect(&nodes[0]).await,
-        Client::connect(&nodes[1]).await,
+        RelayClient::connect(nodes[0].relay()).await,
+        RelayClient::connect(nodes[1].relay()).await,
     ];
     for round in 0..3 {
         publish_numbers(&nodes[0], 10 * round..10 * round + 5).await;
@@ -36,8 +36,8 @@ async fn killed_server_loses_nothing() {
         for client in &mut clients {
             client.expect_numbers(10 * round..10 * round + 10).await;
         }
-        clients[0].move_to(&nodes[1]);
-        clients[1].move_to(&nodes[0]);
+        clients[0].move_to(nodes[1].relay());
+        clients[1].move_to(nodes[0].relay());
     }
     assert!(nodes.iter().all(|node| node.relay().counts().gaps == 0));
 }
@@ -47,10 +47,10 @@ async fn killed_server_loses_nothing() {
 async fn lost_writes_are_gap() {
     let mut server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = node(&server).await;
-    let mut connected = Client::connect(&node).await;
+    let mut connected = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..5).await;
     connected.expect_numbers(0..3).await;
-    let mut early = Client::resume(&node, &connected.cursor.clone().unwrap());
+    let mut early = RelayClient::resume(node.relay(), &connected.cursor());
     connected.expect_numbers(3..5).await;
     let copy = server.start_replica();
     wait_until(|| copy.command(&["XLEN", KEY]) == "5", || "no replication").await;
@@ -64,9 +64,9 @@ async fn lost_writes_are_gap() {
     publish_numbers(&node, 100..103).await;
     connected.expect_numbers(100..103).await;
     // A cursor that was not lost is as good as before, and one that was lost is not.
-    early.move_to(&node);
+    early.move_to(node.relay());
     early.expect_numbers([3, 4, 100, 101, 102]).await;
-    let mut returned = Client::resume(&node, &lost);
+    let mut returned = RelayClient::resume(node.relay(), &lost);
     assert_eq!(returned.next().await, "epoch None");
     assert_eq!(node.reader_status().replaced, 1);
 
@@ -76,7 +76,7 @@ async fn lost_writes_are_gap() {
     let reused = lost.as_str().split_once('~').unwrap().0;
     server.command(&["XADD", KEY, reused, "data", "other"]);
     connected.expect(&["other"]).await;
-    let mut returned = Client::resume(&node, &lost);
+    let mut returned = RelayClient::resume(node.relay(), &lost);
     returned.expect(&["epoch None", "other"]).await;
 }
 
@@ -89,7 +89,7 @@ async fn demoted_master_is_left() {
         .connect()
         .await
         .unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..3).await;
     client.expect_numbers(0..3).await;
     other.command(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
@@ -118,15 +118,15 @@ async fn demoted_master_is_left() {
 async fn deleted_stream_is_gap() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = node(&server).await;
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..3).await;
     client.expect_numbers(0..3).await;
-    let returning = client.cursor.clone().unwrap();
+    let returning = client.cursor();
 
     // The reader waits for an entry, and the new one has a lower id: the server does not wake the reader.
     transaction(&server, &["DEL events", "XADD events 1-1 data low"]);
     client.expect(&["epoch None", "low"]).await;
-    let mut returned = Client::resume(&node, &returning);
+    let mut returned = RelayClient::resume(node.relay(), &returning);
     returned.expect(&["epoch None", "low"]).await;
 
     // The new entries have higher ids.
@@ -148,7 +148,7 @@ async fn deleted_stream_is_gap() {
 async fn stream_deleted_while_node_is_away_is_gap() {
     let mut server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = node(&server).await;
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..3).await;
     client.expect_numbers(0..3).await;
     server.kill();
@@ -163,10 +163,10 @@ async fn stream_deleted_while_node_is_away_is_gap() {
 
     // A node that has never seen an event cannot know what it has missed.
     let other = RedisServer::start(RedisProgram::Redis, &[]);
-    publish_numbers(&crate::client::node(&other).await, 20..22).await;
+    publish_numbers(&crate::nodes::node(&other).await, 20..22).await;
     server.command(&["DEL", KEY]);
-    let empty = crate::client::node(&server).await;
-    let mut new = Client::connect(&empty).await;
+    let empty = crate::nodes::node(&server).await;
+    let mut new = RelayClient::connect(empty.relay()).await;
     server.kill();
     wait_for_state(&empty, ReaderState::Reconnecting).await;
     server.start_again_with_data_of(&other);
@@ -177,7 +177,7 @@ async fn stream_deleted_while_node_is_away_is_gap() {
 async fn entries_trimmed_before_reader_are_gap() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = node(&server).await;
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..3).await;
     client.expect_numbers(0..3).await;
     let adds: Vec<_> = (3..53)
@@ -206,10 +206,10 @@ async fn entries_trimmed_before_reader_are_gap() {
 async fn deleted_entries_are_no_gap() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = builder(&server).log_events(8).connect().await.unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..2).await;
     client.expect_numbers(0..2).await;
-    let second = client.cursor.clone().unwrap();
+    let second = client.cursor();
     let newest = publish_numbers(&node, 2..10).await.unwrap();
     client.expect_numbers(2..10).await;
     let entry_id = |id: &EventId| id.as_str().split_once('~').unwrap().0.to_owned();
@@ -218,7 +218,7 @@ async fn deleted_entries_are_no_gap() {
     server.command(&["XDEL", KEY, &entry_id(&newest)]);
     publish_numbers(&node, 10..12).await;
     client.expect_numbers(10..12).await;
-    let mut returned = Client::resume(&node, &newest);
+    let mut returned = RelayClient::resume(node.relay(), &newest);
     let mut items = vec![returned.next().await];
     while items.last().unwrap() != "11" {
         items.push(returned.next().await);
@@ -231,7 +231,7 @@ async fn deleted_entries_are_no_gap() {
 
     // One in the middle, with which a client returns.
     server.command(&["XDEL", KEY, &entry_id(&second)]);
-    let mut returned = Client::resume(&node, &second);
+    let mut returned = RelayClient::resume(node.relay(), &second);
     assert_eq!(returned.next().await, "epoch None");
     assert_eq!(node.relay().counts().gaps, 0);
 }
@@ -241,13 +241,13 @@ async fn deleted_entries_are_no_gap() {
 async fn clock_that_goes_back_loses_nothing() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let nodes = [node(&server).await, node(&server).await];
-    let mut client = Client::connect(&nodes[0]).await;
+    let mut client = RelayClient::connect(nodes[0].relay()).await;
     publish_numbers(&nodes[0], 0..2).await;
     server.command(&["XADD", KEY, "99999999999999-7", "data", "2"]);
     publish_numbers(&nodes[1], 3..6).await;
     client.expect_numbers(0..4).await;
     wait_until_read(&nodes[1]).await;
-    client.move_to(&nodes[1]);
+    client.move_to(nodes[1].relay());
     client.expect_numbers(4..6).await;
 }
 
@@ -260,7 +260,7 @@ async fn silent_server_is_noticed() {
         .command_timeout(timeout)
         .publish_retry_time(Duration::ZERO);
     let node = node.connect().await.unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..1).await;
     client.expect_numbers(0..1).await;
     server.pause();
@@ -293,7 +293,9 @@ async fn closed_idle_connection_is_replaced() {
     let first = publish_numbers(&node, 0..1).await.unwrap();
     publish_numbers(&node, 1..3).await;
     wait_until_read(&node).await;
-    Client::resume(&node, &first).expect_numbers(1..3).await;
+    RelayClient::resume(node.relay(), &first)
+        .expect_numbers(1..3)
+        .await;
     // All connections but the reader's, which waits for an entry.
     let clients = server.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]);
     let idle = clients
@@ -310,7 +312,9 @@ async fn closed_idle_connection_is_replaced() {
     let event = Event::text("3");
     node.publish(&event).await.unwrap();
     wait_until_read(&node).await;
-    Client::resume(&node, &first).expect_numbers(1..4).await;
+    RelayClient::resume(node.relay(), &first)
+        .expect_numbers(1..4)
+        .await;
     assert_eq!(node.relay().counts().unavailable, 0);
     assert_eq!(node.reader_status().reconnects, 0);
 }

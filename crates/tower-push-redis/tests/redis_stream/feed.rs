@@ -1,18 +1,16 @@
 //! One feed on several nodes.
 
-use testkit::{RedisProgram, RedisServer};
+use testkit::{RedisProgram, RedisServer, RelayClient};
 use tower_push::{Event, event::Topic, source::StartPosition};
 
-use crate::client::{
-    Client, KEY, builder, node, node_with_short_log, publish_numbers, wait_until_read,
-};
+use crate::nodes::{KEY, builder, node, node_with_short_log, publish_numbers, wait_until_read};
 
 async fn all_nodes_have_the_same_feed(program: RedisProgram) {
     let server = RedisServer::start(program, &[]);
     let nodes = [node(&server).await, node(&server).await];
     let mut clients = [
-        Client::connect(&nodes[0]).await,
-        Client::connect(&nodes[1]).await,
+        RelayClient::connect(nodes[0].relay()).await,
+        RelayClient::connect(nodes[1].relay()).await,
     ];
     for number in 0..20 {
         publish_numbers(&nodes[number as usize % 2], [number]).await;
@@ -21,7 +19,7 @@ async fn all_nodes_have_the_same_feed(program: RedisProgram) {
     for number in 0..20 {
         first.expect_numbers([number]).await;
         second.expect_numbers([number]).await;
-        assert_eq!(first.cursor, second.cursor);
+        assert_eq!(first.cursor(), second.cursor());
     }
 }
 
@@ -47,7 +45,7 @@ async fn moving_clients_get_each_event_once() {
     }
     let mut clients = Vec::new();
     for number in 0..20_usize {
-        clients.push(Client::connect(&nodes[number % 3]).await);
+        clients.push(RelayClient::connect(nodes[number % 3].relay()).await);
     }
     let publisher = nodes[0].clone();
     let publish = tokio::spawn(async move { publish_numbers(&publisher, 0..EVENTS).await });
@@ -60,12 +58,12 @@ async fn moving_clients_get_each_event_once() {
                 let mut item = client.next().await;
                 while item.starts_with("error") {
                     // The client has fallen out of the log.
-                    client.move_to(&nodes[index % 3]);
+                    client.move_to(nodes[index % 3].relay());
                     item = client.next().await;
                 }
                 assert_eq!(item, number.to_string());
                 if number % stay == stay - 1 {
-                    client.move_to(&nodes[(number as usize + index) % 3]);
+                    client.move_to(nodes[(number as usize + index) % 3].relay());
                     if index % 4 == 0 {
                         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
                     }
@@ -89,7 +87,7 @@ async fn moving_clients_get_each_event_once() {
 async fn new_node_begins_with_newest_events() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let old = node(&server).await;
-    let mut client = Client::connect(&old).await;
+    let mut client = RelayClient::connect(old.relay()).await;
     publish_numbers(&old, 0..10).await;
     client.expect_numbers(0..4).await;
     publish_numbers(&old, 10..2000).await;
@@ -99,7 +97,7 @@ async fn new_node_begins_with_newest_events() {
     let mut oldest = new.relay().subscribe_from(StartPosition::Oldest);
     let first = futures_util::StreamExt::next(&mut oldest).await.unwrap();
     assert_eq!(testkit::describe_item(first), "10");
-    client.move_to(&new);
+    client.move_to(new.relay());
     client.expect_numbers(4..2000).await;
     assert_eq!(new.relay().counts().cold_resumes, 1);
     assert_eq!(new.relay().counts().lost_cursors, 0);
@@ -111,7 +109,7 @@ async fn new_node_begins_with_newest_events() {
 async fn entries_of_other_programs_are_events() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = node(&server).await;
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     server.command(&["XADD", KEY, "*", "data", "from the CLI"]);
     server.command(&["XADD", KEY, "*", "user", "7", "action", "log\nin"]);
     client
@@ -124,7 +122,7 @@ async fn topics_select_events() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let nodes = [node(&server).await, node(&server).await];
     let news = Topic::new("news").unwrap();
-    let mut client = Client::connect(&nodes[0]).await;
+    let mut client = RelayClient::connect(nodes[0].relay()).await;
     for number in 0..10 {
         let topic = if number % 5 == 0 { "news" } else { "sports" };
         let event = Event::text(number.to_string()).with_topic(topic).unwrap();
@@ -132,6 +130,6 @@ async fn topics_select_events() {
     }
     client.expect_numbers(0..1).await;
     wait_until_read(&nodes[1]).await;
-    client.move_to(&nodes[1].with_topics([news]));
+    client.move_to(nodes[1].with_topics([news]).relay());
     client.expect_numbers([5]).await;
 }

@@ -1,10 +1,10 @@
 //! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
 
-mod client;
 mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
+mod nodes;
 mod publishing;
 mod random_faults;
 mod topologies;

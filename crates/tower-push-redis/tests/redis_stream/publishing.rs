@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use testkit::{RedisProgram, RedisServer, wait_until};
+use testkit::{RedisProgram, RedisServer, RelayClient, wait_until};
 use tower_push::{Event, Item, event::Payload, source::StartPosition};
 
-use crate::client::{Client, KEY, builder, node, publish_numbers};
+use crate::nodes::{KEY, builder, node, publish_numbers};
 
 #[tokio::test]
 async fn event_keeps_its_fields() {
@@ -37,11 +37,11 @@ async fn event_keeps_its_fields() {
 async fn event_is_published_once(program: RedisProgram) {
     let server = RedisServer::start(program, &[]);
     let nodes = [node(&server).await, node(&server).await];
-    let mut client = Client::connect(&nodes[0]).await;
+    let mut client = RelayClient::connect(nodes[0].relay()).await;
     let first = nodes[0].publish_once(&"0".into(), "order 7").await.unwrap();
     assert!(!first.is_duplicate);
     client.expect_numbers([0]).await;
-    assert_eq!(client.cursor.as_ref(), Some(&first.id));
+    assert_eq!(client.cursor(), first.id);
     // On another node, and with another content.
     let second = nodes[1].publish_once(&"x".into(), "order 7").await.unwrap();
     assert_eq!((second.id, second.is_duplicate), (first.id, true));
@@ -86,7 +86,7 @@ async fn publications_with_key_survive_restarts() {
         &["--appendonly", "yes", "--appendfsync", "always"],
     );
     let node = node(&server).await;
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     let publisher = node.clone();
     let publish = tokio::spawn(async move {
         for number in 0..300_u64 {
@@ -136,7 +136,7 @@ async fn refused_publications_are_errors() {
         .connect()
         .await
         .unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     let large = Event::text("x".repeat(101));
     assert!(node.publish(&large).await.unwrap_err().is_too_large());
     assert!(
@@ -173,7 +173,7 @@ async fn server_that_refuses_writes_is_error() {
     let server = RedisServer::start(RedisProgram::Redis, &["--dir", "/proc"]);
     let node = builder(&server).publish_retry_time(Duration::ZERO);
     let node = node.connect().await.unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     server.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let error = node.publish(&"x".into()).await.unwrap_err();
     assert!(
@@ -204,7 +204,7 @@ async fn event_above_limit_of_server_is_error() {
     let server = RedisServer::start(RedisProgram::Redis, &["--proto-max-bulk-len", "1048576"]);
     let node = builder(&server).max_event_bytes(8 << 20);
     let node = node.connect().await.unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     for round in 0..5 {
         let large = Event::text("x".repeat(2 << 20));
         let error = node.publish(&large).await.unwrap_err();

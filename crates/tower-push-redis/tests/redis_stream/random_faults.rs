@@ -10,25 +10,12 @@ use std::{
     time::Duration,
 };
 
-use testkit::{RedisProgram, RedisServer, wait_until};
+use testkit::{Random, RedisProgram, RedisServer, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_redis::RedisStream;
 
-use crate::client::{Client, KEY, node, node_with_short_log};
-
-/// A small generator of random numbers (splitmix64), so that a seed gives the same faults again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ (bits >> 31)) % end
-    }
-}
+use crate::nodes::{KEY, node, node_with_short_log};
 
 /// The numbers of the events that Redis has acknowledged, and of those that it has lost or that were deleted afterwards. Clients that have not got
 /// the latter learn nothing of them.
@@ -76,8 +63,8 @@ impl Run {
     }
 
     /// Follows the feed, and moves between the nodes.
-    async fn follow(self: Arc<Self>, index: u64, mut client: Client) -> u64 {
-        let mut random = Random(self.seed * 1000 + index);
+    async fn follow(self: Arc<Self>, index: u64, mut client: RelayClient) -> u64 {
+        let mut random = Random::new(self.seed * 1000 + index);
         let (mut last, mut gaps) = (0, 0);
         loop {
             let item = client.next().await;
@@ -96,7 +83,7 @@ impl Run {
             } else if item.starts_with("Ok(Ended") || item.starts_with("error") {
                 // A page could not be read, or the client has fallen out of the log.
                 sleep(Duration::from_millis(100)).await;
-                client.move_to(&self.nodes[random.below(self.nodes.len() as u64) as usize]);
+                client.move_to(self.nodes[random.below(self.nodes.len() as u64) as usize].relay());
             } else if item != "cursor" {
                 let reason = item.split(' ').next().unwrap_or_default();
                 assert!(["epoch", "expired"].contains(&reason), "{item}");
@@ -107,7 +94,7 @@ impl Run {
                     sleep(Duration::from_millis(random.below(300))).await;
                 }
                 let node = random.below(self.nodes.len() as u64);
-                client.move_to(&self.nodes[node as usize]);
+                client.move_to(self.nodes[node as usize].relay());
             }
         }
     }
@@ -211,11 +198,11 @@ async fn run_random_faults(seed: u64, program: RedisProgram) {
     });
     let mut clients = Vec::new();
     for index in 0..12 {
-        let client = Client::connect(&run.nodes[index as usize % 3]).await;
+        let client = RelayClient::connect(run.nodes[index as usize % 3].relay()).await;
         clients.push(tokio::spawn(run.clone().follow(index, client)));
     }
     let publisher = tokio::spawn(run.clone().publish());
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut faults = Vec::new();
     for _ in 0..12 {
         sleep(Duration::from_millis(random.below(400))).await;

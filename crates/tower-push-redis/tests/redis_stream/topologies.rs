@@ -2,11 +2,11 @@
 
 use std::{process::Command, time::Duration};
 
-use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
+use testkit::{RedisProgram, RedisServer, RelayClient, TEST_TIMEOUT, wait_until};
 use tokio::time::sleep;
 use tower_push_redis::{ReaderState, RedisServers, RedisStream};
 
-use crate::client::{Client, KEY, publish_numbers, wait_until_read};
+use crate::nodes::{KEY, publish_numbers, wait_until_read};
 
 #[tokio::test]
 async fn sentinel_failover_is_followed() {
@@ -19,7 +19,7 @@ async fn sentinel_failover_is_followed() {
         .connect()
         .await
         .unwrap();
-    let mut client = Client::connect(&node).await;
+    let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..5).await;
     client.expect_numbers(0..5).await;
     wait_until(
@@ -81,7 +81,7 @@ async fn cluster_slot_that_moves_is_followed() {
     publish_numbers(&node, 1..5).await;
     wait_until_read(&node).await;
     // A cold resume, over the connection that the later ones share.
-    let mut client = Client::resume(&node, &first);
+    let mut client = RelayClient::resume(node.relay(), &first);
     client.expect_numbers(1..5).await;
 
     let owner = |server: &&RedisServer| server.try_command(&["XLEN", KEY]).is_ok();
@@ -103,7 +103,7 @@ async fn cluster_slot_that_moves_is_followed() {
     publish.await.unwrap();
     client.expect_numbers(5..7).await;
     assert_eq!(to.command(&["XLEN", KEY]), "7");
-    let mut returned = Client::resume(&node, &first);
+    let mut returned = RelayClient::resume(node.relay(), &first);
     returned.expect_numbers(1..7).await;
     assert_eq!(node.relay().counts().gaps, 0);
 }
@@ -116,7 +116,7 @@ async fn cluster_node_of_stream_is_found() {
         for key in ["events", "other events", "{tag}:events"] {
             let servers = RedisServers::cluster([seed.url()]).unwrap();
             let node = RedisStream::builder(servers, key).connect().await.unwrap();
-            let mut client = Client::connect(&node).await;
+            let mut client = RelayClient::connect(node.relay()).await;
             publish_numbers(&node, first..first + 3).await;
             client.expect_numbers(first..first + 3).await;
             let key = format!("{key} {first}");
@@ -136,37 +136,14 @@ async fn cluster_node_of_stream_is_found() {
 #[cfg(feature = "tls-rustls")]
 #[tokio::test]
 async fn tls_server_is_authenticated() {
+    use testkit::SelfSignedCertificate;
     use tower_push_redis::redis::{self, TlsCertificates};
 
     // An error means that there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let directory =
-        std::env::temp_dir().join(format!("tower-push-redis-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    let created = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-        ])
-        .args([
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-        ])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("run scripts/setup first");
-    assert!(created.status.success(), "{created:?}");
+    let files = SelfSignedCertificate::new("DNS:localhost");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let (certificate, key) = (text(files.path()), text(files.key_path()));
     let port = testkit::free_port();
     let options = [
         "--tls-port",
@@ -191,9 +168,8 @@ async fn tls_server_is_authenticated() {
     let client = redis::Client::build_with_tls(url, certificates).unwrap();
     let servers = RedisServers::single(client.get_connection_info().clone()).unwrap();
     let node = RedisStream::builder(servers, KEY).connect().await.unwrap();
-    let mut subscriber = Client::connect(&node).await;
+    let mut subscriber = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..3).await;
     subscriber.expect_numbers(0..3).await;
     assert_eq!(server.command(&["XLEN", KEY]), "3");
-    std::fs::remove_dir_all(directory).unwrap();
 }
