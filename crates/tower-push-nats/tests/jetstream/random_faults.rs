@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::{NatsServer, Random, RelayClient};
+use testkit::{NatsServer, Random, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_nats::JetStream;
@@ -175,9 +175,29 @@ impl Run {
             published.lost.extend(lost);
         }
         server.kill();
+        let before = self.reconnects();
         server.restore_data();
         server.start_again();
         self.is_paused.store(false, Ordering::Relaxed);
+        self.wait_until_loss_is_noticed(&before).await;
+    }
+
+    /// Returns how often each node has reconnected.
+    fn reconnects(&self) -> Vec<u64> {
+        let reconnects = |node: &JetStream| node.reader_status().reconnects;
+        self.nodes.iter().map(reconnects).collect()
+    }
+
+    /// Waits until all nodes have reconnected, and all clients have returned. If the messages that have got the sequence numbers of lost messages
+    /// are removed before this, the loss cannot be noticed.
+    async fn wait_until_loss_is_noticed(&self, reconnects_before: &[u64]) {
+        let have_reconnected = || {
+            let now = self.reconnects();
+            let mut pairs = now.iter().zip(reconnects_before);
+            pairs.all(|(now, before)| now > before)
+        };
+        wait_until(have_reconnected, || "a node does not reconnect").await;
+        sleep(PAUSE_TIME).await;
     }
 
     /// Waits until no publication is in progress.
