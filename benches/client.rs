@@ -8,12 +8,8 @@
 //! thread, which counts events to the end. The event streams have ids, and the WebSockets carry payloads alone. The contestants take turns, so
 //! that a disturbance affects all of them. The table shows the best round of each, and its ratio to tower-push-client with the same bytes: a
 //! ratio above 1 means that the other client is faster, as tokio-tungstenite is, which reads messages and knows no events.
-//!
-//! The last lines show the memory of an idle subscription: the bytes that the program has allocated for it, and those that hyper's client alone
-//! allocates for a connection whose response it reads.
 
 use std::{
-    alloc::System,
     error::Error,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -24,15 +20,10 @@ use std::{
 use bytes::BytesMut;
 use eventsource_client::Client as _;
 use futures_util::StreamExt;
-use hyper_util::{client::legacy, rt::TokioExecutor};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tower_push_client::{Client, ClientItem, EventStream, Transport};
+use tower_push_client::{Client, EventStream, Transport};
 use tower_push_proto::websocket::{MessageFormat, OpCode, frame, handshake::accept_key};
 
 type BoxError = Box<dyn Error + Send + Sync>;
-
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn main() -> Result<(), BoxError> {
     // `cargo test --benches` runs this file too, with a tiny load.
@@ -80,7 +71,7 @@ fn main() -> Result<(), BoxError> {
         let ratio = best[ours].as_secs_f64() / best[index].as_secs_f64();
         println!("{name:<44} {rate:>12.0} {ratio:>8.2}");
     }
-    runtime.block_on(measure_idle_memory(if is_bench { 500 } else { 5 }))
+    Ok(())
 }
 
 /// What a server sends.
@@ -243,55 +234,4 @@ async fn read_with_tungstenite(address: SocketAddr, events: usize) -> Result<usi
         }
     }
     Ok(read)
-}
-
-/// Returns the number of bytes that are allocated now.
-fn allocated() -> usize {
-    let stats = ALLOCATOR.stats();
-    stats.bytes_allocated - stats.bytes_deallocated
-}
-
-/// Opens connections to servers that send nothing but the head of a response, and compares the memory of a subscription with that of the
-/// response's body alone.
-async fn measure_idle_memory(connections: usize) -> Result<(), BoxError> {
-    let mut addresses = Vec::new();
-    for _ in 0..2 * connections {
-        addresses.push(serve(Feed::Sse, 0)?);
-    }
-    let (for_bodies, for_streams) = addresses.split_at(connections);
-    // A client for all connections, so that its own memory does not count for one of them.
-    let http = legacy::Client::builder(TokioExecutor::new())
-        .build_http::<http_body_util::Full<bytes::Bytes>>();
-
-    let before = allocated();
-    let mut bodies = Vec::with_capacity(connections);
-    for address in for_bodies {
-        bodies.push(
-            http.get(format!("http://{address}/").parse()?)
-                .await?
-                .into_body(),
-        );
-    }
-    let body = (allocated() - before) / connections;
-
-    let client = Client::with_service(http.clone()).transports([Transport::Sse]);
-    let before = allocated();
-    let mut streams = Vec::with_capacity(connections);
-    for address in for_streams {
-        let mut stream = client.subscribe(format!("http://{address}/"))?;
-        let item = stream.next().await.ok_or("the stream has ended")??;
-        assert!(matches!(item, ClientItem::Connected { .. }));
-        // The stream now waits for input, with its timer.
-        assert!(futures_util::FutureExt::now_or_never(stream.next()).is_none());
-        streams.push(stream);
-    }
-    let stream = (allocated() - before) / connections;
-    println!("an idle subscription: {stream} bytes, of which {body} bytes are hyper's connection");
-    println!(
-        "beside its connection: {} bytes",
-        stream.saturating_sub(body)
-    );
-    assert!(stream.saturating_sub(body) <= 2048);
-    drop((bodies, streams));
-    Ok(())
 }

@@ -24,7 +24,7 @@ use tower_push_proto::{Event, EventId, event::Payload};
 type BoxError = Box<dyn Error + Send + Sync>;
 
 const USAGE: &str = "usage: tail URL [--transport NAME[,NAME...]] [--after ID] [--header 'NAME: VALUE']... [--data-only]
-transports: sse, ndjson, json-seq, multipart, long-poll, websocket";
+transports: sse, ndjson, json-seq, multipart, long-poll, durable-long-poll, websocket";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -88,6 +88,7 @@ fn transport_by_name(name: &str) -> Result<Transport, BoxError> {
         Transport::JsonSeq,
         Transport::Multipart,
         Transport::LongPoll,
+        Transport::DurableLongPoll,
         Transport::WebSocket,
     ];
     let found = transports

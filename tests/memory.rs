@@ -56,15 +56,36 @@ const WEBSOCKET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection
 /// An idle connection of a server takes at most `max_len` bytes, and at most `max_guarded_len` bytes under a guard with a drain. About 270 of the bytes
 /// are tokio's registration of the socket.
 async fn assert_idle_connection_is_small(request: &str, max_len: usize, max_guarded_len: usize) {
-    let len = idle_connection_len(request, PushLayer::new()).await;
+    let len = idle_connection_len(request, max_len, PushLayer::new).await;
     assert!(len <= max_len, "{len} bytes for {request}");
     let guard = Guard::builder().drain(&Drain::new()).build();
-    let len = idle_connection_len(request, PushLayer::new().guard(&guard)).await;
+    let guarded = || PushLayer::new().guard(&guard);
+    let len = idle_connection_len(request, max_guarded_len, guarded).await;
     assert!(len <= max_guarded_len, "{len} guarded bytes for {request}");
 }
 
+/// Returns the least of up to five measurements, or the first that is at most `max_len`: on a busy machine, the runtime starts threads and
+/// enlarges its tables at any time, and their bytes are counted too.
+async fn idle_connection_len<T>(
+    request: &str,
+    max_len: usize,
+    layer: impl Fn() -> TransportLayer<T>,
+) -> usize
+where
+    T: Transport + Clone + Send + Sync + 'static,
+{
+    let mut least = usize::MAX;
+    for _ in 0..5 {
+        least = least.min(measure_idle_connection(request, layer()).await);
+        if least <= max_len {
+            break;
+        }
+    }
+    least
+}
+
 /// Returns the number of bytes that a server holds for each of many connections, each of which has sent `request` and reads a channel.
-async fn idle_connection_len<T>(request: &str, layer: TransportLayer<T>) -> usize
+async fn measure_idle_connection<T>(request: &str, layer: TransportLayer<T>) -> usize
 where
     T: Transport + Clone + Send + Sync + 'static,
 {
@@ -78,6 +99,8 @@ where
     let mut region = None;
     for number in 0..CONNECTIONS + WARM_UP_CONNECTIONS {
         if number == WARM_UP_CONNECTIONS {
+            // Starts the thread that takes over while this task blocks below.
+            tokio::task::block_in_place(|| ());
             region = Some(Region::new(ALLOCATOR));
         }
         let mut client = TcpStream::connect(server.address).await.unwrap();
@@ -90,16 +113,19 @@ where
     wait_until(count, || channel.subscriber_count().to_string()).await;
     // An event passes through all connections, so that none is still being opened.
     channel.publish("event").unwrap();
-    for client in &mut clients {
-        client.set_nonblocking(false).unwrap();
-        let mut received = Vec::new();
-        while !received.windows(5).any(|bytes| bytes == b"event") {
-            let mut buffer = [0; 512];
-            let len = tokio::task::block_in_place(|| client.read(&mut buffer)).unwrap();
-            assert_ne!(len, 0, "{received:?}");
-            received.extend_from_slice(&buffer[..len]);
+    // One block, because the runtime may start a thread for each, whose memory would be counted too.
+    tokio::task::block_in_place(|| {
+        for client in &mut clients {
+            client.set_nonblocking(false).unwrap();
+            let mut received = Vec::new();
+            while !received.windows(5).any(|bytes| bytes == b"event") {
+                let mut buffer = [0; 512];
+                let len = client.read(&mut buffer).unwrap();
+                assert_ne!(len, 0, "{received:?}");
+                received.extend_from_slice(&buffer[..len]);
+            }
         }
-    }
+    });
     let region = region.unwrap();
     held_bytes(&region) / CONNECTIONS
 }

@@ -15,7 +15,7 @@ struct HandOverState {
     /// The number of the current request. The first request has the number 1.
     request_number: u64,
     claim: ClaimState,
-    wire: WireState,
+    written: WrittenResponse,
     /// Whether hyper has flushed everything that it has written or tried to write.
     is_flushed: bool,
     /// Whether all responses were complete at the last flush.
@@ -33,7 +33,7 @@ enum ClaimState {
 }
 
 /// What hyper has written of the response to the current request.
-enum WireState {
+enum WrittenResponse {
     /// The head, of which the last bytes are the first `matched` bytes of [`END_OF_HEAD`].
     Head {
         matched: usize,
@@ -80,7 +80,7 @@ impl HandOver {
             state: Mutex::new(HandOverState {
                 request_number: 0,
                 claim: ClaimState::Offered,
-                wire: WireState::Head { matched: 0 },
+                written: WrittenResponse::Head { matched: 0 },
                 is_flushed: true,
                 is_idle: true,
                 parked: None,
@@ -93,7 +93,7 @@ impl HandOver {
     pub(crate) fn begin_request(self: &Arc<Self>) -> DetachOffer {
         let mut state = lock(&self.state);
         state.request_number += 1;
-        state.wire = WireState::Head { matched: 0 };
+        state.written = WrittenResponse::Head { matched: 0 };
         let is_alone = state.is_flushed && state.is_idle && state.parked.is_none();
         state.claim = if is_alone {
             ClaimState::Offered
@@ -115,7 +115,7 @@ impl HandOver {
         }
         for slice in slices {
             let len = written.min(slice.len());
-            state.wire.add_written(&slice[..len]);
+            state.written.add_written(&slice[..len]);
             written -= len;
         }
     }
@@ -147,7 +147,7 @@ impl HandOver {
         if parked.request_number != state.request_number {
             return None;
         }
-        if !matches!(&state.wire, WireState::Body(digest) if *digest == parked.digest) {
+        if !matches!(&state.written, WrittenResponse::Body(digest) if *digest == parked.digest) {
             // The parked body stays with hyper: the `DetachableBody` takes it back when hyper polls next.
             state.claim = ClaimState::Refused(KeptReason::BytesChanged);
             return None;
@@ -184,7 +184,7 @@ impl Drop for PolledConnectionScope {
     }
 }
 
-impl WireState {
+impl WrittenResponse {
     /// Adds bytes that hyper has written: looks for the end of the head, and then digests the body.
     fn add_written(&mut self, mut bytes: &[u8]) {
         while let Self::Head { matched } = self {

@@ -48,7 +48,7 @@ struct ConnectionTable {
 struct ConnectionEntry {
     slot: Arc<dyn ConnectionSlot>,
     scheduled: ScheduledTime,
-    /// The group of the connection, and its place in the group.
+    /// The group of the connection, and the connection's index among the members of the group.
     group: Option<(LogGroupKey, u32)>,
 }
 
@@ -199,9 +199,9 @@ impl EventLoop {
             let key = LogGroupKey::new(&log);
             let group = self.groups.entry(key);
             let group = group.or_insert_with(|| LogGroup::new(log, &self.queue));
-            let place = group.add(index);
+            let member_index = group.add(index);
             if let Some(entry) = self.connections.get_mut(index) {
-                entry.group = Some((key, place));
+                entry.group = Some((key, member_index));
             }
         }
     }
@@ -231,19 +231,19 @@ impl EventLoop {
         entry.slot.set_index(None);
         entry.slot.close();
         self.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some((key, place)) = entry.group {
-            self.remove_from_group(key, place);
+        if let Some((key, member_index)) = entry.group {
+            self.remove_from_group(key, member_index);
         }
         let connections = &self.connections;
         let scheduled = |index| connections.scheduled_time(index);
         self.timers.remove_invalid(connections.len(), scheduled);
     }
 
-    fn remove_from_group(&mut self, key: LogGroupKey, place: u32) {
+    fn remove_from_group(&mut self, key: LogGroupKey, member_index: u32) {
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
-        let moved = group.remove(place);
+        let moved = group.remove(member_index);
         if group.is_empty() {
             self.groups.remove(&key);
             if self.groups.is_empty() {
@@ -251,7 +251,7 @@ impl EventLoop {
             }
         }
         if let Some(entry) = moved.and_then(|index| self.connections.get_mut(index)) {
-            entry.group = Some((key, place));
+            entry.group = Some((key, member_index));
         }
     }
 

@@ -31,8 +31,8 @@ pub(super) struct LogGroup {
 struct GroupPass {
     /// The status of the log at the beginning of the pass.
     log_status: u64,
-    /// The number of members that are not polled yet. They are the first ones: members are polled from the last to the first, so that a
-    /// member that leaves, and is replaced by the last one, lets no other member go unpolled.
+    /// The number of members that are not polled yet. These are the first members: the pass polls from the last member to the first. So if a member
+    /// leaves, the last member, which takes its index, has been polled already.
     unpolled: usize,
 }
 
@@ -85,23 +85,23 @@ impl LogGroup {
         }
     }
 
-    /// Adds a connection. Returns its place in the group.
+    /// Adds a connection. Returns its index in `members`.
     pub(super) fn add(&mut self, connection: u32) -> u32 {
         self.members.push(connection);
         self.members.len() as u32 - 1
     }
 
-    /// Removes the member at `place`. Returns the connection that gets this place.
-    pub(super) fn remove(&mut self, place: u32) -> Option<u32> {
-        let place = place as usize;
-        self.members.swap_remove(place);
+    /// Removes the member at `member_index`. Returns the connection that has this index afterwards: the one that was the last member.
+    pub(super) fn remove(&mut self, member_index: u32) -> Option<u32> {
+        let member_index = member_index as usize;
+        self.members.swap_remove(member_index);
         if let Some(pass) = &mut self.pass {
             pass.unpolled = pass.unpolled.min(self.members.len());
         }
         if self.members.len() < self.members.capacity() / 4 {
             self.members.shrink_to(self.members.len() * 2);
         }
-        self.members.get(place).copied()
+        self.members.get(member_index).copied()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
 use crate::{
     Channel, Item,
-    source::{EventLoopFit, PushStream, StartPosition},
+    source::{EventLoopJoin, PushStream, StartPosition},
 };
 
 /// What a test sees of its connection, and tells the connection.
@@ -250,7 +250,7 @@ async fn readers_of_log_miss_no_event() {
     for _ in 0..READERS {
         let subscriber = channel.subscribe_from(StartPosition::Oldest);
         let mut stream = PushStream::of(subscriber);
-        let EventLoopFit::ReadsLog(log) = stream.join_event_loop() else {
+        let EventLoopJoin::Joined(log) = stream.join_event_loop() else {
             panic!("a channel is read in event loops");
         };
         let events = Arc::default();
@@ -279,5 +279,8 @@ async fn readers_of_log_miss_no_event() {
 fn application_streams_do_not_fit() {
     let channel = Channel::new().subscribe_from(StartPosition::Now);
     let mut stream = PushStream::of(futures_util::StreamExt::map(channel, |item| item));
-    assert!(matches!(stream.join_event_loop(), EventLoopFit::Unfit));
+    assert!(matches!(
+        stream.join_event_loop(),
+        EventLoopJoin::NeedsOwnTask
+    ));
 }

@@ -195,7 +195,7 @@ fn add_idempotency_key(
     }
     let key = single_value(&head.headers, IDEMPOTENCY_KEY).and_then(|value| value.to_str().ok());
     let key = key.ok_or_else(|| bad_request("the idempotency key is not readable"))?;
-    // The header is a string of RFC 9651, with quotes. Clients also send it without.
+    // The header is a string of RFC 9651, with quotes. Some clients send the header without quotes.
     let unquoted = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
     let key = unquoted.unwrap_or(key);
     for (index, publication) in publications.iter_mut().enumerate() {

@@ -39,7 +39,7 @@ use crate::{
     event_loop::{DedicatedTask, DrivenConnection, EventLoopSet},
     guard::{Drain, DrainStartWaiter},
     moving_deadline_timer::MovingDeadlineTimer,
-    source::EventLoopFit,
+    source::EventLoopJoin,
     transport::{
         ItemOutput,
         websocket::{SessionDriver, UpgradeOffer},
@@ -264,13 +264,13 @@ where
 }
 
 /// Lets an event loop or a task of its own drive the connection.
-fn drive<C>(event_loops: &EventLoopSet, connection: C, fit: EventLoopFit)
+fn drive<C>(event_loops: &EventLoopSet, connection: C, fit: EventLoopJoin)
 where
     C: DrivenConnection + Unpin + 'static,
 {
     match fit {
-        EventLoopFit::ReadsLog(log) => event_loops.insert(connection, Some(log)),
-        EventLoopFit::Unfit => {
+        EventLoopJoin::Joined(log) => event_loops.insert(connection, Some(log)),
+        EventLoopJoin::NeedsOwnTask => {
             tokio::spawn(DedicatedTask::new(connection));
         }
     }

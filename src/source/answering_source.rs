@@ -40,11 +40,11 @@ struct Answers<F, Fut> {
     /// `None` once the client sends no more.
     messages: Option<ClientMessages>,
     answer: F,
-    /// The answer that is being made.
+    /// The future of the answer to the message that was read last.
     pending: Option<Pin<Box<Fut>>>,
 }
 
-/// The maximum number of messages without an answer that are read in one poll, so that other tasks have their turn.
+/// The maximum number of messages without an answer that are read in one poll, so that other tasks can run.
 const MAX_MESSAGES_PER_POLL: usize = 16;
 
 impl<S, F> AnsweringSource<S, F> {
@@ -59,7 +59,7 @@ where
     Fut: Future<Output = Option<T>>,
     T: IntoItem,
 {
-    /// Returns the next answer. The client's next message is read when its last one is answered.
+    /// Returns the next answer. The client's next message is read only after the answer to the message before it.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, BoxError>> {
         for _ in 0..MAX_MESSAGES_PER_POLL {
             if let Some(pending) = &mut self.pending {

@@ -88,4 +88,4 @@ pub use self::{
     watch::WatchSource,
 };
 #[cfg(feature = "server")]
-pub(crate) use self::{log::WatchedLog, source_stream::EventLoopFit};
+pub(crate) use self::{log::WatchedLog, source_stream::EventLoopJoin};

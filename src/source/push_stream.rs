@@ -7,7 +7,7 @@ use std::{
 use futures_core::Stream;
 
 #[cfg(feature = "server")]
-use super::EventLoopFit;
+use super::EventLoopJoin;
 #[cfg(feature = "websocket")]
 use super::source_stream::box_plain_stream;
 use super::{ItemStream, source_stream::SourceStream};
@@ -59,7 +59,7 @@ impl PushStream {
 
     /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`].
     #[cfg(feature = "server")]
-    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
         self.items.stream_mut().as_mut().join_event_loop()
     }
 }

@@ -36,18 +36,18 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
     ///
     /// The default is for streams that run the application's code, which may be slow.
     #[cfg(feature = "server")]
-    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
-        EventLoopFit::Unfit
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
+        EventLoopJoin::NeedsOwnTask
     }
 }
 
-/// Whether a stream may be polled in an event loop.
+/// The result of [`SourceStream::join_event_loop`].
 #[cfg(feature = "server")]
-pub(crate) enum EventLoopFit {
+pub(crate) enum EventLoopJoin {
     /// The stream runs the application's code. The connection needs a task of its own.
-    Unfit,
+    NeedsOwnTask,
     /// The stream reads this log, and stores no waker in it.
-    ReadsLog(std::sync::Arc<dyn WatchedLog>),
+    Joined(std::sync::Arc<dyn WatchedLog>),
 }
 
 /// Boxes the stream of a source.

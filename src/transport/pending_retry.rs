@@ -1,10 +1,10 @@
 /// Decides whether a source that is pending is polled once more.
 ///
-/// Some streams are pending only to let other tasks run: `tokio_stream::iter` after each 32 items. If each of these pauses ended a write, the writes
-/// would be short, and each byte would cost more. So a source that was ready several times in a row is polled a second time. A source that
-/// really waits is pending again, which costs one more poll for several items.
+/// Some streams return `Pending` only to let other tasks run, such as `tokio_stream::iter` after each 32 items. If each such `Pending` ended a
+/// write, the writes would be short, and each byte would cost more. So if a source was ready at least [`MIN_READY_IN_A_ROW`] times in a row and then
+/// returns `Pending`, the caller polls the source once more. A source that really waits returns `Pending` again: the cost is one poll.
 ///
-/// The caller bounds the number of polls, so that other tasks still get their turn.
+/// The caller bounds the number of polls, so that other tasks can run.
 #[derive(Debug, Default)]
 pub(super) struct PendingRetry {
     /// The number of polls that were ready since the last poll that was pending.

@@ -27,7 +27,7 @@ use crate::{
 #[cfg(feature = "server")]
 use crate::{
     detach::{DetachableBody, InnerBody},
-    source::EventLoopFit,
+    source::EventLoopJoin,
 };
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
@@ -421,10 +421,10 @@ pub(crate) struct ItemOutput {
 #[cfg(feature = "server")]
 impl ItemOutput {
     /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`].
-    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
         match &mut self.output.state {
             StreamingState::Open(writer) => writer.stream.items_mut().join_event_loop(),
-            StreamingState::Failing { .. } | StreamingState::Ended => EventLoopFit::Unfit,
+            StreamingState::Failing { .. } | StreamingState::Ended => EventLoopJoin::NeedsOwnTask,
         }
     }
 }

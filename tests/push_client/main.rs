@@ -1,6 +1,7 @@
 //! The Rust client: it loses no event and repeats none, whatever happens to its connections, and it says what happened.
 
 mod cuts;
+mod durable_streams;
 mod failures;
 mod feeds;
 mod other_servers;

@@ -26,6 +26,10 @@ pub enum Transport {
     Multipart,
     /// Long-polling: `application/json`, one response for each batch of events.
     LongPoll,
+    /// Long-polling of [Durable Streams](https://github.com/durable-streams/durable-streams), for servers of this protocol. A client without a
+    /// cursor reads the oldest message first. Each value of a JSON array is an event, and a batch of another media type is one event. Events
+    /// have no ids: a [cursor](crate::ClientItem::Cursor) follows each batch.
+    DurableLongPoll,
 }
 
 impl Transport {
@@ -41,6 +45,7 @@ impl Transport {
             Self::JsonSeq => "json-seq",
             Self::Multipart => "multipart",
             Self::LongPoll => "long-poll",
+            Self::DurableLongPoll => "durable-long-poll",
         }
     }
 
@@ -56,7 +61,13 @@ impl Transport {
             Self::JsonSeq => "application/json-seq",
             Self::Multipart => "multipart/mixed",
             Self::LongPoll => "application/json",
+            Self::DurableLongPoll => "*/*",
         })
+    }
+
+    /// Whether each response is one batch of events, after which the next request follows.
+    pub(crate) fn is_long_poll(self) -> bool {
+        matches!(self, Self::LongPoll | Self::DurableLongPoll)
     }
 
     /// Whether the transport is a WebSocket.

@@ -1,5 +1,6 @@
 use std::{
     future::Future,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -75,8 +76,8 @@ impl UpgradedSocket {
 // Kept out of line so that the read buffer does not enlarge the caller's stack frame.
 #[inline(never)]
 fn poll_read(io: &mut Upgraded, cx: &mut Context<'_>) -> Poll<Result<Bytes, BoxError>> {
-    let mut buffer = [0; READ_BUFFER_LEN];
-    let mut buffer = ReadBuf::new(&mut buffer);
+    let mut buffer = [const { MaybeUninit::uninit() }; READ_BUFFER_LEN];
+    let mut buffer = ReadBuf::uninit(&mut buffer);
     ready!(Pin::new(io).poll_read(cx, buffer.unfilled()))?;
     Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled())))
 }

@@ -150,8 +150,8 @@ impl Error {
         self.kind == ErrorKind::InvalidServers
     }
 
-    /// Returns whether the event has no topic, although there is no
-    /// [subject prefix](crate::JetStreamBuilder::subject_prefix) under which it could be published without one.
+    /// Returns whether the event has no topic, although there is no [subject prefix](crate::JetStreamBuilder::subject_prefix) under which it could
+    /// be published without one.
     pub fn is_missing_topic(&self) -> bool {
         self.kind == ErrorKind::MissingTopic
     }
@@ -161,9 +161,9 @@ impl Error {
         self.kind == ErrorKind::Unsupported
     }
 
-    /// Returns whether the event may have been published in spite of the error, because the connection broke before the server's answer. The
-    /// client may also send the event later, when it is connected again, and so after other events. A caller that publishes the event again may publish it twice, unless it uses
-    /// [`publish_once`](crate::JetStreamPublisher::publish_once).
+    /// Returns whether the event may have been published in spite of the error, because the connection broke before the server's answer. The NATS
+    /// client may also send the event after it has reconnected, behind later events. A caller that publishes the event again may publish it
+    /// twice, unless it uses [`publish_once`](crate::JetStreamPublisher::publish_once).
     pub fn may_be_published(&self) -> bool {
         self.may_have_run
     }

@@ -43,7 +43,7 @@
 //! | a stream in memory is lost with its server | a gap (`epoch`) |
 //!
 //! # Messages
-//! The payload of a message is that of the event. Headers, all of which are optional, have the rest:
+//! The payload of a message is that of the event. The other parts of an event are in headers, which are all optional:
 //!
 //! | header | value |
 //! |---|---|
@@ -57,11 +57,11 @@
 //!
 //! # What this crate does not promise
 //! A server acknowledges an event before the event is on its disk. By default, it writes to its disk every two minutes (`sync_interval`): if the
-//! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not
-//! got it do not learn of it.
+//! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not got
+//! it do not learn of it.
 //!
-//! If the message of a client's cursor was removed, its fingerprint cannot be compared. If a crash has lost this message before, and the number was
-//! used again, the client resumes nevertheless.
+//! If the message of a client's cursor was removed, its fingerprint cannot be compared. So a client resumes without a gap if a crash had lost its
+//! message, another message got the same number, and that message was then removed.
 //!
 //! # TLS and users
 //! [`NatsServers::options`] takes the options of the crate `async-nats`, for certificates, tokens and users. Nkeys, JWTs and credentials files need

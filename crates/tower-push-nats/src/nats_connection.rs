@@ -179,7 +179,7 @@ impl NatsConnection {
             .map_err(|_| Error::timeout())??)
     }
 
-    /// Connects to another server, or anew to the same one, after the server has not answered in time. Returns the error for this.
+    /// Reconnects, to another server or to the same one, after the server has not answered in time. Returns the error for this.
     ///
     /// A request during an attempt to connect would break the connection that comes out of this attempt, so there is none.
     pub(crate) async fn leave_silent_server(&self) -> Error {

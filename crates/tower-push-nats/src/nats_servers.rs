@@ -36,8 +36,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 impl NatsServers {
     /// Parses one address, or several with commas between them.
     ///
-    /// The user and the password of the first address that has a user are sent to all servers, and not those of [`options`](Self::options). A
-    /// user without a password is a token.
+    /// The first address with a user sets the user and the password for all servers, in place of those of [`options`](Self::options). A user
+    /// without a password is a token.
     ///
     /// # Errors
     /// [`Error::is_invalid_servers`] if an address is invalid.

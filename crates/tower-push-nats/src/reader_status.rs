@@ -20,10 +20,9 @@ pub enum ReaderState {
     Reconnecting,
 }
 
-/// The state of the reader of a [`JetStream`](crate::JetStream), and how often something has happened to it, for metrics and for the health
-/// check of a server.
+/// The state and the counts of the reader of a [`JetStream`](crate::JetStream), for metrics and for the health check of a server.
 ///
-/// Each count never decreases.
+/// No count ever decreases.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReaderStatus {

@@ -53,12 +53,12 @@ impl StreamConnection {
         &self.publisher
     }
 
-    /// Returns what the reader does, and how often something has happened to it.
+    /// Returns the state of the reader, its last error, and its counts of messages, new consumers and lost messages.
     pub fn reader_status(&self) -> ReaderStatus {
         self.metrics.status()
     }
 
-    /// Asks the server how many messages the reader has still to read.
+    /// Asks the server how many messages the reader has not read yet.
     ///
     /// # Errors
     /// An [`Error`] if the server does not answer, or the stream does not exist.

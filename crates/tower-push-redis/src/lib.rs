@@ -20,9 +20,9 @@
 //! ```
 //!
 //! # How it works
-//! One reader in each process follows the stream and fills a [`Relay`](tower_push::Relay), the log that all clients of the process read. The log begins with
-//! the newest events of the stream, so nearly all clients that return after a deployment resume from memory. Clients with an older cursor read
-//! pages of the stream, within the relay's [limits](tower_push::source::relay::UpstreamLimits).
+//! One reader in each process follows the stream and fills a [`Relay`](tower_push::Relay), the log that all clients of the process read. The log
+//! begins with the newest events of the stream, so nearly all clients that return after a deployment resume from memory. Clients with an older
+//! cursor read pages of the stream, within the relay's [limits](tower_push::source::relay::UpstreamLimits).
 //!
 //! # Cursors
 //! The id of an event is the entry's id and six characters of a hash over its fields: `1716402-0~k3vq7a`. A client resumes after an entry
@@ -37,20 +37,20 @@
 //! | an entry in the middle is deleted with `XDEL` | nothing. A client that returns with the id of this entry gets a gap (`epoch`) |
 //!
 //! # Entries
-//! An event is an entry with the fields `data`, and `type`, `topic` and `format` (`text`, `json` or `binary`) where they are needed. Other programs
+//! The entry of an event has the field `data`, and the optional fields `type`, `topic` and `format` (`text`, `json` or `binary`). Other programs
 //! can add entries, too: `redis-cli XADD events '*' data hello topic news`. An entry without `data` becomes an event whose payload is a JSON
 //! object of its fields.
 //!
 //! # What this crate does not promise
-//! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that
-//! have got it get a gap; clients that have not got it do not learn of it.
+//! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that have got it
+//! get a gap; clients that have not got it do not learn of it.
 //!
-//! Three changes of a stream cannot be told from harmless ones:
+//! Three changes of a stream look like harmless ones:
 //! - A key was deleted and filled again while a process was not connected. This looks like trimming: clients get a gap (`expired`), and not
 //!   `epoch`.
 //! - The last entry was removed, and a client returns with the id of this entry. The hash in the cursor has no entry to be compared with, and the
 //!   client resumes.
-//! - An entry was deleted with `XDEL` before a client got it. The client gets the entries around it, and is not told of the deletion.
+//! - An entry was deleted with `XDEL` before a client got it. The client gets the entries before and after it, without a gap.
 //!
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for

@@ -13,8 +13,8 @@ use crate::{
 
 /// A feed on a Redis stream: a source for any number of clients, and a publisher. See the [crate docs](crate).
 ///
-/// Clones share the log and the reader. Keep a clone: when the last one is dropped, the reader ends, and the clients' streams end with the
-/// time after which the clients return.
+/// Clones share the log and the reader. Keep a clone in the program: when the last clone is dropped, the reader ends, and the streams of the
+/// clients end. Each client is told when to reconnect.
 #[derive(Clone, Debug)]
 pub struct RedisStream {
     relay: Relay,
@@ -75,12 +75,12 @@ impl RedisStream {
         &self.relay
     }
 
-    /// Returns what the reader does, and how often something has happened to it.
+    /// Returns the state of the reader, its last error, and its counts of entries, reconnects and lost entries.
     pub fn reader_status(&self) -> ReaderStatus {
         self.connection.reader_status()
     }
 
-    /// Asks the server how many entries the reader has still to read. See [`StreamConnection::lag`].
+    /// Asks the server how many entries the reader has not read yet. See [`StreamConnection::lag`].
     ///
     /// # Errors
     /// An [`Error`] if the server does not answer, or the key does not exist.

@@ -56,12 +56,12 @@ impl StreamConnection {
         &self.publisher
     }
 
-    /// Returns what the reader does, and how often something has happened to it.
+    /// Returns the state of the reader, its last error, and its counts of entries, reconnects and lost entries.
     pub fn reader_status(&self) -> ReaderStatus {
         self.metrics.status()
     }
 
-    /// Asks the server how many entries the reader has still to read.
+    /// Asks the server how many entries the reader has not read yet.
     ///
     /// # Errors
     /// An [`Error`] if the server does not answer, or the key does not exist.

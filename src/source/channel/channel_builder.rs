@@ -53,18 +53,18 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets the time for which the channel may hold back events, so that subscribers get them together. The default is zero: each event is
-    /// sent at once. A time above 10 s is shortened to 10 s.
+    /// Sets the time for which the channel may hold back events, so that subscribers get them together. The default is zero: each event is sent at
+    /// once. A time above 10 s is shortened to 10 s.
     ///
-    /// An event after a quiet time is sent at once. The events of the following `window` are sent together at its end, and begin the next
-    /// window. So a channel with many publications per second causes at most `1 / window` writes per second for each subscriber, and an event is late
-    /// by at most `window` and a millisecond. Ids, gaps and counts do not change.
+    /// If no event was sent for the time `window`, the next event is sent at once. The events of the following `window` are sent together when the
+    /// window ends, and the next window begins. So a channel with many publications per second causes at most `1 / window` writes per second for
+    /// each subscriber, and an event is late by at most `window` and a millisecond. Ids, gaps and counts do not change.
     ///
-    /// A client that subscribes, also with a long poll, gets all events that were published before its request at once. The channel sends
-    /// the events that it holds back when it is [closed](Channel::close), when a guard ends the stream, and when they are half of what the log
-    /// can hold.
+    /// A client that subscribes, also with a long poll, gets all events that were published before its request at once. The channel also sends the
+    /// events that it holds back before the window ends: when it is [closed](Channel::close), when a guard ends the stream, and when the events
+    /// held back reach half of the log's limits.
     ///
-    /// The subscribers need a tokio runtime with a clock.
+    /// The subscribers must run in a tokio runtime with timers (`enable_time`).
     pub fn flush_window(mut self, window: Duration) -> Self {
         self.log.flush_window = window;
         self

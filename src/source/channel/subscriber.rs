@@ -8,7 +8,7 @@ use std::{
 use futures_core::Stream;
 
 #[cfg(feature = "server")]
-use crate::source::EventLoopFit;
+use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
     event::{Item, ItemOrRun},
@@ -103,8 +103,8 @@ impl SourceStream for Subscriber {
     }
 
     #[cfg(feature = "server")]
-    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
-        EventLoopFit::ReadsLog(self.get_mut().reader.wait_with_group())
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
+        EventLoopJoin::Joined(self.get_mut().reader.wait_with_group())
     }
 }
 

@@ -78,10 +78,13 @@ impl ClientCommand {
             let cursor = string_member(&arguments, "cursor")?;
             let cursor = cursor.map(|cursor| EventId::new(cursor).map_err(|_| INVALID_CURSOR));
             let cursor = cursor.transpose()?;
-            return Ok((topic(&arguments)?, CommandAction::Subscribe { cursor }));
+            return Ok((
+                parse_topic(&arguments)?,
+                CommandAction::Subscribe { cursor },
+            ));
         }
         if let Some(arguments) = arguments("unsubscribe") {
-            return Ok((topic(&arguments)?, CommandAction::Unsubscribe));
+            return Ok((parse_topic(&arguments)?, CommandAction::Unsubscribe));
         }
         let Some(mut arguments) = arguments("publish") else {
             return Err("a command is `subscribe`, `unsubscribe` or `publish`");
@@ -103,7 +106,7 @@ impl ClientCommand {
             idempotency_key: key.map(str::to_owned),
             has_echo: arguments.get("echo") != Some(&Value::Bool(false)),
         };
-        Ok((topic(&arguments)?, action))
+        Ok((parse_topic(&arguments)?, action))
     }
 }
 
@@ -124,7 +127,7 @@ fn string_member<'a>(
     }
 }
 
-fn topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
+fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
     let name = string_member(arguments, "topic")?.ok_or("`topic` is missing")?;
     Topic::new(name).map_err(|_| "`topic` is not a topic")
 }

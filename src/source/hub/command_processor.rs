@@ -89,7 +89,7 @@ struct RateLimiter {
     count: u32,
 }
 
-/// The maximum number of commands that are executed in one poll, so that the client's events and other tasks have their turn.
+/// The maximum number of commands that are executed in one poll, so that the poll also reaches the client's events and other tasks can run.
 const MAX_COMMANDS_PER_POLL: usize = 16;
 
 impl CommandProcessor {

@@ -51,7 +51,7 @@ pub(super) fn members(topic: &Topic, mut members: MemberPairs) -> Event {
     control_event("hub.members", Some(topic), None, data)
 }
 
-/// Makes the event that tells of a change of a topic's members.
+/// Makes the event for a change of a topic's members.
 pub(super) fn presence_changed(change: &PresenceChange) -> Event {
     let (event_type, data) = match &change.action {
         PresenceAction::Join(value) => ("hub.join", member_data(&change.key, value)),

@@ -7,9 +7,9 @@ use crate::event::Topic;
 
 /// The positions of the newest events of topics whose logs were removed.
 ///
-/// A topic that is created anew begins with the position that is remembered for it. So a client that resumes from an older cursor gets a
-/// gap, and a client that had all events of the topic gets none. The number of remembered topics is bounded. The highest position of the
-/// forgotten topics stands for all of them: a client with a newer cursor has certainly missed nothing.
+/// If a removed topic is created again, its log begins with the remembered position. So a client that resumes from an older cursor gets a gap, and
+/// a client that had all events of the topic gets none. The number of remembered topics is bounded. For all forgotten topics together, only their
+/// highest position is kept: a client with a newer cursor has certainly missed nothing.
 #[derive(Debug)]
 pub(super) struct EvictedTopics {
     hasher: RandomState,
@@ -46,7 +46,7 @@ impl EvictedTopics {
         }
     }
 
-    /// Remembers the position of the newest event that the topic has had. A position of 0 needs no memory.
+    /// Remembers the position of the newest event that the topic has had. Does nothing if the position is 0: the topic has had no event.
     pub(super) fn insert(&mut self, topic: &Topic, last_position: u64) {
         if last_position == 0 {
             return;

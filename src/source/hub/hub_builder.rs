@@ -178,11 +178,13 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. By default, each event is sent at once.
+    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. The default is zero: each event is sent at
+    /// once. A time above 10 s is shortened to 10 s.
     ///
-    /// An event after a quiet time of its topic is sent at once, and the events of the following `window` are sent together at its end. A subscriber
-    /// that gets an event of one topic also gets the earlier events of its other topics. See
-    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window). A window costs each topic about 300 bytes.
+    /// If a topic has sent no event for the time `window`, its next event is sent at once. Its events of the following `window` are sent
+    /// together when the window ends. A subscriber that gets an event of one topic also gets the earlier events of its other topics. See
+    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window) for more. A window costs each topic about 300
+    /// bytes.
     pub fn flush_window(mut self, window: Duration) -> Self {
         self.config.flush_window = window;
         self
@@ -196,10 +198,10 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the number of removed topics of which the hub remembers the last position. The default is 65 536.
+    /// Sets for how many removed topics the hub remembers the position of the last event. The default is 65 536.
     ///
-    /// A client that returns to a topic that was removed gets a gap exactly if the topic had events after the client's cursor. For topics that
-    /// are no longer remembered, the client gets a gap if it may have missed events.
+    /// If a client returns to a removed topic that the hub remembers, it gets a gap only if the topic had events after the client's cursor. If
+    /// the hub does not remember the topic, the client gets a gap if the topic may have had such events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
         self
@@ -212,9 +214,9 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the maximum number of different [patterns](super::Hub::matching) that have subscribers at a time. The default is 0: subscriptions
-    /// to patterns are refused with [`Error::is_patterns_disabled`](crate::Error::is_patterns_disabled) and the status 501. If the hub has its maximum
-    /// of patterns, subscriptions to further patterns are refused with [`Error::is_full`](crate::Error::is_full) and the status 503.
+    /// Sets the maximum number of different [patterns](super::Hub::matching) that have subscribers at a time. The default is 0: subscriptions to
+    /// patterns are refused with [`Error::is_patterns_disabled`](crate::Error::is_patterns_disabled) and the status 501. If the hub has its
+    /// maximum of patterns, subscriptions to further patterns are refused with [`Error::is_full`](crate::Error::is_full) and the status 503.
     ///
     /// Each publication compares the topic with every such pattern. A pattern with subscribers has a log of at most 1024 events and 1 MiB,
     /// which do not count towards [`max_total_bytes`](Self::max_total_bytes).

@@ -21,7 +21,7 @@ use crate::{
 
 /// The members of a hub's topics, and the task that lets members leave.
 ///
-/// # Invariant: a list and the events after it fit
+/// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
 /// lock has exactly the changes whose events are at or before the hub's published position.
 #[derive(Debug, Default)]
@@ -35,8 +35,7 @@ pub(super) struct LockedPresence {
 
 /// Keeps one connection of a member of a topic, from [`TopicPresence::enter`](super::TopicPresence::enter).
 ///
-/// When the last `MemberConnection` of the member is dropped, the member leaves after the
-/// [grace time](super::PresenceOptions::grace).
+/// When the last `MemberConnection` of the member is dropped, the member leaves after the [grace time](super::PresenceOptions::grace).
 #[derive(Debug)]
 #[must_use = "the connection ends when this value is dropped"]
 pub struct MemberConnection {
@@ -116,7 +115,7 @@ async fn remove_departed(hub: Weak<HubState>) {
 }
 
 impl HubState {
-    /// Locks the members. The caller publishes nothing and drops no [`MemberConnection`] meanwhile.
+    /// Locks the members. While the lock is held, the caller must not publish and must not drop a [`MemberConnection`].
     pub(super) fn lock_presence(&self) -> MutexGuard<'_, LockedPresence> {
         lock(&self.presence.0)
     }

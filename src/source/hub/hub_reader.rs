@@ -66,18 +66,18 @@ pub(super) struct HubReader {
     is_parked: bool,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
-    /// `None` if the client has nothing to do with members.
+    /// `None` if the client is no member of a topic and gets no lists of members.
     #[cfg(feature = "json")]
     presence: Option<Box<ReaderPresence>>,
 }
 
-/// What a [`HubReader`] has to do with the members of its topics.
+/// The part of a [`HubReader`] for the members of its topics: the topics of which the client is a member, and those whose members it lists.
 #[cfg(feature = "json")]
 #[derive(Default)]
 struct ReaderPresence {
     /// The reader's connections as a member of its topics.
     connections: Vec<MemberConnection>,
-    /// The topics of whose members the client gets a list.
+    /// The topics for which the client gets a list of members.
     listed_topics: Vec<Topic>,
 }
 
@@ -543,7 +543,7 @@ impl HubReader {
         Ok(())
     }
 
-    /// Sets the topics of whose members the client gets a list before each gap.
+    /// Sets the topics for which the client gets a list of members before each gap.
     pub(super) fn set_listed_topics(&mut self, topics: Vec<Topic>) {
         if !topics.is_empty() {
             self.presence.get_or_insert_default().listed_topics = topics;

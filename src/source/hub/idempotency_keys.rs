@@ -8,7 +8,7 @@ use crate::{event::EventId, source::TopicSet};
 
 /// The idempotency keys of recent publications, and the ids of their events.
 ///
-/// A key is valid for the topics with which it was used. The number of keys is bounded, and each is forgotten after some time.
+/// The same key with other topics is another publication. The number of keys is bounded, and the hub forgets each key after some time.
 #[derive(Debug)]
 pub(super) struct IdempotencyKeys {
     ids: HashMap<Arc<PublicationKey>, EventId>,

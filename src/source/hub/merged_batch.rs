@@ -46,7 +46,7 @@ impl MergedBatch {
         }
     }
 
-    /// Adds the next events of a topic. Returns the events between that the topic's log no longer has, and that the reader skips.
+    /// Adds the next events of a topic. Returns the missed events, which the topic's log no longer has and which the reader skips.
     pub(super) fn add_topic(
         &mut self,
         topic_index: usize,

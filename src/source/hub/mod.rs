@@ -29,27 +29,33 @@
 //! [topics](HubBuilder::max_topics) and [bytes](HubBuilder::max_total_bytes).
 //!
 //! # One order, one cursor
-//! All events of a hub have one order. The id of an event is a cursor for every set of topics: a client that returns with it, for whatever
-//! topics, gets the events of these topics after it, each once and in order. Where events are missing, the client gets a
-//! [gap](crate::event::Gap) that names the topic.
+//! All events of a hub have one order. The id of an event is a cursor for every set of topics. A client that returns with this id gets the later
+//! events of the topics that it now requests, each once and in order. Where events are missing, the client gets a [gap](crate::event::Gap) that
+//! names the topic.
 //!
 //! | cursor | begins |
 //! |---|---|
-//! | none | at the hub's [`StartPosition`](super::StartPosition), in each topic |
-//! | of an event of the hub | after that event. In each topic of which the hub no longer has some later events: with a gap (`expired`) in their place |
-//! | of another hub, or unreadable | with a gap (`epoch`), then at the oldest event of each topic |
+//! | the client has none | at the hub's [`StartPosition`](super::StartPosition), in each topic |
+//! | the id of an event of the hub | after that event. If the hub no longer has all later events of a topic, a gap (`expired`) of this topic comes in their place |
+//! | the id of another hub, or an unreadable one | with a gap (`epoch`), then at the oldest event of each topic |
 //!
 //! A client whose topics are quiet gets a new cursor from time to time, with a heartbeat, while other topics are busy.
 //!
 //! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
 //! client gets it.
 //!
+//! # Who reads what
+//! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
+//! [`Hub::subscribe`], clients choose their topics, and a function of the program decides about each ([`TopicAccess`]). [`Hub::revoke`]
+//! takes access back. `Hub::presence` lists the members of a topic, and [`Hub::publisher`] publishes the bodies of HTTP requests.
+//!
 //! # What a publication costs
 //! A publication takes one lock of the hub for a short time, and wakes the subscribers of its topics only. A publication to a topic without a
 //! subscriber and without history only takes the next id.
 //!
 //! # Differences from a channel
-//! A [`Channel`](super::Channel) is one topic without a name. A channel also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
+//! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers
+//! ([`LagPolicy`](super::channel::LagPolicy)), and can be closed.
 
 #[cfg(feature = "json")]
 mod client_command;
@@ -124,7 +130,7 @@ use crate::{
     event::{Event, EventId, EventType, Topic},
 };
 
-/// Returns whether only a hub itself makes events of this type. Clients cannot publish such events.
+/// Returns whether only the hub itself makes events of this type. Clients cannot publish such events.
 pub(crate) fn is_control_type(event_type: &EventType) -> bool {
     event_type.as_str().starts_with("hub.")
 }
@@ -269,7 +275,7 @@ impl Hub {
         HubSource::new(self.state.clone(), TopicSet::new([])).with_patterns(patterns)
     }
 
-    /// Returns topics that each client chooses by its request. [`ClientTopics::authorize`] makes a source of them.
+    /// Lets each client choose its topics by its request. [`ClientTopics::authorize`] makes a source of the returned value.
     ///
     /// ```
     /// use tower_push::{Hub, Push, source::hub::Topics};
@@ -286,8 +292,8 @@ impl Hub {
     /// [`TopicAccess::member`]; a subscription without a key has `None`.
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
-    /// reconnects is authorized anew. So first change what the function of [`ClientTopics::authorize`] looks at, and then call this
-    /// method: a subscription that is being authorized meanwhile is authorized once more. Streams of [`topic`](Self::topic) and
+    /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this
+    /// method. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic) and
     /// [`topics`](Self::topics), which the server has chosen, are not ended.
     ///
     /// ```
@@ -311,9 +317,9 @@ impl Hub {
         Ok(self.state.revoke(&topic.try_into()?, is_revoked))
     }
 
-    /// Returns the members of a topic: who is there.
+    /// Returns a handle for the members of a topic: the list, and the changes that the program makes.
     ///
-    /// A client becomes a member by [`TopicAccess::present`], and the server's own streams by [`TopicPresence::enter`].
+    /// [`TopicAccess::present`] makes a client a member. [`TopicPresence::enter`] adds a member without a client of [`subscribe`](Self::subscribe).
     ///
     /// ```
     /// let hub = tower_push::Hub::new();
@@ -364,8 +370,8 @@ impl Hub {
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).
     ///
-    /// A hub that is used removes such topics and events little by little by itself. Call this method from time to time if the hub may hold
-    /// much history while nobody uses it.
+    /// Each publication and subscription removes a few of these topics and events. Call this method from time to time if the hub may hold much
+    /// history for a long time without publications and subscriptions.
     pub fn remove_idle_topics(&self) {
         self.state.remove_idle_topics();
     }

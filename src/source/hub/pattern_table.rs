@@ -141,7 +141,7 @@ impl PatternTable {
 }
 
 impl TopicTable {
-    /// Removes a reader from everything that it has joined.
+    /// Removes a reader from the topics and the patterns that it has joined.
     pub(super) fn remove_reader(
         &mut self,
         joined: &[JoinedTopic],

@@ -26,20 +26,19 @@ impl PublishOptions {
         Self::default()
     }
 
-    /// Sets the id of the event, which clients get and resume from. By default the hub makes one.
+    /// Sets the id of the event, which clients get and resume from. By default the hub makes the id.
     ///
-    /// The hub remembers the newest [65 536 ids](super::HubBuilder::max_publisher_ids). A client that resumes from an older id gets a gap. Each
-    /// id should be used once: a client that resumes from an id of two events gets the events after the first of them, so that it may get events
-    /// twice, and misses none. The hub makes an id in place of one that begins with `~` or that looks like an id of the hub itself, so that an
-    /// event's publisher cannot change the meaning of other cursors.
+    /// The hub remembers the newest [65 536 ids](super::HubBuilder::max_publisher_ids). A client that resumes from an older id gets a gap. Each id
+    /// should be used once. If two events have the same id, a client that resumes from the id gets the events after the first of them: it may get
+    /// events twice, and misses none. An id that begins with `~`, or that looks like an id of the hub itself, is not used, and the hub makes
+    /// another id. So a publisher cannot change the meaning of other cursors.
     pub fn id(mut self, id: EventId) -> Self {
         self.id = Some(id);
         self
     }
 
-    /// Sets a key that names this publication among those to the same topics. A second publication with the key publishes nothing, and
-    /// returns the id of the first one. The hub remembers keys for a
-    /// [time and up to a number](super::HubBuilder::idempotency_keys).
+    /// Sets a key that names this publication among those to the same topics. A second publication with the key publishes nothing, and returns the
+    /// id of the first one. The hub remembers keys for a [time and up to a number](super::HubBuilder::idempotency_keys).
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -130,7 +130,7 @@ impl ReaderRequest {
         Ok(reader)
     }
 
-    /// Returns the topics of whose members the client gets lists.
+    /// Returns the topics for which the client gets lists of members.
     #[cfg(feature = "json")]
     fn listed_topics(&self) -> Vec<Topic> {
         let listed = self.topics.iter();
@@ -138,8 +138,8 @@ impl ReaderRequest {
         listed.map(|allowed| allowed.topic.clone()).collect()
     }
 
-    /// Joins the topics, and makes the lists of members of those that `is_new` for the client. A list has exactly the changes that the reader
-    /// does not get.
+    /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A list has
+    /// exactly those changes that the reader does not get as events.
     #[cfg(feature = "json")]
     fn join_with_lists(
         &self,

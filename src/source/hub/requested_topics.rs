@@ -12,7 +12,7 @@ use crate::{
 
 /// Where a request names the topics that the client wants, for [`Hub::subscribe`](super::Hub::subscribe).
 ///
-/// A request that names no topic, too many, or one that is not a [`Topic`] is rejected with the status 400.
+/// A request is rejected with the status 400 if it names no topic, names too many topics, or has a name that is not a [`Topic`].
 ///
 /// ```
 /// use tower_push::source::hub::Topics;

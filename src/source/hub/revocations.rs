@@ -36,7 +36,7 @@ pub(super) struct RevocableSubscription {
     flag: Arc<RevocationFlag>,
 }
 
-/// The error of [`Revocations::register`]: access was revoked since the decision. Decide again.
+/// The error of [`Revocations::register`]: access was revoked since the decision, so the caller must decide again.
 #[derive(Debug)]
 pub(super) struct AccessChanged;
 

@@ -34,12 +34,12 @@ pub(super) enum TopicDecision {
     },
     /// The whole request is refused.
     RefuseRequest(Rejection),
-    /// The client gets its other topics, and is told of this one.
+    /// The client gets its other topics, and an event `hub.refused` for this one.
     #[cfg(feature = "json")]
     RefuseTopic(Rejection),
 }
 
-/// What a client has to do with the members of a topic.
+/// Whether a client is a member of a topic, and whether the client gets the list of members.
 #[cfg(feature = "json")]
 #[derive(Clone, Debug, Default)]
 pub(super) struct PresenceAccess {
@@ -71,16 +71,16 @@ impl TopicAccess {
         Self(TopicDecision::RefuseRequest(rejection.into()))
     }
 
-    /// Refuses the topic, and lets the client have its other topics. The client is told in-band, by an event of the type `hub.refused` that
-    /// names the topic. If all topics of a request are refused, the request is.
+    /// Refuses the topic, and lets the client read its other topics. The client's stream begins with an event of the type `hub.refused` that
+    /// names the refused topic. If all topics of a request are refused, the request is refused.
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn refuse_topic() -> Self {
         Self(TopicDecision::RefuseTopic(StatusCode::FORBIDDEN.into()))
     }
 
-    /// Limits the events that the client gets from the topic's log to the last `events`. A client that resumes and had to get more gets a gap.
-    /// Has no effect on a refusal.
+    /// Limits the events that the client gets from the topic's log to the last `events`. If a client resumes and has missed more events, it gets a
+    /// gap in place of the older ones. Has no effect on a refusal.
     pub fn max_history(mut self, events: usize) -> Self {
         if let TopicDecision::Allow { max_history, .. } = &mut self.0 {
             *max_history = Some(events);
@@ -109,12 +109,12 @@ impl TopicAccess {
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 impl TopicAccess {
-    /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one
-    /// key are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
+    /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one key
+    /// are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
     /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal.
     ///
-    /// The topic gets events of the types `hub.join`, `hub.update` and `hub.leave`. Where topics have no history, or their last value only, no
-    /// such events are published.
+    /// The hub publishes events of the types `hub.join`, `hub.update` and `hub.leave` to the topic. A hub without history, or with
+    /// [`last_value_only`](super::HubBuilder::last_value_only), publishes no such events.
     ///
     /// ```
     /// use serde_json::json;

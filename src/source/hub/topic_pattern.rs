@@ -6,12 +6,11 @@ use std::{
 
 use crate::event::Topic;
 
-/// Which topics a subscriber gets by their names: one topic, those with a prefix, those that differ in one segment, or those that a function
-/// accepts. For
-/// [`Hub::matching`](super::Hub::matching).
+/// A set of topic names, to which clients subscribe by [`Hub::matching`](super::Hub::matching): one name, all names with a prefix, all names with
+/// a prefix, one segment and a suffix, or all names that a function accepts.
 ///
-/// A pattern is a value and has no syntax inside a name, because any character may occur in a [`Topic`]. The time of a match is linear in
-/// the length of the name.
+/// A pattern is not written as text with wildcards, because any character may occur in a [`Topic`]. The time of a match is linear in the length of
+/// the name.
 ///
 /// ```
 /// use tower_push::source::hub::TopicPattern;
@@ -82,8 +81,9 @@ impl TopicPattern {
 
     /// Matches the topics for whose names `matches` returns `true`, for patterns of the program's own, such as URL patterns.
     ///
-    /// `key` identifies the pattern: subscribers of patterns with one key share a log. So two patterns with one key must match the same topics.
-    /// If the key contains texts of clients, encode it such that no client can make the key of another client's pattern, as JSON does.
+    /// `key` identifies the pattern: subscribers of patterns with the same key share a log. So two patterns with the same key must match the same
+    /// topics. If the key contains texts from clients, encode these texts, for example as JSON, so that no client can produce the key of another
+    /// pattern.
     ///
     /// The hub calls `matches` under its lock: for each publication while the pattern has subscribers, and for each topic when a client
     /// subscribes. So `matches` must be quick, must not panic, and must not use the hub.

@@ -79,9 +79,9 @@ impl TopicPresence {
         self.len() == 0
     }
 
-    /// Adds a connection of a member, for a stream that the server itself makes. The value replaces the value of the member's other
-    /// connections. Streams of [`Hub::subscribe`](super::Hub::subscribe) have [`TopicAccess::present`](super::TopicAccess::present) for
-    /// this.
+    /// Adds a connection of a member, for example for a stream of [`Hub::topics`](super::Hub::topics). The value replaces the value of the
+    /// member's other connections. For streams of [`Hub::subscribe`](super::Hub::subscribe), use
+    /// [`TopicAccess::present`](super::TopicAccess::present) instead.
     ///
     /// # Errors
     /// A rejection with the status 503 if there is no room for another member, and with the status 400 if the member is too long: see

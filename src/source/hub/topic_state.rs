@@ -28,11 +28,11 @@ pub(super) struct TopicState {
     /// position finds all events up to it.
     last_position: AtomicU64,
     wait_list: WaitList,
-    /// `None` if the topic's readers are told of each event at once.
+    /// `None` if the topic wakes its readers for each event at once.
     flush: Option<Box<TopicFlush>>,
 }
 
-/// How far the readers of a topic in a flush window are told of its events.
+/// The positions up to which a topic with a flush window has events, and up to which it has flushed them.
 ///
 /// Both positions are of events whose publication is complete, so that readers may read them.
 #[derive(Debug)]

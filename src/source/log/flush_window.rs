@@ -5,10 +5,10 @@ use tokio::time::Instant;
 use super::flush_timer::{FlushTimer, TimerArmed};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
-/// Decides when the readers of a log are told of new events, so that many publications become few writes.
+/// Decides when a log wakes its readers for new events, so that many publications cause few writes.
 ///
-/// An event after a quiet time is flushed at once, and a window begins. The log holds back the events of the window until the window ends, and
-/// then flushes them together, which begins the next window. A window without an event ends the busy time.
+/// If there is no window, an event is flushed at once, and a window begins. The log holds back the events of the window until the window ends, and
+/// then flushes them together, which begins the next window. After a window without an event, there is no window.
 ///
 /// # Invariant: no event is held back longer than its window
 /// A flush sets the end of the window before it changes what readers see, and wakes the waiting readers after that. So a reader that waits has seen
@@ -23,7 +23,7 @@ pub(crate) struct FlushWindow {
     timer: FlushTimer,
 }
 
-/// A log whose readers are told of new events at the end of a [`FlushWindow`].
+/// A log that wakes its readers at the end of a [`FlushWindow`].
 pub(crate) trait FlushTarget: Send + Sync {
     /// Flushes the events that are held back, if there are any.
     fn flush_held(&self);
@@ -50,7 +50,8 @@ const MAX_LENGTH: Duration = Duration::from_secs(10);
 impl FlushWindow {
     /// Creates a window of this length. Returns `None` if the length is zero.
     ///
-    /// The events that are held back are flushed before the end of the window when they reach `max_held`. `target` is the log to flush when the timer ends.
+    /// The events that are held back are flushed before the end of the window when they reach `max_held`. `target` is the log to flush when the
+    /// timer ends.
     pub(crate) fn new(
         length: Duration,
         max_held: HeldEvents,
@@ -83,8 +84,8 @@ impl FlushWindow {
         flushes
     }
 
-    /// Records the end of the window's timer. Returns whether the caller must flush all events now: whether events are held back. If none are,
-    /// there is no window any more.
+    /// Records that the timer of the window has ended. Returns whether the log holds back events, which the caller must flush now. If the log
+    /// holds back no event, no new window begins.
     ///
     /// The end of the window is not compared with `now`, because a runtime that shuts down ends its timers early.
     pub(crate) fn flushes_at_end(&self, now: Instant) -> bool {

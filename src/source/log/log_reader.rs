@@ -23,15 +23,15 @@ pub(crate) struct LogReader<I: LogIds> {
     /// The position of the last event taken from the log.
     position: u64,
     /// What begins the stream. `None` once it is over, so that an open stream needs no space for it.
-    beginning: Option<Box<StreamBeginning>>,
+    initial: Option<Box<InitialReadState>>,
     /// The reader reads the events up to this position even if the log holds them back.
     held_position: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
 }
 
-/// What a [`LogReader`] needs only until its subscriber has read an event.
-struct StreamBeginning {
+/// The state that a [`LogReader`] needs only until its subscriber has read the first event.
+struct InitialReadState {
     /// An item that is yielded before the first event.
     first_item: Option<Item>,
     /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
@@ -65,7 +65,7 @@ impl<I: LogIds> LogReader<I> {
             held_position: log.held_position(),
             log,
             position: start.position,
-            beginning: StreamBeginning::new(start.first_item, start.requested_cursor),
+            initial: InitialReadState::new(start.first_item, start.requested_cursor),
             buffer: ReadBuffer::default(),
         }
     }
@@ -75,12 +75,12 @@ impl<I: LogIds> LogReader<I> {
         debug_assert_eq!(self.buffer.len(), 0);
         self.held_position = self.log.held_position();
         self.position = start.position;
-        self.beginning = StreamBeginning::new(start.first_item, start.requested_cursor);
+        self.initial = InitialReadState::new(start.first_item, start.requested_cursor);
     }
 
     /// Returns the cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
     pub(crate) fn requested_cursor(&self) -> Option<&EventId> {
-        self.beginning.as_ref()?.requested_cursor.as_ref()
+        self.initial.as_ref()?.requested_cursor.as_ref()
     }
 
     /// Returns the position of the newest event in the log.
@@ -134,17 +134,17 @@ impl<I: LogIds> LogReader<I> {
     /// Returns whether there is an item that the client gets before the first event.
     #[inline]
     pub(crate) fn has_first_item(&self) -> bool {
-        let beginning = self.beginning.as_ref();
-        beginning.is_some_and(|beginning| beginning.first_item.is_some())
+        let initial = self.initial.as_ref();
+        initial.is_some_and(|initial| initial.first_item.is_some())
     }
 
     /// Takes the item that the client gets before the first event.
     #[inline]
     pub(crate) fn take_first_item(&mut self) -> Option<Item> {
-        let beginning = self.beginning.as_mut()?;
-        let first_item = beginning.first_item.take();
-        if beginning.requested_cursor.is_none() {
-            self.beginning = None;
+        let initial = self.initial.as_mut()?;
+        let first_item = initial.first_item.take();
+        if initial.requested_cursor.is_none() {
+            self.initial = None;
         }
         first_item
     }
@@ -152,10 +152,10 @@ impl<I: LogIds> LogReader<I> {
     /// Forgets the cursor that the client resumes from, and returns it.
     #[inline]
     fn take_requested_cursor(&mut self) -> Option<EventId> {
-        let beginning = self.beginning.as_mut()?;
-        let requested_cursor = beginning.requested_cursor.take();
-        if beginning.first_item.is_none() {
-            self.beginning = None;
+        let initial = self.initial.as_mut()?;
+        let requested_cursor = initial.requested_cursor.take();
+        if initial.first_item.is_none() {
+            self.initial = None;
         }
         requested_cursor
     }
@@ -269,7 +269,7 @@ impl<I: LogIds> LogReader<I> {
     }
 }
 
-impl StreamBeginning {
+impl InitialReadState {
     /// Returns `None` if there is nothing to keep.
     fn new(first_item: Option<Item>, requested_cursor: Option<EventId>) -> Option<Box<Self>> {
         let is_empty = first_item.is_none() && requested_cursor.is_none();

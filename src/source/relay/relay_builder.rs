@@ -93,8 +93,9 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets the time for which the relay may hold back events, so that subscribers get them together. By default, each event is sent at once.
-    /// See [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window).
+    /// Sets the time for which the relay may hold back events, so that subscribers get them together. The default is zero: each event is sent at
+    /// once. A time above 10 s is shortened to 10 s. See
+    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window) for the rules.
     pub fn flush_window(mut self, window: Duration) -> Self {
         self.log.flush_window = window;
         self
@@ -115,8 +116,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets where clients read events that are older than the log. By default, a relay has no
-    /// upstream, and a client with an older cursor gets a gap.
+    /// Sets where clients read events that are older than the log. By default, a relay has no upstream, and a client with an older cursor gets a
+    /// gap.
     ///
     /// Relays with an upstream need a tokio runtime with a clock.
     ///

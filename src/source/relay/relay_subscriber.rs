@@ -17,7 +17,7 @@ use super::{
     relay_state::RelayState,
 };
 #[cfg(feature = "server")]
-use crate::source::EventLoopFit;
+use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
     event::{Event, EventId, Item, ItemOrRun},
@@ -309,12 +309,12 @@ impl SourceStream for RelaySubscriber {
 
     /// A subscriber that has not read from the log yet may still read from the upstream, which is the application's code.
     #[cfg(feature = "server")]
-    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
         let this = self.get_mut();
         if this.cold_resume.is_some() || this.reader.requested_cursor().is_some() {
-            return EventLoopFit::Unfit;
+            return EventLoopJoin::NeedsOwnTask;
         }
-        EventLoopFit::ReadsLog(this.reader.wait_with_group())
+        EventLoopJoin::Joined(this.reader.wait_with_group())
     }
 }
 

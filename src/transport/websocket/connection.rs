@@ -31,7 +31,7 @@ use crate::{
     transport::pending_retry::PendingRetry,
 };
 #[cfg(feature = "server")]
-use crate::{event_loop::EventLoopSet, source::EventLoopFit};
+use crate::{event_loop::EventLoopSet, source::EventLoopJoin};
 
 /// The future of one connection, from its handshake to its end. If the connection belongs to a server of this crate, the future ends with the upgrade,
 /// and the server drives the connection.
@@ -244,10 +244,10 @@ impl SessionDriver {
     ///
     /// A connection whose messages a source receives does not fit: the source is the application's code.
     #[cfg(feature = "server")]
-    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
         match self.items.open_mut() {
             Some(items) if self.message_sender.is_none() => items.items_mut().join_event_loop(),
-            _ => EventLoopFit::Unfit,
+            _ => EventLoopJoin::NeedsOwnTask,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use tower_push_proto::EventId;
 #[cfg(feature = "websocket")]
 use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 
@@ -12,7 +13,7 @@ use super::{
     FeedConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
     item_reader::ItemReader,
 };
-use crate::{error::Error, item::ClientItem, transport::Transport};
+use crate::{error::Error, item::ClientItem};
 
 /// A connection that has failed or ended, and what the client does about it.
 #[derive(Debug)]
@@ -157,18 +158,21 @@ impl Subscriber {
             let error = Error::cut("the WebSocket ended without a close frame");
             return self.fail(Failure::retry(error), now);
         }
-        if connection.requested != Transport::LongPoll {
+        if !connection.requested.is_long_poll() {
             return self.fail(Failure::planned_end(), now);
         }
-        if let Some(cursor) = connection.batch_cursor.take() {
-            if cursor.is_finished() {
-                self.terminate();
-                return self.queued.push_back(Ok(ClientItem::Finished));
-            }
+        let cursor = connection.batch_cursor.take();
+        let is_finished = |cursor: &EventId| cursor.is_finished();
+        let is_last = connection.is_last_batch || cursor.as_ref().is_some_and(is_finished);
+        if let Some(cursor) = cursor.filter(|cursor| !cursor.is_finished()) {
             if self.cursor.as_ref() != Some(&cursor) {
                 self.cursor = Some(cursor.clone());
                 self.queued.push_back(Ok(ClientItem::Cursor(cursor)));
             }
+        }
+        if is_last {
+            self.terminate();
+            return self.queued.push_back(Ok(ClientItem::Finished));
         }
         self.end_poll(now);
     }

@@ -2,6 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, header::CONTENT_TYPE};
+use serde_json::value::RawValue;
 use tower_push_proto::{
     Event, EventId, Item,
     format::{JsonSeqParser, MultipartParser, MultipartPart, NdjsonParser, Record},
@@ -31,11 +32,25 @@ enum BodyParser {
     Ndjson(NdjsonParser),
     JsonSeq(JsonSeqParser),
     Multipart(Box<MultipartParser>),
-    /// A JSON array, which is parsed when the body is complete.
-    JsonArray {
+    /// The batch of a long poll, which is parsed when the body is complete.
+    Batch {
         body: BytesMut,
         max_len: usize,
+        content: BatchContent,
     },
+}
+
+/// What the batch of a long poll contains.
+#[derive(Clone, Copy, Debug)]
+enum BatchContent {
+    /// A JSON array of records.
+    Records,
+    /// A JSON array of payloads.
+    JsonPayloads,
+    /// One payload.
+    Text,
+    /// One payload.
+    Binary,
 }
 
 /// The limit of a batch of a long poll, as a multiple of the limit of an event.
@@ -79,9 +94,7 @@ impl ItemReader {
                 (parser, Transport::Multipart)
             }
             "application/json" => {
-                let max_len = max_len.saturating_mul(BATCH_LEN_FACTOR);
-                let body = BytesMut::new();
-                let parser = BodyParser::JsonArray { body, max_len };
+                let parser = batch_parser(BatchContent::Records, config);
                 (parser, Transport::LongPoll)
             }
             other => {
@@ -89,12 +102,44 @@ impl ItemReader {
                 return Err(Error::content_type(detail));
             }
         };
-        let reader = Self {
+        Ok((Self::with_parser(parser), transport))
+    }
+
+    /// Makes the reader of a batch of a Durable Stream, whose messages have this `Content-Type`.
+    ///
+    /// # Errors
+    /// [`Error::is_unexpected_content_type`] if there is no `Content-Type`.
+    pub(super) fn for_durable_batch(
+        content_type: Option<&HeaderValue>,
+        config: &SubscriberConfig,
+    ) -> Result<Self, Error> {
+        let Some(content_type) = content_type else {
+            return Err(Error::content_type("the response has no `Content-Type`"));
+        };
+        let name = media_type(content_type).unwrap_or_default();
+        let content = match &*name.to_ascii_lowercase() {
+            "application/json" => BatchContent::JsonPayloads,
+            name if name.starts_with("text/") => BatchContent::Text,
+            _ => BatchContent::Binary,
+        };
+        Ok(Self::with_parser(batch_parser(content, config)))
+    }
+
+    /// Makes the reader of a batch without items.
+    pub(super) fn for_empty_batch() -> Self {
+        Self::with_parser(BodyParser::Batch {
+            body: BytesMut::new(),
+            max_len: 0,
+            content: BatchContent::Binary,
+        })
+    }
+
+    fn with_parser(parser: BodyParser) -> Self {
+        Self {
             parser,
             queued: VecDeque::new(),
             is_cursor_cleared: false,
-        };
-        Ok((reader, transport))
+        }
     }
 
     /// Reads the next item. Returns `None` once all of `input` is read. `cursor` is the client's cursor.
@@ -156,7 +201,7 @@ impl ItemReader {
                         None => return Ok(None),
                     }
                 }
-                BodyParser::JsonArray { body, max_len } => {
+                BodyParser::Batch { body, max_len, .. } => {
                     if input.len() > max_len.saturating_sub(body.len()) {
                         let detail = format!("a batch has more than {max_len} bytes");
                         return Err(Error::too_long(detail));
@@ -182,8 +227,8 @@ impl ItemReader {
                         .extend(item_of_json(&line, config).ok().flatten());
                 }
             }
-            BodyParser::JsonArray { body, .. } => {
-                self.queued = items_of_json_array(&body.split().freeze(), config)?;
+            BodyParser::Batch { body, content, .. } => {
+                self.queued = items_of_batch(body.split().freeze(), *content, config)?;
             }
             BodyParser::Sse(_) | BodyParser::JsonSeq(_) | BodyParser::Multipart(_) => {}
         }
@@ -255,12 +300,40 @@ pub(super) fn item_of_json(json: &[u8], config: &SubscriberConfig) -> Result<Opt
     Ok(record.and_then(Record::into_item))
 }
 
-fn items_of_json_array(json: &[u8], config: &SubscriberConfig) -> Result<VecDeque<Item>, Error> {
-    if config.is_data_only {
-        return Ok(item_of_json(json, config)?.into_iter().collect());
+fn batch_parser(content: BatchContent, config: &SubscriberConfig) -> BodyParser {
+    BodyParser::Batch {
+        body: BytesMut::new(),
+        max_len: config.max_event_len.saturating_mul(BATCH_LEN_FACTOR),
+        content,
     }
-    let records = Record::from_json_array(json).map_err(Error::malformed)?;
-    Ok(records.into_iter().filter_map(Record::into_item).collect())
+}
+
+fn items_of_batch(
+    body: Bytes,
+    content: BatchContent,
+    config: &SubscriberConfig,
+) -> Result<VecDeque<Item>, Error> {
+    let events = match content {
+        BatchContent::Records if config.is_data_only => {
+            return Ok(item_of_json(&body, config)?.into_iter().collect());
+        }
+        BatchContent::Records => {
+            let records = Record::from_json_array(&body).map_err(Error::malformed)?;
+            return Ok(records.into_iter().filter_map(Record::into_item).collect());
+        }
+        BatchContent::JsonPayloads => {
+            let values: Vec<&RawValue> = serde_json::from_slice(&body).map_err(Error::malformed)?;
+            let events = values.into_iter().map(|json| Event::json_text(json.get()));
+            events.collect::<Result<_, _>>().map_err(Error::malformed)?
+        }
+        _ if body.is_empty() => Vec::new(),
+        BatchContent::Text => {
+            let text = std::str::from_utf8(&body).map_err(Error::malformed)?;
+            vec![Event::text(text)]
+        }
+        BatchContent::Binary => vec![Event::binary(body)],
+    };
+    Ok(events.into_iter().map(Item::Event).collect())
 }
 
 fn items_of_part(part: MultipartPart, config: &SubscriberConfig) -> Result<VecDeque<Item>, Error> {

@@ -4,6 +4,7 @@ mod backoff;
 #[cfg(feature = "websocket")]
 mod client_websocket;
 mod config;
+mod durable_poll;
 mod failure;
 mod item_reader;
 mod read_watchdog;
@@ -116,6 +117,8 @@ pub struct Subscriber {
     retry_hint: Option<Duration>,
     /// The time after which the server asks for all reconnects, which a `retry` field has set.
     lasting_retry_hint: Option<Duration>,
+    /// The last `Stream-Cursor` of a Durable Stream.
+    cache_key: Option<Box<str>>,
     /// Whether a request was repeated because of a 401 since a request has succeeded.
     has_repeated_401: bool,
     /// The rule of the WebSocket protocol that the server has broken, and when. The close frame follows the messages that the application
@@ -169,6 +172,8 @@ struct FeedConnection {
     is_finished: bool,
     /// The cursor after the batch of a long poll, from the header of the response.
     batch_cursor: Option<EventId>,
+    /// Whether the feed ends after the batch of a long poll.
+    is_last_batch: bool,
 }
 
 #[derive(Debug)]
@@ -241,6 +246,7 @@ impl Subscriber {
             queued: VecDeque::new(),
             retry_hint: None,
             lasting_retry_hint: None,
+            cache_key: None,
             has_repeated_401: false,
             #[cfg(feature = "websocket")]
             violation: None,
@@ -288,7 +294,10 @@ impl Subscriber {
             let no_store = HeaderValue::from_static("no-store");
             headers.insert(http::header::CACHE_CONTROL, no_store);
         }
-        if let Some(cursor) = &self.cursor {
+        if transport == Transport::DurableLongPoll {
+            let (cursor, cache_key) = (self.cursor.as_ref(), self.cache_key.as_deref());
+            *request.uri_mut() = durable_poll::poll_uri(request.uri(), cursor, cache_key);
+        } else if let Some(cursor) = &self.cursor {
             if let Ok(value) = HeaderValue::from_str(cursor.as_str()) {
                 headers.insert(LAST_EVENT_ID, value);
             }

@@ -9,6 +9,7 @@ use http::{
     response::Parts,
     uri::PathAndQuery,
 };
+use tower_push_proto::EventId;
 
 #[cfg(feature = "websocket")]
 use super::ClientWebSocket;
@@ -82,6 +83,11 @@ impl Subscriber {
         if let Some(result) = self.handle_upgrade(head, transport, accept.as_ref(), now) {
             return result;
         }
+        if transport == Transport::DurableLongPoll {
+            if let Some(action) = self.handle_durable_response(head, sent, now) {
+                return action;
+            }
+        }
         match head.status {
             StatusCode::OK => {}
             StatusCode::NO_CONTENT => {
@@ -129,21 +135,17 @@ impl Subscriber {
     }
 
     fn new_reader(&self, headers: &HeaderMap) -> Result<(ItemReader, Transport), Error> {
-        let encoding = headers.get(CONTENT_ENCODING);
-        if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let detail = "the response is compressed although the request did not allow it";
-            return Err(Error::content_type(detail));
-        }
+        check_content_encoding(headers)?;
         ItemReader::new(headers.get(CONTENT_TYPE), &self.config)
     }
 
-    fn begin_reading(
+    pub(super) fn begin_reading(
         &mut self,
         reader: ConnectionReader,
         requested: Transport,
         announced: Transport,
         since: Instant,
-        batch_cursor: Option<tower_push_proto::EventId>,
+        batch_cursor: Option<EventId>,
         now: Instant,
     ) {
         self.has_repeated_401 = false;
@@ -157,6 +159,7 @@ impl Subscriber {
             has_items: false,
             is_finished: false,
             batch_cursor,
+            is_last_batch: false,
         });
         if self.announced != Some(announced) {
             self.announced = Some(announced);
@@ -208,7 +211,12 @@ impl Subscriber {
     }
 
     /// Reads the body of a response that is no feed before the failure is reported.
-    fn read_error(&mut self, status: StatusCode, failure: Failure, now: Instant) -> ResponseAction {
+    pub(super) fn read_error(
+        &mut self,
+        status: StatusCode,
+        failure: Failure,
+        now: Instant,
+    ) -> ResponseAction {
         self.state = SubscriberState::ReadingError(Box::new(PendingResponse {
             status,
             failure,
@@ -262,6 +270,19 @@ impl Subscriber {
         };
         self.fail(Failure::stop(error), now);
     }
+}
+
+/// Checks that the body of a response is not compressed.
+///
+/// # Errors
+/// [`Error::is_unexpected_content_type`] if it is.
+pub(super) fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let encoding = headers.get(CONTENT_ENCODING);
+    if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let detail = "the response is compressed although the request did not allow it";
+        return Err(Error::content_type(detail));
+    }
+    Ok(())
 }
 
 /// Whether a redirect leads from `https` to `http`.

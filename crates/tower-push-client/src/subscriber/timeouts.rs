@@ -17,7 +17,9 @@ impl Subscriber {
             SubscriberState::Reading(connection) => {
                 let first_byte = self.first_byte_deadline(connection);
                 let body = match connection.requested {
-                    Transport::LongPoll => Some(connection.since + self.config.poll_timeout),
+                    transport if transport.is_long_poll() => {
+                        Some(connection.since + self.config.poll_timeout)
+                    }
                     _ => self.watchdog.deadline(),
                 };
                 [first_byte, body].into_iter().flatten().min()
@@ -30,7 +32,7 @@ impl Subscriber {
 
     fn response_timeout(&self, transport: Transport) -> Duration {
         match transport {
-            Transport::LongPoll => self.config.poll_timeout,
+            _ if transport.is_long_poll() => self.config.poll_timeout,
             _ => self.config.response_timeout,
         }
     }

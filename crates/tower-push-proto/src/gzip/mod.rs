@@ -52,12 +52,12 @@ pub struct GzipEncoder {
     /// What `encoder` has written and is not yet compressed.
     uncompressed: FrameBuffer,
     checksum: StreamChecksum,
-    /// `None` if the stream does not end with a run.
-    last_events: Option<WrittenEvents>,
+    /// `None` if something other than a run was written last.
+    preceding_events: Option<PrecedingEvents>,
 }
 
-/// The successive events of one log with which the uncompressed stream ends.
-struct WrittenEvents {
+/// The events of the last runs that were written one after another. The compressed bytes of the next run may refer to these events.
+struct PrecedingEvents {
     encoding: RunEncodingKey,
     first_position: u64,
     last_position: u64,
@@ -78,7 +78,7 @@ impl GzipEncoder {
             encoder,
             uncompressed: FrameBuffer::default(),
             checksum: StreamChecksum::default(),
-            last_events: None,
+            preceding_events: None,
         }
     }
 
@@ -88,7 +88,7 @@ impl GzipEncoder {
             return;
         }
         let parts: Vec<Bytes> = std::iter::from_fn(|| self.uncompressed.take_frame()).collect();
-        self.last_events = None;
+        self.preceding_events = None;
         self.write_block(DeflatedBlock::of_parts(&parts), out);
     }
 
@@ -105,8 +105,8 @@ impl GzipEncoder {
     }
 }
 
-impl WrittenEvents {
-    /// Returns whether the stream ends with the history of `run` in `encoding`. The run directly follows these events then.
+impl PrecedingEvents {
+    /// Returns whether these events end with the history of `run` in `encoding`, so that `run` directly follows them.
     fn end_with_history_of(&self, run: &EventRun, encoding: RunEncoding) -> bool {
         let Some(last) = run.history().last() else {
             return false;
@@ -140,9 +140,9 @@ impl Encoder for GzipEncoder {
             return true;
         };
         self.compress_written(out);
-        let before = self.last_events.take();
+        let before = self.preceding_events.take();
         let before = before.filter(|events| events.end_with_history_of(run, encoding));
-        self.last_events = Some(WrittenEvents {
+        self.preceding_events = Some(PrecedingEvents {
             encoding: encoding.key(),
             first_position: before
                 .as_ref()

@@ -66,13 +66,13 @@ impl CompressionSettings {
         payload_len >= threshold as usize && is_covered()
     }
 
-    /// Returns the settings as one number, for a [`RunEncoding`]: the window bits, and above them the threshold.
-    fn to_encoding_parameter(self) -> u64 {
+    /// Returns the settings as one number, for the parameter of a [`RunEncoding`]: the window bits in the low 8 bits, and the threshold above them.
+    fn to_run_encoding_parameter(self) -> u64 {
         u64::from(self.threshold) << 8 | u64::from(self.params.server_max_window_bits)
     }
 
-    /// Returns the settings that [`to_encoding_parameter`](Self::to_encoding_parameter) has made a number.
-    fn from_encoding_parameter(parameter: u64) -> Self {
+    /// Returns the settings that [`to_run_encoding_parameter`](Self::to_run_encoding_parameter) has made a number.
+    fn from_run_encoding_parameter(parameter: u64) -> Self {
         let server_max_window_bits = parameter as u8;
         Self {
             params: DeflateParams {
@@ -156,11 +156,11 @@ impl FrameEncoder {
     fn run_encoding_as<W: MessageWriter>(&self) -> RunEncoding {
         #[cfg(feature = "deflate")]
         if let Some(settings) = self.compression {
-            let parameter = settings.to_encoding_parameter();
+            let parameter = settings.to_run_encoding_parameter();
             return RunEncoding::with_parameter::<CompressedFrameEncoding<W>>(
                 parameter,
                 |event, parameter| {
-                    let settings = CompressionSettings::from_encoding_parameter(parameter);
+                    let settings = CompressionSettings::from_run_encoding_parameter(parameter);
                     if settings.should_compress::<W>(event) {
                         event.encoded_ref::<CompressedFrameEncoding<W>>()
                     } else {
