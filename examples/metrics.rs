@@ -44,6 +44,9 @@ use tower_push::{
 };
 use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
+/// What a browser shows at the address that the program prints.
+const INDEX: &str = "Metrics: /metrics. Streams: /ticks and /countdown.\n";
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut arguments = env::args().skip(1);
@@ -69,6 +72,7 @@ async fn main() -> Result<(), BoxError> {
     tokio::spawn(publish_ticks(channel.clone()));
 
     let app = Router::new()
+        .route("/", get(|| async { INDEX }))
         .route("/ticks", any(ticks))
         .route("/countdown", any(countdown))
         .route("/metrics", get(metrics))

@@ -9,7 +9,11 @@
 //! Events go to the standard output: the id, the type, the topic and the payload, separated by tabs. Everything else goes to the standard
 //! error: connections, gaps, cursors, and why a connection failed.
 
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use futures_util::StreamExt;
 use http::{HeaderName, HeaderValue};
@@ -102,12 +106,14 @@ fn parse_header(line: &str) -> Result<(HeaderName, HeaderValue), BoxError> {
     Ok((name.trim().parse()?, value.trim().parse()?))
 }
 
+/// Prints items until the stream ends, or until the program that reads the standard output has ended, such as `head`.
 async fn print_items(mut stream: EventStream) -> Result<(), tower_push_client::Error> {
     while let Some(item) = stream.next().await {
+        let mut written = Ok(());
         match item? {
-            ClientItem::Event(event) => print_event(&event),
+            ClientItem::Event(event) => written = print_event(&event),
             ClientItem::EventWithCursor { event, cursor } => {
-                print_event(&event);
+                written = print_event(&event);
                 eprintln!("cursor {cursor}");
             }
             ClientItem::Gap(gap) => eprintln!("gap {}", gap.to_json()),
@@ -120,11 +126,14 @@ async fn print_items(mut stream: EventStream) -> Result<(), tower_push_client::E
             ClientItem::Finished => eprintln!("finished"),
             _ => {}
         }
+        if written.is_err() {
+            break;
+        }
     }
     Ok(())
 }
 
-fn print_event(event: &Event) {
+fn print_event(event: &Event) -> io::Result<()> {
     let id = event.id().map_or("-", EventId::as_str);
     let event_type = event
         .event_type()
@@ -140,7 +149,7 @@ fn print_event(event: &Event) {
             .to_string()
             .replace("\\\"", "\""),
     };
-    println!("{id}\t{event_type}\t{topic}\t{payload}");
+    writeln!(io::stdout(), "{id}\t{event_type}\t{topic}\t{payload}")
 }
 
 /// Returns the text of an error and of the errors that caused it.

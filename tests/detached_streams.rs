@@ -14,7 +14,7 @@ use futures_util::{
     StreamExt,
     stream::{self, Stream},
 };
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -31,6 +31,7 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::{
+    classify::ServerErrorsFailureClass,
     compression::{CompressionLayer, predicate::SizeAbove},
     cors::CorsLayer,
     limit::RequestBodyLimitLayer,
@@ -48,6 +49,7 @@ use tower_push::{
     source::StartPosition,
     transport::{Chunked, Sse},
 };
+use tracing::Span;
 
 const MS_100: Duration = Duration::from_millis(100);
 
@@ -690,6 +692,75 @@ async fn layers_that_keep_bytes_are_transparent() {
     assert!(is_detached_through(CompressionLayer::new()).await);
     let all = CompressionLayer::new().compress_when(SizeAbove::new(0));
     assert!(!is_detached_through(all).await);
+}
+
+#[tokio::test]
+async fn cors_headers_are_on_detached_streams() {
+    let (settings, channel) = (Server::new(), Channel::new());
+    let origin = HeaderValue::from_static("https://app.example");
+    let cors = CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([http::Method::GET])
+        .allow_credentials(true);
+    let app = ServiceBuilder::new()
+        .layer(cors)
+        .service(service(channel.clone()));
+    let server = TestServer::start_on(settings.clone(), app).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let headers = [
+        ("origin", "https://app.example"),
+        ("access-control-request-method", "GET"),
+    ];
+    let preflight = client.send_request("OPTIONS", "/", &headers).await;
+    assert_eq!(
+        preflight.header("access-control-allow-methods"),
+        Some("GET")
+    );
+    preflight.discard_rest().await;
+    assert_eq!(channel.subscriber_count(), 0);
+    let mut stream = client.get("/", &headers[..1]).await;
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.example"),
+        ("access-control-allow-credentials", "true"),
+    ] {
+        assert_eq!(stream.header(name), Some(value));
+    }
+    stream.expect_bytes(":\n").await;
+    wait_until_detached(&settings, 1).await;
+    channel.publish("hello").unwrap();
+    assert!(stream.next_chunk().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn trace_layer_sees_head_and_first_bytes() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = |call: &'static str| {
+        let seen = seen.clone();
+        move || seen.lock().unwrap().push(call)
+    };
+    let [on_request, on_response, on_chunk, on_eos, on_failure] =
+        ["request", "response", "chunk", "eos", "failure"].map(record);
+    let trace = TraceLayer::new_for_http()
+        .on_request(move |_: &Request<Incoming>, _: &Span| on_request())
+        .on_response(move |_: &Response<PushBody>, _: Duration, _: &Span| on_response())
+        .on_body_chunk(move |_: &Bytes, _: Duration, _: &Span| on_chunk())
+        .on_eos(move |_: Option<&HeaderMap>, _: Duration, _: &Span| on_eos())
+        .on_failure(move |_: ServerErrorsFailureClass, _: Duration, _: &Span| on_failure());
+    let (settings, channel) = (Server::new(), Channel::new());
+    let app = ServiceBuilder::new()
+        .layer(trace)
+        .service(service(channel.clone()));
+    let server = TestServer::start_on(settings.clone(), app).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let stream = client.get("/", &[]).await;
+    wait_until_detached(&settings, 1).await;
+    channel.publish("hello").unwrap();
+    channel.close();
+    let (text, end) = stream.read_to_end().await;
+    end.unwrap();
+    assert!(String::from_utf8(text).unwrap().contains("data: hello"));
+    wait_for_connections(&settings).await;
+    assert_eq!(*seen.lock().unwrap(), ["request", "response", "chunk"]);
 }
 
 /// Opens an idle stream through `layer`, and returns whether it is open after 600 ms.

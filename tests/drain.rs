@@ -371,6 +371,22 @@ async fn warp_notifies_every_client_before_stopping() {
     feed.assert_graceful_stop(crowd, address, server).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tower_push_notifies_every_client_before_stopping() {
+    let feed = GuardedFeed::new();
+    let app = axum::Router::new().route_service(
+        "/feed",
+        service(feed.channel.clone()).transport(feed.transports.clone()),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(feed.start_drain_on_stop());
+    let server = tower_push::serve(listener, app).drain(&feed.drain);
+    let server = tokio::spawn(async move { server.await.unwrap() });
+    feed.assert_graceful_stop(ClientCounts::within_fd_limit(), address, server)
+        .await;
+}
+
 #[tokio::test]
 async fn draining_server_refuses_new_streams() {
     let feed = GuardedFeed::new();

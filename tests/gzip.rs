@@ -16,19 +16,21 @@ use http_body::Body;
 use hyper::body::Incoming;
 use proptest::prelude::*;
 use testkit::{
-    HttpVersion, TEST_TIMEOUT, TestServer, body_frames, get_request_head, programs, wait_until,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_frames, get_request_head, programs,
+    wait_until,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout},
     time::timeout,
 };
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::ServiceExt;
 use tower_push::{
     BoxError, Channel, Event, KeepAlive, Push, PushBody, PushSource,
     server::Server,
     service,
-    source::StartPosition,
+    source::{StartPosition, source_fn},
     transport::{Chunked, Gzip, Sse, Transport},
 };
 
@@ -357,6 +359,58 @@ async fn failed_stream_has_no_trailer() {
     assert_eq!(inflate_beginning(&gzip), b":\ndata: one\n\n");
     let mut text = String::new();
     assert!(GzDecoder::new(&gzip[..]).read_to_string(&mut text).is_err());
+}
+
+/// Reads a stream of two events over a connection. Returns the bytes in gzip, and whether the body was complete.
+async fn read_over_connection(detaches: bool, fails: bool) -> (Vec<u8>, bool) {
+    let server = detaches.then(Server::new);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Result<Event, BoxError>>();
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let source = source_fn(async move |_| {
+        let receiver = receiver.lock().unwrap().take();
+        Ok(UnboundedReceiverStream::new(receiver.unwrap()))
+    });
+    let app = service(source).transport(sse().gzip(Gzip::new()));
+    let test_server = match server.clone() {
+        Some(server) => TestServer::start_on(server, app).await,
+        None => TestServer::start(app).await,
+    };
+    let mut client = HttpConnection::connect(&test_server, HttpVersion::Http1).await;
+    let response = client.get("/", &[ACCEPTS_GZIP]).await;
+    assert!(has_gzip(&response.head.headers));
+    if let Some(server) = server {
+        let is_detached = || server.counts().detached_streams == 1;
+        wait_until(is_detached, || format!("{:?}", server.counts())).await;
+    }
+    for text in ["one", "two"] {
+        sender.send(Ok(Event::text(text))).unwrap();
+    }
+    if fails {
+        sender.send(Err("broken".into())).unwrap();
+    }
+    drop(sender);
+    let (gzip, result) = response.read_to_end().await;
+    (gzip, result.is_ok())
+}
+
+#[tokio::test]
+async fn trailer_is_right_in_hyper_and_detached() {
+    for detaches in [false, true] {
+        let (gzip, is_complete) = read_over_connection(detaches, false).await;
+        assert!(is_complete);
+        // The decoder compares the CRC and the length of the trailer with the text.
+        let mut text = String::new();
+        let mut decoder = GzDecoder::new(&gzip[..]);
+        decoder.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(":\ndata: one\n\ndata: two\n\n"), "{text}");
+        assert!(decoder.into_inner().is_empty(), "the trailer is the end");
+
+        let (gzip, is_complete) = read_over_connection(detaches, true).await;
+        assert!(!is_complete, "the last chunk is missing");
+        assert_eq!(inflate_beginning(&gzip), b":\ndata: one\n\ndata: two\n\n");
+        let mut text = String::new();
+        assert!(GzDecoder::new(&gzip[..]).read_to_string(&mut text).is_err());
+    }
 }
 
 #[tokio::test(start_paused = true)]

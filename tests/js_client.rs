@@ -126,7 +126,9 @@ fn hub_source(hub: &Hub) -> ClientTopicsSource {
                 _ => TopicAccess::allow(),
             })
         });
-    authorized.commands(HubCommands::new())
+    authorized
+        .authorize_patterns(async |_, _| true)
+        .commands(HubCommands::new())
 }
 
 #[derive(Clone)]
@@ -138,7 +140,10 @@ struct ServerState {
 
 fn app() -> Router {
     let state = ServerState {
-        hub: Hub::builder().start(StartPosition::Last(1)).build(),
+        hub: Hub::builder()
+            .start(StartPosition::Last(1))
+            .max_patterns(100)
+            .build(),
         channel: Channel::builder()
             .max_events(1000)
             .start(StartPosition::Oldest)

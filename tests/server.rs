@@ -20,6 +20,7 @@ use futures_util::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use rcgen::{CertifiedKey, generate_simple_self_signed};
 use testkit::{
     HttpConnection, HttpVersion, TEST_TIMEOUT, wait_for_connections, wait_until,
     websocket::{handshake_text, masked_frame},
@@ -30,6 +31,13 @@ use tokio::{
     sync::Notify,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor, TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore, ServerConfig,
+        pki_types::{PrivateKeyDer, ServerName},
+    },
 };
 use tower::service_fn;
 use tower_push::{
@@ -282,7 +290,97 @@ async fn stalled_handshake_is_closed_and_delays_nobody() {
     assert_eq!(settings.counts().failed_handshakes, 2);
 }
 
+/// The first bytes of an HTTP/2 connection: the preface, and an empty SETTINGS frame.
+const HTTP2_PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn tls_acceptor() -> (TlsAcceptor, TlsConnector) {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let server = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let client = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (
+        TlsAcceptor::from(Arc::new(server)),
+        TlsConnector::from(Arc::new(client)),
+    )
+}
+
+#[tokio::test]
+async fn stalled_tls_handshakes_are_closed_and_delay_nobody() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let (acceptor, connector) = tls_acceptor();
+    let settings = Server::builder().handshake_timeout(TIMEOUT).build();
+    let server = RunningServer::spawn(|listener| {
+        settings
+            .serve(listener, default_app())
+            .handshake(move |socket| acceptor.accept(socket))
+    })
+    .await;
+    let connect_tls = async || {
+        let name = ServerName::try_from("localhost").unwrap();
+        connector.connect(name, server.connect().await).await
+    };
+    // What a client sends before it stalls: nothing, half a record header, and a record that says that 512 bytes follow.
+    let start = Instant::now();
+    let mut stalled = Vec::new();
+    for sent in [
+        &b""[..],
+        b"\x16\x03",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+    ] {
+        let mut socket = server.connect().await;
+        socket.write_all(sent).await.unwrap();
+        stalled.push(socket);
+    }
+    let mut plain = server.connect().await;
+    plain.write_all(GET_ROOT).await.unwrap();
+    let mut closed = server.connect().await;
+    closed.write_all(b"\x16").await.unwrap();
+    drop(closed);
+    let mut secure = connect_tls().await.unwrap();
+    secure.write_all(GET_ROOT).await.unwrap();
+    let mut response = [0; 12];
+    secure.read_exact(&mut response).await.unwrap();
+    assert_eq!(response, *b"HTTP/1.1 200");
+    // Nothing but an alert answers a request without TLS.
+    assert!(!read_to_end(&mut plain).await.contains("HTTP/"));
+    assert!(start.elapsed() < TIMEOUT, "a stalled client delays others");
+    for mut socket in stalled {
+        assert_eq!(read_to_end(&mut socket).await, "");
+    }
+    assert!(start.elapsed() >= TIMEOUT);
+    let failed = || settings.counts().failed_handshakes == 5;
+    wait_until(failed, || format!("{:?}", settings.counts())).await;
+    assert_eq!(settings.counts().open_connections, 1);
+    drop(secure);
+    wait_for_connections(&settings).await;
+}
+
 // --- timeouts
+
+#[tokio::test]
+async fn http2_client_without_pongs_is_disconnected() {
+    let settings = Server::builder().http2_ping_interval(MS_100).build();
+    let server = RunningServer::spawn(|listener| settings.serve(listener, default_app())).await;
+    let mut silent = server.connect().await;
+    silent.write_all(HTTP2_PREFACE_AND_SETTINGS).await.unwrap();
+    let mut pongs = HttpConnection::connect_to(server.address, HttpVersion::Http2).await;
+    let mut stream = pongs.get("/idle", &[]).await;
+    stream.expect_bytes(":\n").await;
+    read_to_end(&mut silent).await;
+    // The other client answers.
+    sleep(5 * MS_100).await;
+    assert_eq!(settings.counts().open_connections, 1);
+    drop((stream, pongs));
+    wait_for_connections(&settings).await;
+}
 
 #[tokio::test]
 async fn slow_heads_are_cut_off() {
@@ -384,6 +482,23 @@ async fn absurd_heads_are_refused() {
         .unwrap();
     let response = read_to_end(&mut socket).await;
     assert!(response.starts_with("HTTP/1.1 400"), "{response}");
+}
+
+#[tokio::test]
+async fn absurd_http2_heads_are_refused() {
+    let settings = Server::new();
+    let server = RunningServer::spawn(|listener| settings.serve(listener, default_app())).await;
+    let value = "a".repeat(2000);
+    let mut other = HttpConnection::connect_to(server.address, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect_to(server.address, HttpVersion::Http2).await;
+    // Together 20 KB. The connection stays usable.
+    let refused = client.get("/", &[("x", &*value); 10]).await;
+    assert_eq!(refused.head.status, 431);
+    refused.discard_rest().await;
+    assert_eq!(client.get("/", &[]).await.head.status, 200);
+    assert_eq!(other.get("/", &[]).await.head.status, 200);
+    drop((client, other));
+    wait_for_connections(&settings).await;
 }
 
 // --- limits

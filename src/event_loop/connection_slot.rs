@@ -12,7 +12,7 @@ use super::{
 };
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
-/// A connection of an event loop, together with its waker, in one allocation.
+/// A connection of an event loop and its waker in one allocation, without the connection's type.
 pub(super) trait ConnectionSlot: Send + Sync {
     /// Polls the connection. A panic closes the connection. Returns `Closed` if the connection was closed before.
     ///
@@ -28,7 +28,8 @@ pub(super) trait ConnectionSlot: Send + Sync {
     fn set_index(&self, index: Option<u32>);
 }
 
-struct Slot<C> {
+/// The [`ConnectionSlot`] of a connection of the type `C`.
+struct TypedConnectionSlot<C> {
     queue: Arc<ReadyQueue>,
     /// Whether the slot is in the queue.
     is_queued: AtomicBool,
@@ -43,7 +44,7 @@ pub(super) fn new_slot<C>(connection: C, queue: &Arc<ReadyQueue>) -> Arc<dyn Con
 where
     C: DrivenConnection + 'static,
 {
-    Arc::new(Slot {
+    Arc::new(TypedConnectionSlot {
         queue: queue.clone(),
         is_queued: AtomicBool::new(true),
         index_plus_one: AtomicU32::new(0),
@@ -51,7 +52,7 @@ where
     })
 }
 
-impl<C: DrivenConnection + 'static> Wake for Slot<C> {
+impl<C: DrivenConnection + 'static> Wake for TypedConnectionSlot<C> {
     fn wake(self: Arc<Self>) {
         if !self.is_queued.swap(true, Ordering::AcqRel) {
             let queue = self.queue.clone();
@@ -61,7 +62,7 @@ impl<C: DrivenConnection + 'static> Wake for Slot<C> {
     }
 }
 
-impl<C: DrivenConnection + 'static> ConnectionSlot for Slot<C> {
+impl<C: DrivenConnection + 'static> ConnectionSlot for TypedConnectionSlot<C> {
     fn poll(self: Arc<Self>, cause: WakeCause, now: Instant) -> ConnectionPoll {
         if cause == WakeCause::Waker {
             // Cleared before the poll, so that a wake-up during the poll is not lost.

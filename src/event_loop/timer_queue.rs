@@ -16,7 +16,7 @@ pub(super) struct TimerQueue {
 /// The time of an entry, in milliseconds, and the index of its connection.
 type TimerEntry = (u64, u32);
 
-/// The time of the valid entry of a connection. An entry of another time is not valid.
+/// The time at which a connection's entry of the queue is due. Entries of the connection with other times are outdated and not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScheduledTime(u64);
 

@@ -13,7 +13,7 @@ pub(super) struct TokenBucket {
 /// The error of [`TokenBucket::take`]: when there will be enough tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TooFewTokens {
-    /// After this time.
+    /// There are enough tokens after this time.
     RetryAfter(Duration),
     /// Never, because the bucket is too small.
     Never,

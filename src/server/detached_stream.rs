@@ -155,13 +155,14 @@ where
             self.is_flushed = false;
             return Ok(());
         }
-        let mut chunk = [0; MAX_SIZE_LINE_LEN + MAX_COPIED_PAYLOAD_LEN + 2];
-        let mut len = 0;
+        // Not initialized, because most chunks are much shorter.
+        let mut chunk =
+            [const { MaybeUninit::<u8>::uninit() }; MAX_SIZE_LINE_LEN + MAX_COPIED_PAYLOAD_LEN + 2];
+        let mut chunk = ReadBuf::uninit(&mut chunk);
         for slice in [size_line, &payload, b"\r\n"] {
-            chunk[len..len + slice.len()].copy_from_slice(slice);
-            len += slice.len();
+            chunk.put_slice(slice);
         }
-        self.write_bytes(&chunk[..len], cx)
+        self.write_bytes(chunk.filled(), cx)
     }
 
     /// Writes `bytes` once. What the socket does not take stays in `unwritten`.

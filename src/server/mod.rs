@@ -39,7 +39,7 @@
 //! | TLS, and other handshakes | [`Serve::handshake`] |
 //! | small events at once | `TCP_NODELAY` on every TCP connection |
 //! | clients that stop reading | [`WriteTimeout`] around every socket, with the [write timeout](ServerBuilder::write_timeout) |
-//! | clients that are gone, on HTTP/2 | a ping after 20 s without input, and 20 s for its answer |
+//! | clients that are gone, on HTTP/2 | a [ping](ServerBuilder::http2_ping_interval) after 20 s without input, and 20 s for its answer |
 //! | clients that send nothing | timeouts for a [handshake](ServerBuilder::handshake_timeout), for the [head of a request](ServerBuilder::header_read_timeout) and for [the next request](ServerBuilder::idle_timeout) |
 //! | large heads | at most 64 KiB on HTTP/1, and 16 KiB on HTTP/2. A larger head is refused with 431 |
 //! | too many connections | [`ServerBuilder::max_connections`] |
@@ -136,6 +136,7 @@ struct ServerSettings {
     drain: Option<Drain>,
     max_connections: Option<usize>,
     max_http2_streams: u32,
+    http2_ping_interval: Duration,
     handshake_timeout: Duration,
     header_read_timeout: Duration,
     idle_timeout: Duration,
@@ -162,9 +163,6 @@ struct SharedServer {
 /// for a client that does not read. hyper's default is 400 KiB.
 const MAX_HTTP1_BUFFER_LEN: usize = 64 * 1024;
 
-/// The time without input after which an HTTP/2 connection is pinged, and the time within which the client must answer: 20 s.
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
-
 /// Upper bound for the timeouts, 30 days: adding this bound to `Instant::now()` does not overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -180,6 +178,7 @@ impl Server {
             drain: None,
             max_connections: None,
             max_http2_streams: 200,
+            http2_ping_interval: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),
             header_read_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
@@ -277,6 +276,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Sets after which time without input an HTTP/2 connection is pinged, and how long the client may take to answer: 20 s each by default, at
+    /// most 30 days. A client that does not answer in time is disconnected.
+    pub fn http2_ping_interval(mut self, interval: Duration) -> Self {
+        self.0.http2_ping_interval = interval.min(MAX_TIMEOUT);
+        self
+    }
+
     /// Sets how long a [handshake](Serve::handshake) may take: 10 s by default, at most 30 days.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.0.handshake_timeout = timeout.min(MAX_TIMEOUT);
@@ -328,8 +334,8 @@ impl ServerBuilder {
         http2
             .timer(TokioTimer::new())
             .enable_connect_protocol()
-            .keep_alive_interval(HTTP2_PING_INTERVAL)
-            .keep_alive_timeout(HTTP2_PING_INTERVAL)
+            .keep_alive_interval(settings.http2_ping_interval)
+            .keep_alive_timeout(settings.http2_ping_interval)
             .max_concurrent_streams(settings.max_http2_streams);
         let slots = settings.max_connections;
         Server {

@@ -1,16 +1,18 @@
 //! Commands on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
+use serde_json::Value;
 use testkit::{HttpConnection, HttpVersion, TestServer, websocket::WebSocketConnection};
 use tower_push::{
     EventId, Hub,
     event::Topic,
     source::{
         Rejection, StartPosition, Subscription,
-        hub::{HubCommands, TopicAccess, Topics},
+        hub::{ClientTopicsSource, HubCommands, TopicAccess, Topics},
     },
 };
 
-struct Client {
+/// A client that sends commands.
+pub(crate) struct Client {
     socket: WebSocketConnection,
     _server: TestServer,
 }
@@ -30,7 +32,11 @@ impl Client {
                 "lounge" => Ok(TopicAccess::allow().present("ada", 1).with_members()),
                 _ => Ok(TopicAccess::allow()),
             });
-        let server = TestServer::start(tower_push::service(source.commands(commands))).await;
+        Self::connect_to(source.commands(commands), query).await
+    }
+
+    pub(crate) async fn connect_to(source: ClientTopicsSource, query: &str) -> Self {
+        let server = TestServer::start(tower_push::service(source)).await;
         let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let protocol = ("sec-websocket-protocol", "json.tower-push");
         let result = client
@@ -43,11 +49,11 @@ impl Client {
         }
     }
 
-    async fn send(&mut self, message: &str) {
+    pub(crate) async fn send(&mut self, message: &str) {
         self.socket.send_frame(0x81, message.as_bytes()).await;
     }
 
-    async fn next(&mut self) -> String {
+    pub(crate) async fn next(&mut self) -> String {
         let frame = self.socket.next_frame().await.expect("a message");
         assert_eq!(
             frame.first_byte,
@@ -58,8 +64,30 @@ impl Client {
         String::from_utf8(frame.payload).unwrap()
     }
 
-    async fn expect(&mut self, expected: &str) {
+    pub(crate) async fn expect(&mut self, expected: &str) {
         assert_eq!(self.next().await, expected);
+    }
+
+    /// Reads messages until one contains `end`. Returns the ids of the events before it.
+    pub(crate) async fn event_ids_until(&mut self, end: &str) -> Vec<EventId> {
+        let mut ids = Vec::new();
+        loop {
+            let message = self.next().await;
+            if message.contains(end) {
+                return ids;
+            }
+            let record: Value = serde_json::from_str(&message).unwrap();
+            if record.get("topic").is_some() {
+                let id = record["id"].as_str().unwrap();
+                ids.push(EventId::new(id.to_owned()).unwrap());
+            }
+        }
+    }
+
+    /// Returns the code of the next frame, which closes the connection.
+    pub(crate) async fn read_close(&mut self) -> u16 {
+        let close = self.socket.next_frame().await.expect("a close frame");
+        close.close_code_and_reason().expect("a close frame").0
     }
 }
 

@@ -1,9 +1,11 @@
 //! The hub: topics on demand, one order and one cursor for any set of topics, limits, what a returning client gets, topics that
 //! clients choose, and patterns of topics.
 
+mod client_patterns;
 mod client_topics;
 mod commands;
 mod model;
+mod pattern_commands;
 mod patterns;
 mod presence;
 mod publisher_ids;

@@ -12,10 +12,17 @@
  * @module
  */
 import { PushError, type ConnectOptions, type PushConnection } from "./index.js";
+/** A pattern: the topics that begin with `prefix`; with a `suffix`, those that have one segment without a slash between `prefix` and `suffix`. */
+export interface TopicPattern {
+    prefix: string;
+    suffix?: string;
+}
 /** The options of a connection to topics. */
 export interface TopicOptions extends ConnectOptions {
-    /** The first topics. May be empty if `transports` is `["websocket"]`. */
+    /** The first topics. May be empty if there is a pattern, or if `transports` is `["websocket"]`. */
     topics: string[];
+    /** Patterns of topics, for the lifetime of the connection. The server must accept patterns. Default: none. */
+    patterns?: TopicPattern[];
     /** The name of the query parameter that names a topic. Default: `topic`. */
     topicParameter?: string;
     /** Whether the server accepts commands on a WebSocket. If not, the connection is opened anew when its topics change. Default: `true`. */
@@ -41,7 +48,7 @@ export interface TopicConnection extends PushConnection {
     readonly topics: string[];
     /** Adds topics. Each begins where a new client begins, usually with its last value. */
     subscribe(...topics: string[]): void;
-    /** Removes topics. Throws if no topic would be left, because then only a WebSocket could be opened, unless `transports` is `["websocket"]`. */
+    /** Removes topics. Throws if neither a topic nor a pattern would be left, because then only a WebSocket could be opened, unless `transports` is `["websocket"]`. */
     unsubscribe(...topics: string[]): void;
     /**
      * Publishes a JSON value over a WebSocket. Resolves with the event's id. If the connection breaks, the command is repeated with the same key. Rejects

@@ -1,6 +1,6 @@
 import type { Connection } from "./connection.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
-import type { PublicationOptions, TopicConnection, TopicOptions } from "./topics.js";
+import type { PublicationOptions, TopicConnection, TopicOptions, TopicPattern } from "./topics.js";
 
 /** The number of events whose repetitions are dropped. */
 const MAX_RECENT_EVENTS = 256;
@@ -47,6 +47,7 @@ export class HubConnection implements TopicConnection {
   #baseUrl: URL;
   #connection: Connection;
   #topicParameter: string;
+  #patterns: TopicPattern[];
   #acceptsCommands: boolean;
   #mayHaveNoTopic: boolean;
   #progress = new Map<string, TopicProgress>();
@@ -64,11 +65,12 @@ export class HubConnection implements TopicConnection {
   #repeated = new WeakSet<object>();
 
   constructor(url: URL, options: TopicOptions) {
-    const { topics, topicParameter = "topic", commands = true, ...rest } = options;
+    const { topics, patterns = [], topicParameter = "topic", commands = true, ...rest } = options;
     this.#baseUrl = url;
     this.#topicParameter = topicParameter;
+    this.#patterns = patterns;
     this.#acceptsCommands = commands;
-    this.#mayHaveNoTopic = String(rest.transports) === "websocket";
+    this.#mayHaveNoTopic = patterns.length > 0 || String(rest.transports) === "websocket";
     if (!topics[0] && !this.#mayHaveNoTopic) throw noTopic();
     for (const topic of topics) this.#progress.set(topic, "resumable");
     this.#connection = connect(url, rest) as PushConnection as Connection;
@@ -159,6 +161,11 @@ export class HubConnection implements TopicConnection {
   /** Sets the address of the next attempt. */
   #updateUrl(): void {
     const url = new URL(this.#baseUrl);
+    for (const { prefix, suffix } of this.#patterns) {
+      if (suffix == null) url.searchParams.append("pattern_prefix", prefix);
+      // No topic has a line feed, which stands for the segment.
+      else url.searchParams.append("pattern_segment", `${prefix}\n${suffix}`);
+    }
     for (const [topic, progress] of this.#progress) {
       url.searchParams.append(this.#topicParameter, topic);
       if (progress !== "resumable") url.searchParams.append("fresh", topic);
@@ -249,7 +256,7 @@ export class HubConnection implements TopicConnection {
   }
 }
 
-const noTopic = () => new TypeError("a connection needs a topic, unless its only transport is a WebSocket");
+const noTopic = () => new TypeError("a connection needs a topic or a pattern, unless its only transport is a WebSocket");
 
 function randomKey(): string {
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (number) => number.toString(36)).join("-");

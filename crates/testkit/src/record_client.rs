@@ -87,7 +87,7 @@ impl RecordClient {
         assert_eq!(after, None);
     }
 
-    /// Reads until the client has a cursor. No record may arrive before.
+    /// Reads until the client has a cursor. Panics if a record arrives before the cursor.
     pub async fn wait_for_cursor(&mut self) {
         while self.reader.cursor.is_none() {
             let frame = timeout(TEST_TIMEOUT, self.body.frame());

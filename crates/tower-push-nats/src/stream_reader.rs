@@ -162,7 +162,7 @@ impl<S: EventSink> StreamReader<S> {
             Continuity::Replaced => {
                 self.recent.clear();
                 let start = log_start(&self.api, &info, self.limits).await?;
-                self.begin_anew(start);
+                self.restart_at(start);
             }
         }
         // The server would accept a number beyond the end of the stream, and skip the messages before it.
@@ -222,12 +222,12 @@ impl<S: EventSink> StreamReader<S> {
                 }
             }
         };
-        self.begin_anew(start);
+        self.restart_at(start);
         Ok(())
     }
 
     /// Announces that the stream is not the one that was read, and continues at `start`.
-    fn begin_anew(&mut self, start: StreamCursor) {
+    fn restart_at(&mut self, start: StreamCursor) {
         self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
         let gap = Gap::new(GapReason::Epoch).resumed(start.to_event_id());
         self.sink.gap(&gap);

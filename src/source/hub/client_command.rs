@@ -1,7 +1,7 @@
 use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::is_control_type;
+use super::{is_control_type, topic_or_pattern::TopicOrPattern, topic_pattern::TopicPattern};
 use crate::{
     event::{Event, EventId, EventType, Payload, Topic},
     source::Rejection,
@@ -10,7 +10,8 @@ use crate::{
 /// What a client asks for in a message on its WebSocket: see `docs/hub-protocol.md`.
 #[derive(Debug)]
 pub(super) struct ClientCommand {
-    pub(super) topic: Topic,
+    /// A topic if the command publishes.
+    pub(super) requested: TopicOrPattern,
     pub(super) action: CommandAction,
     /// The client's name for the command, which the answer repeats.
     pub(super) reference: Option<Value>,
@@ -54,8 +55,8 @@ impl ClientCommand {
         let reference =
             reference.filter(|value| value.is_u64() || value.as_str().is_some_and(is_short));
         match Self::parse_members(&mut members) {
-            Ok((topic, action)) => Ok(Self {
-                topic,
+            Ok((requested, action)) => Ok(Self {
+                requested,
                 action,
                 reference,
             }),
@@ -66,10 +67,10 @@ impl ClientCommand {
         }
     }
 
-    /// Parses the member that has the name of the command. Returns the topic and the action.
+    /// Parses the member that has the name of the command. Returns the topic or the pattern, and the action.
     fn parse_members(
         members: &mut Map<String, Value>,
-    ) -> Result<(Topic, CommandAction), &'static str> {
+    ) -> Result<(TopicOrPattern, CommandAction), &'static str> {
         let mut arguments = |name| match members.remove(name) {
             Some(Value::Object(arguments)) => Some(arguments),
             _ => None,
@@ -79,12 +80,15 @@ impl ClientCommand {
             let cursor = cursor.map(|cursor| EventId::new(cursor).map_err(|_| INVALID_CURSOR));
             let cursor = cursor.transpose()?;
             return Ok((
-                parse_topic(&arguments)?,
+                parse_topic_or_pattern(&arguments)?,
                 CommandAction::Subscribe { cursor },
             ));
         }
         if let Some(arguments) = arguments("unsubscribe") {
-            return Ok((parse_topic(&arguments)?, CommandAction::Unsubscribe));
+            return Ok((
+                parse_topic_or_pattern(&arguments)?,
+                CommandAction::Unsubscribe,
+            ));
         }
         let Some(mut arguments) = arguments("publish") else {
             return Err("a command is `subscribe`, `unsubscribe` or `publish`");
@@ -106,7 +110,7 @@ impl ClientCommand {
             idempotency_key: key.map(str::to_owned),
             has_echo: arguments.get("echo") != Some(&Value::Bool(false)),
         };
-        Ok((parse_topic(&arguments)?, action))
+        Ok((TopicOrPattern::Topic(parse_topic(&arguments)?), action))
     }
 }
 
@@ -132,6 +136,18 @@ fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
     Topic::new(name).map_err(|_| "`topic` is not a topic")
 }
 
+fn parse_topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, &'static str> {
+    let pattern = match (arguments.get("pattern"), arguments.get("topic")) {
+        (None, _) => return parse_topic(arguments).map(TopicOrPattern::Topic),
+        (Some(Value::Object(pattern)), None) => pattern,
+        (Some(_), Some(_)) => return Err("a command has a topic or a pattern, not both"),
+        (Some(_), None) => return Err("`pattern` is not an object"),
+    };
+    let prefix = string_member(pattern, "prefix")?.ok_or("`prefix` is missing")?;
+    let suffix = string_member(pattern, "suffix")?;
+    TopicPattern::from_client(prefix, suffix).map(TopicOrPattern::Pattern)
+}
+
 fn bad_request(message: &'static str) -> Rejection {
     Rejection::new(StatusCode::BAD_REQUEST).message(message)
 }
@@ -144,12 +160,16 @@ mod tests {
         ClientCommand::parse(&Payload::Text(message.to_owned()))
     }
 
+    fn topic(name: &str) -> TopicOrPattern {
+        TopicOrPattern::Topic(Topic::new(name).unwrap())
+    }
+
     #[test]
     fn commands_are_parsed() {
         let command = parse(r#"{"subscribe":{"topic":"a","cursor":"7"},"ref":1}"#).unwrap();
         assert_eq!(
-            (command.topic.as_str(), command.reference),
-            ("a", Some(1.into()))
+            (command.requested, command.reference),
+            (topic("a"), Some(1.into()))
         );
         let CommandAction::Subscribe { cursor } = command.action else {
             panic!("not a subscription")
@@ -166,6 +186,37 @@ mod tests {
         };
         assert_eq!(event.payload().as_text(), Some("[1]"));
         assert_eq!((idempotency_key.as_deref(), has_echo), (Some("k"), false));
+    }
+
+    #[test]
+    fn patterns_are_parsed() {
+        let requested = |arguments: &str| {
+            let message = format!(r#"{{"subscribe":{arguments}}}"#);
+            parse(&message).map(|command| command.requested)
+        };
+        let prefix = requested(r#"{"pattern":{"prefix":"a/"}}"#).unwrap();
+        assert_eq!(prefix, TopicOrPattern::from(&TopicPattern::prefix("a/")));
+        let segment = requested(r#"{"pattern":{"prefix":"a/","suffix":"/b"}}"#).unwrap();
+        let expected = TopicPattern::one_segment("a/", "/b");
+        assert_eq!(segment, TopicOrPattern::from(&expected));
+        // A name has no wildcards.
+        assert_eq!(requested(r#"{"topic":"a/*"}"#).unwrap(), topic("a/*"));
+        let long = format!(r#"{{"pattern":{{"prefix":"{}"}}}}"#, "x".repeat(10 * 1024));
+        for bad in [
+            r#"{"topic":"a","pattern":{"prefix":"a"}}"#,
+            r#"{"pattern":"a"}"#,
+            r#"{"pattern":null}"#,
+            r#"{"pattern":{}}"#,
+            r#"{"pattern":{"suffix":"a"}}"#,
+            r#"{"pattern":{"prefix":7}}"#,
+            r#"{"pattern":{"prefix":"a\n"}}"#,
+            &long,
+        ] {
+            let rejection = requested(bad).unwrap_err().rejection;
+            assert_eq!(rejection.status(), 400, "{bad:.60}");
+        }
+        let publish = r#"{"publish":{"pattern":{"prefix":"a"},"data":1}}"#;
+        assert!(parse(publish).is_err());
     }
 
     #[test]

@@ -17,10 +17,12 @@ use super::{
 use super::{
     hub_state::HubState,
     hub_subscriber::HubSubscriber,
-    reader_request::{AllowedTopic, ReaderRequest},
+    reader_request::{AllowedPattern, AllowedTopic, ReaderRequest},
     requested_topics::Topics,
     revocations::AccessChanged,
     topic_access::{TopicAccess, TopicDecision},
+    topic_or_pattern::TopicOrPattern,
+    topic_pattern::TopicPattern,
 };
 #[cfg(feature = "json")]
 use crate::event::Item;
@@ -28,7 +30,7 @@ use crate::{
     event::Topic,
     random,
     source::{
-        PushSource, Rejection, StartPosition, Subscription, TopicSet,
+        PushSource, Rejection, StartPosition, Subscription,
         log::{ExternalIds, ReplayLog},
     },
 };
@@ -64,26 +66,31 @@ pub struct ClientTopicsSource {
     commands: Option<HubCommands>,
 }
 
-/// The function that decides about a client's access to a topic.
+/// The functions that decide about a client's access to topics and patterns.
 #[derive(Clone)]
-pub(super) struct Authorizer(Arc<AuthorizeFn>);
+pub(super) struct Authorizer {
+    authorize_topic: Arc<AuthorizeFn<Topic>>,
+    /// `None` if clients may not ask for patterns.
+    authorize_pattern: Option<Arc<AuthorizeFn<TopicPattern>>>,
+}
 
-type AuthorizeFn = dyn Fn(Subscription, Topic) -> AccessFuture + Send + Sync;
+type AuthorizeFn<T> = dyn Fn(Subscription, T) -> AccessFuture + Send + Sync;
 type AccessFuture = Pin<Box<dyn Future<Output = TopicAccess> + Send>>;
 
-/// The topics of a request that a client may read.
+/// The topics and patterns of a request that a client may read.
 #[derive(Default)]
 pub(super) struct AllowedTopics {
     pub(super) topics: Vec<AllowedTopic>,
-    /// The keys of the member as whom the client reads each topic.
-    pub(super) members: Vec<(Topic, Option<Arc<str>>)>,
+    pub(super) patterns: Vec<AllowedPattern>,
+    /// The keys of the member as whom the client reads each topic and each pattern.
+    pub(super) members: Vec<(TopicOrPattern, Option<Arc<str>>)>,
     #[cfg(feature = "json")]
-    pub(super) refused: Vec<(Topic, Rejection)>,
+    pub(super) refused: Vec<(TopicOrPattern, Rejection)>,
     /// The topics that the client may publish to.
     pub(super) publishable: Vec<Topic>,
 }
 
-/// How often access is decided anew because access to some topic was revoked in the meantime.
+/// The maximum number of decisions about one request. A decision is repeated if access to any topic was revoked in the meantime.
 const MAX_DECISIONS: usize = 8;
 
 /// The time after which a client returns whose access could not be decided, because access to topics is revoked all the time.
@@ -103,21 +110,21 @@ impl ClientTopics {
         F: Fn(Subscription, Topic) -> Fut + Send + Sync + 'static,
         Fut: Future<Output: Into<TopicAccess>> + Send + 'static,
     {
-        let authorize = move |subscription, topic| {
-            let access = authorize(subscription, topic);
-            Box::pin(async move { access.await.into() }) as AccessFuture
-        };
+        let authorize_topic = boxed_authorize_fn(authorize);
         ClientTopicsSource {
             start: self.hub.config.start.clone(),
             hub: self.hub,
             topics: self.topics,
-            authorizer: Authorizer(Arc::new(authorize)),
+            authorizer: Authorizer {
+                authorize_topic,
+                authorize_pattern: None,
+            },
             #[cfg(feature = "json")]
             commands: None,
         }
     }
 
-    /// Returns a source whose clients may read every topic of the hub.
+    /// Returns a source whose clients may read every topic of the hub. The source accepts no patterns.
     pub fn without_authorization(self) -> ClientTopicsSource {
         self.authorize(|_, _| std::future::ready(true))
     }
@@ -132,7 +139,8 @@ impl ClientTopicsSource {
 
     /// Returns the same source, which accepts commands on WebSockets: a client subscribes to further topics, ends subscriptions, and
     /// publishes to topics where its [access](TopicAccess::with_publishing) allows it. Each command is authorized like the topics of the
-    /// request, and answered in-band. A WebSocket may then begin without a topic.
+    /// request, and answered in-band. A WebSocket may then begin without a topic. With [`authorize_patterns`](Self::authorize_patterns), commands may
+    /// also name patterns.
     ///
     /// Clients need messages in the JSON format, as of the subprotocol `json.tower-push`. The page
     /// [hub-protocol.md](https://github.com/tower-push/tower-push/blob/main/docs/hub-protocol.md) describes the messages.
@@ -143,37 +151,78 @@ impl ClientTopicsSource {
         self
     }
 
-    /// Returns the topics that the request names. A WebSocket that accepts commands may begin without a topic.
-    fn read_topics(
+    /// Returns the same source, which also accepts [patterns](TopicPattern) of topics from its clients, and asks `authorize` for each of them
+    /// whether the client may read **every** topic that matches. The function is asked as often as that of [`ClientTopics::authorize`], which
+    /// is not asked for the topics that match. [`Topics::at_most_patterns`] says how requests name patterns, and limits their number. The hub must
+    /// allow patterns, too: [`HubBuilder::max_patterns`](super::HubBuilder::max_patterns).
+    ///
+    /// Clients are no members of the topics that match, and may not publish to them: [`TopicAccess::with_publishing`], `present` and
+    /// `with_members` have no effect on a pattern. [`TopicAccess::max_history`] limits the events of each topic.
+    ///
+    /// ```
+    /// use tower_push::{Hub, Push, source::{Subscription, hub::{TopicPattern, Topics}}};
+    ///
+    /// let hub = Hub::builder().max_patterns(1000).build();
+    /// let source = hub
+    ///     .subscribe(Topics::from_query("topic").at_most_patterns(4))
+    ///     .authorize(async |_: Subscription, topic: tower_push::event::Topic| topic.as_str().starts_with("public/"))
+    ///     // /events?pattern_prefix=public/
+    ///     .authorize_patterns(async |_: Subscription, pattern: TopicPattern| pattern.common_prefix().starts_with("public/"));
+    /// let push = Push::new(source);
+    /// ```
+    pub fn authorize_patterns<F, Fut>(mut self, authorize: F) -> Self
+    where
+        F: Fn(Subscription, TopicPattern) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: Into<TopicAccess>> + Send + 'static,
+    {
+        self.authorizer.authorize_pattern = Some(boxed_authorize_fn(authorize));
+        self
+    }
+
+    /// Returns the topics and patterns that the request names. A WebSocket that accepts commands may begin without any.
+    fn read_requested(
         &self,
         subscription: &Subscription,
         can_be_empty: bool,
-    ) -> Result<TopicSet, Rejection> {
+    ) -> Result<Vec<TopicOrPattern>, Rejection> {
         let topics = self.topics.read_topics(subscription)?;
-        match topics.is_empty() && !can_be_empty {
-            true => {
-                Err(Rejection::new(StatusCode::BAD_REQUEST).message("the request names no topic"))
-            }
-            false => Ok(topics),
+        let patterns = self.topics.read_patterns(subscription)?;
+        if topics.is_empty() && patterns.is_empty() && !can_be_empty {
+            let rejection = Rejection::new(StatusCode::BAD_REQUEST);
+            return Err(rejection.message("the request names no topic"));
         }
+        let topics = topics.iter().map(TopicOrPattern::from);
+        let patterns = patterns.into_iter().map(TopicOrPattern::Pattern);
+        Ok(topics.chain(patterns).collect())
     }
 }
 
+fn boxed_authorize_fn<T, F, Fut>(authorize: F) -> Arc<AuthorizeFn<T>>
+where
+    F: Fn(Subscription, T) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: Into<TopicAccess>> + Send + 'static,
+{
+    Arc::new(move |subscription, requested| {
+        let access = authorize(subscription, requested);
+        Box::pin(async move { access.await.into() })
+    })
+}
+
 impl Authorizer {
-    /// Decides about the client's access to all topics.
+    /// Decides about the client's access to all topics and patterns.
     ///
     /// # Errors
     /// The rejection of the request.
     pub(super) async fn authorize(
         &self,
         subscription: &Subscription,
-        topics: &TopicSet,
+        requested: &[TopicOrPattern],
     ) -> Result<AllowedTopics, Rejection> {
-        let decisions = topics
-            .iter()
-            .map(|topic| (self.0)(subscription.clone(), topic.clone()));
+        let decisions = requested.iter();
+        let decisions = decisions.map(|requested| self.decide(subscription, requested));
+        let decisions = decisions.collect::<Result<_, _>>()?;
         let mut allowed = AllowedTopics::default();
-        for (topic, access) in topics.iter().zip(join_all(decisions.collect()).await) {
+        for (requested, access) in requested.iter().zip(join_all(decisions).await) {
             match access.0 {
                 TopicDecision::Allow {
                     max_history,
@@ -182,26 +231,56 @@ impl Authorizer {
                     #[cfg(feature = "json")]
                     presence,
                 } => {
-                    if can_publish {
-                        allowed.publishable.push(topic.clone());
+                    allowed.members.push((requested.clone(), member));
+                    match requested {
+                        TopicOrPattern::Topic(topic) => {
+                            if can_publish {
+                                allowed.publishable.push(topic.clone());
+                            }
+                            allowed.topics.push(AllowedTopic {
+                                topic: topic.clone(),
+                                max_history,
+                                #[cfg(feature = "json")]
+                                presence,
+                            });
+                        }
+                        TopicOrPattern::Pattern(pattern) => allowed.patterns.push(AllowedPattern {
+                            pattern: pattern.clone(),
+                            max_history,
+                        }),
                     }
-                    allowed.members.push((topic.clone(), member));
-                    let topic = topic.clone();
-                    allowed.topics.push(AllowedTopic {
-                        topic,
-                        max_history,
-                        #[cfg(feature = "json")]
-                        presence,
-                    });
                 }
                 TopicDecision::RefuseRequest(rejection) => return Err(rejection),
                 #[cfg(feature = "json")]
                 TopicDecision::RefuseTopic(rejection) => {
-                    allowed.refused.push((topic.clone(), rejection));
+                    allowed.refused.push((requested.clone(), rejection));
                 }
             }
         }
         Ok(allowed)
+    }
+
+    /// Begins to decide about the client's access to one topic or pattern.
+    ///
+    /// # Errors
+    /// The rejection of a pattern if the source accepts none.
+    fn decide(
+        &self,
+        subscription: &Subscription,
+        requested: &TopicOrPattern,
+    ) -> Result<AccessFuture, Rejection> {
+        match (requested, &self.authorize_pattern) {
+            (TopicOrPattern::Topic(topic), _) => {
+                Ok((self.authorize_topic)(subscription.clone(), topic.clone()))
+            }
+            (TopicOrPattern::Pattern(pattern), Some(authorize)) => {
+                Ok(authorize(subscription.clone(), pattern.clone()))
+            }
+            (TopicOrPattern::Pattern(_), None) => {
+                let rejection = Rejection::new(StatusCode::NOT_IMPLEMENTED);
+                Err(rejection.message("clients may not subscribe to patterns of topics"))
+            }
+        }
     }
 }
 
@@ -240,7 +319,7 @@ impl PushSource for ClientTopicsSource {
         let accepts_commands = messages.is_some();
         #[cfg(not(feature = "json"))]
         let accepts_commands = false;
-        let topics = self.read_topics(&subscription, accepts_commands)?;
+        let requested = self.read_requested(&subscription, accepts_commands)?;
         let fresh_topics = self.topics.read_fresh_topics(&subscription)?;
         let mut sender = self.topics.read_sender(&subscription);
         if accepts_commands && sender.is_none() {
@@ -250,10 +329,15 @@ impl PushSource for ClientTopicsSource {
         let revocations = &self.hub.revocations;
         for _ in 0..MAX_DECISIONS {
             let decided_after = revocations.count();
-            let allowed = self.authorizer.authorize(&subscription, &topics).await?;
-            if allowed.topics.is_empty() && !topics.is_empty() {
+            let allowed = self.authorizer.authorize(&subscription, &requested).await?;
+            let is_nothing_allowed = allowed.topics.is_empty() && allowed.patterns.is_empty();
+            if is_nothing_allowed && !requested.is_empty() {
                 return Err(Rejection::new(StatusCode::FORBIDDEN));
             }
+            #[cfg(feature = "json")]
+            let subscribed = allowed.members.iter().filter(|_| accepts_commands);
+            #[cfg(feature = "json")]
+            let subscribed = subscribed.map(|(requested, _)| requested.clone()).collect();
             #[cfg(feature = "json")]
             let present: Vec<_> = allowed
                 .topics
@@ -262,7 +346,7 @@ impl PushSource for ClientTopicsSource {
                 .collect();
             let request = ReaderRequest {
                 topics: allowed.topics,
-                patterns: Vec::new(),
+                patterns: allowed.patterns,
                 fresh_topics: Some(fresh_topics.clone()),
                 first_start: self.start.clone(),
                 start: ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone()),
@@ -277,8 +361,8 @@ impl PushSource for ClientTopicsSource {
             #[cfg(feature = "json")]
             reader.enter(present)?;
             #[cfg(feature = "json")]
-            for (topic, rejection) in &allowed.refused {
-                let refused = control_events::refused(Some(topic), rejection, None);
+            for (requested, rejection) in &allowed.refused {
+                let refused = control_events::refused(Some(requested), rejection, None);
                 reader.push_item(Item::Event(refused));
             }
             #[cfg(feature = "json")]
@@ -289,6 +373,7 @@ impl PushSource for ClientTopicsSource {
                     self.authorizer,
                     self.topics,
                     self.start,
+                    subscribed,
                     commands,
                 );
                 return Ok(HubSubscriber::with_commands(reader, processor));

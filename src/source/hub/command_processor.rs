@@ -20,10 +20,13 @@ use super::{
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
     revocations::AccessChanged,
+    subscribed_topics::SubscribedTopics,
+    topic_log::TopicStart,
+    topic_or_pattern::TopicOrPattern,
 };
 use crate::{
-    event::{Event, Gap, GapReason, Item, Topic},
-    source::{ClientMessages, Rejection, StartPosition, Subscription, TopicSet},
+    event::{Event, EventId, Gap, GapReason, Item},
+    source::{ClientMessages, Rejection, StartPosition, Subscription},
 };
 
 /// Which commands a source accepts from its clients' WebSockets: see
@@ -69,10 +72,11 @@ pub(super) struct CommandProcessor {
     /// Where topics begin for which the client has no cursor.
     first_start: StartPosition,
     rate_limiter: RateLimiter,
+    subscribed: SubscribedTopics,
     pending: Option<PendingCommand>,
 }
 
-/// A command that waits for the decision about its topic.
+/// A command that waits for the decision about its topic or pattern.
 struct PendingCommand {
     command: ClientCommand,
     /// The number of revocations before the decision.
@@ -99,6 +103,7 @@ impl CommandProcessor {
         authorizer: Authorizer,
         topics: Topics,
         first_start: StartPosition,
+        subscribed: SubscribedTopics,
         commands: &HubCommands,
     ) -> Self {
         Self {
@@ -112,6 +117,7 @@ impl CommandProcessor {
                 second_start: Instant::now(),
                 count: 0,
             },
+            subscribed,
             pending: None,
         }
     }
@@ -153,39 +159,59 @@ impl CommandProcessor {
 
     /// Executes a command, or begins to ask whether the client may do it.
     fn begin(&mut self, command: ClientCommand, reader: &mut HubReader) {
+        let requested = &command.requested;
         match &command.action {
-            CommandAction::Unsubscribe => {
-                reader.remove_topic(&command.topic);
-                let answer = control_events::unsubscribed(&command.topic, command.reference);
+            CommandAction::Unsubscribe => self.unsubscribe(command, reader),
+            CommandAction::Subscribe { .. } if self.subscribed.contains(requested) => {
+                let answer = control_events::subscribed(requested, command.reference);
                 reader.push_answer(answer);
             }
-            CommandAction::Subscribe { .. } if reader.has_topic(&command.topic) => {
-                let answer = control_events::subscribed(&command.topic, command.reference);
-                reader.push_answer(answer);
+            CommandAction::Subscribe { .. } => {
+                match self.subscribed.check_room(requested, &self.topics) {
+                    Ok(()) => self.decide(command, reader),
+                    Err(message) => {
+                        let rejection = Rejection::new(StatusCode::BAD_REQUEST).message(message);
+                        refuse(reader, requested, &rejection, command.reference);
+                    }
+                }
             }
-            CommandAction::Subscribe { .. } if reader.topic_count() >= self.topics.max_topics() => {
-                let message = format!("more than {} topics", self.topics.max_topics());
-                let rejection = Rejection::new(StatusCode::BAD_REQUEST).message(message);
-                refuse(reader, &command.topic, &rejection, command.reference);
+            CommandAction::Publish { .. } => self.decide(command, reader),
+        }
+    }
+
+    fn unsubscribe(&mut self, command: ClientCommand, reader: &mut HubReader) {
+        let requested = command.requested;
+        self.subscribed.remove(&requested);
+        let lost_topics = match &requested {
+            TopicOrPattern::Topic(topic) => {
+                reader.remove_topic(topic);
+                Vec::new()
             }
-            CommandAction::Subscribe { .. } | CommandAction::Publish { .. } => {
-                self.decide(command, reader);
-            }
+            TopicOrPattern::Pattern(pattern) => reader.remove_pattern(pattern, &self.subscribed),
+        };
+        reader.push_answer(control_events::unsubscribed(&requested, command.reference));
+        for (topic, error) in lost_topics {
+            reader.remove_topic(&topic);
+            let topic = TopicOrPattern::Topic(topic);
+            self.subscribed.remove(&topic);
+            refuse(reader, &topic, &error.into(), None);
         }
     }
 
     /// Begins to ask whether the client may do what the command says.
     fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
-        let topics = TopicSet::from(&command.topic);
+        let requested = [command.requested.clone()];
         self.pending = Some(PendingCommand {
             command,
             decided_after: reader.hub().revocations.count(),
-            decision: Box::pin(async move { authorizer.authorize(&subscription, &topics).await }),
+            decision: Box::pin(
+                async move { authorizer.authorize(&subscription, &requested).await },
+            ),
         });
     }
 
-    /// Executes a command after the decision about its topic.
+    /// Executes a command after the decision about its topic or pattern.
     fn execute(
         &mut self,
         pending: PendingCommand,
@@ -197,30 +223,25 @@ impl CommandProcessor {
             decided_after,
             ..
         } = pending;
-        let allowed = decision.and_then(|allowed| match allowed.refused.into_iter().next() {
+        let requested = &command.requested;
+        let allowed = decision.and_then(|mut allowed| match allowed.refused.pop() {
             Some((_, rejection)) => Err(rejection),
-            None => Ok((allowed.topics, allowed.members, allowed.publishable)),
+            None => Ok(allowed),
         });
-        let (topics, members, publishable) = match allowed {
+        let mut allowed = match allowed {
             Ok(allowed) => allowed,
-            Err(rejection) => {
-                return refuse(reader, &command.topic, &rejection, command.reference);
-            }
+            Err(rejection) => return refuse(reader, requested, &rejection, command.reference),
         };
         match &command.action {
-            CommandAction::Publish { .. } if publishable.is_empty() => {
+            CommandAction::Publish { .. } if allowed.publishable.is_empty() => {
                 let rejection = StatusCode::FORBIDDEN.into();
-                refuse(reader, &command.topic, &rejection, command.reference);
+                refuse(reader, requested, &rejection, command.reference);
             }
             CommandAction::Publish { .. } => publish(command, reader),
             CommandAction::Unsubscribe => {}
             CommandAction::Subscribe { .. } => {
-                let Some(allowed) = topics.into_iter().next() else {
-                    return;
-                };
-                let member = members.into_iter().next().and_then(|(_, key)| key);
-                let topic = command.topic.clone();
-                match reader.allow_topic(topic, member, decided_after) {
+                let member = allowed.members.pop().and_then(|(_, key)| key);
+                match reader.allow(requested.clone(), member, decided_after) {
                     Ok(()) => self.subscribe(command, &allowed, reader),
                     Err(AccessChanged) => self.decide(command, reader),
                 }
@@ -228,9 +249,15 @@ impl CommandProcessor {
         }
     }
 
-    fn subscribe(&self, command: ClientCommand, allowed: &AllowedTopic, reader: &mut HubReader) {
+    /// Subscribes to what `allowed` has: one topic, or one pattern.
+    fn subscribe(
+        &mut self,
+        command: ClientCommand,
+        allowed: &AllowedTopics,
+        reader: &mut HubReader,
+    ) {
         let ClientCommand {
-            topic,
+            requested,
             action,
             reference,
         } = command;
@@ -243,41 +270,59 @@ impl CommandProcessor {
             Some(id) => topic_start(&StartPosition::After(id.clone()), position),
             None => topic_start(&self.first_start, None),
         };
-        let request = TopicRequest {
-            topic: topic.clone(),
-            start,
-            max_history: allowed.max_history,
-        };
-        let joined = reader.join_topic(
-            &request,
-            cursor.as_ref(),
-            &allowed.presence,
-            position.is_none(),
-        );
-        let entered = match joined {
-            Ok(members) => {
-                let entered = reader.enter(allowed.present_member().into_iter().collect());
-                entered.map(|()| members)
+        let joined = match (&*allowed.topics, &*allowed.patterns) {
+            ([topic, ..], _) => {
+                join_topic(topic, start, cursor.as_ref(), position.is_none(), reader)
             }
-            Err(error) => Err(Rejection::from(error)),
+            ([], [pattern, ..]) => {
+                let request = pattern.request(start);
+                let joined = reader.join_pattern(&request, cursor.as_ref());
+                joined.map(|()| None).map_err(Rejection::from)
+            }
+            ([], []) => return,
         };
-        let members = match entered {
+        let members = match joined {
             Ok(members) => members,
             Err(rejection) => {
-                reader.remove_topic(&topic);
-                return refuse(reader, &topic, &rejection, reference);
+                match &requested {
+                    TopicOrPattern::Topic(topic) => reader.remove_topic(topic),
+                    TopicOrPattern::Pattern(pattern) => reader.deregister_pattern_access(pattern),
+                }
+                return refuse(reader, &requested, &rejection, reference);
             }
         };
         // A client that has the answer has the list.
         if let Some(members) = members {
             reader.push_answer(members);
         }
-        reader.push_answer(control_events::subscribed(&topic, reference));
+        reader.push_answer(control_events::subscribed(&requested, reference));
         if let (Some(id), None) = (cursor, position) {
-            let gap = Gap::new(GapReason::Epoch).requested(id).topic(topic);
+            let mut gap = Gap::new(GapReason::Epoch).requested(id);
+            if let TopicOrPattern::Topic(topic) = &requested {
+                gap = gap.topic(topic.clone());
+            }
             reader.push_answer_item(Item::from(gap));
         }
+        self.subscribed.insert(requested);
     }
+}
+
+/// Joins a topic, and makes the client its member if its access says so. Returns the list of members if the client gets one.
+fn join_topic(
+    allowed: &AllowedTopic,
+    start: TopicStart,
+    cursor: Option<&EventId>,
+    is_new: bool,
+    reader: &mut HubReader,
+) -> Result<Option<Event>, Rejection> {
+    let request = TopicRequest {
+        topic: allowed.topic.clone(),
+        start,
+        max_history: allowed.max_history,
+    };
+    let members = reader.join_topic(&request, cursor, &allowed.presence, is_new)?;
+    reader.enter(allowed.present_member().into_iter().collect())?;
+    Ok(members)
 }
 
 fn publish(command: ClientCommand, reader: &mut HubReader) {
@@ -289,6 +334,9 @@ fn publish(command: ClientCommand, reader: &mut HubReader) {
     else {
         return;
     };
+    let TopicOrPattern::Topic(topic) = &command.requested else {
+        return;
+    };
     let mut options = PublishOptions::new();
     if let Some(key) = idempotency_key {
         options = options.idempotency_key(key);
@@ -296,14 +344,19 @@ fn publish(command: ClientCommand, reader: &mut HubReader) {
     if let Some(sender) = reader.sender().filter(|_| !has_echo) {
         options = options.except(sender.clone());
     }
-    let topics = std::slice::from_ref(&command.topic);
+    let topics = std::slice::from_ref(topic);
     let id = reader.hub().publish(topics, event, &options);
-    let answer = control_events::published(&command.topic, &id, command.reference);
+    let answer = control_events::published(topic, &id, command.reference);
     reader.push_answer(answer);
 }
 
-fn refuse(reader: &mut HubReader, topic: &Topic, rejection: &Rejection, reference: Option<Value>) {
-    let answer: Event = control_events::refused(Some(topic), rejection, reference);
+fn refuse(
+    reader: &mut HubReader,
+    requested: &TopicOrPattern,
+    rejection: &Rejection,
+    reference: Option<Value>,
+) {
+    let answer = control_events::refused(Some(requested), rejection, reference);
     reader.push_answer(answer);
 }
 

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::{
     hub_presence::MemberPairs,
     presence_table::{PresenceAction, PresenceChange},
+    topic_or_pattern::TopicOrPattern,
+    topic_pattern::TopicPattern,
 };
 use crate::{
     Error,
@@ -15,14 +17,14 @@ use crate::{
     source::Rejection,
 };
 
-/// Makes the event that tells a client that it gets the events of a topic from now on.
-pub(super) fn subscribed(topic: &Topic, reference: Option<Value>) -> Event {
-    control_event("hub.subscribed", Some(topic), reference, json!({}))
+/// Makes the event that tells a client that it gets the events of a topic or a pattern from now on.
+pub(super) fn subscribed(requested: &TopicOrPattern, reference: Option<Value>) -> Event {
+    answer("hub.subscribed", requested, reference, json!({}))
 }
 
-/// Makes the event that tells a client that it gets no more events of a topic.
-pub(super) fn unsubscribed(topic: &Topic, reference: Option<Value>) -> Event {
-    control_event("hub.unsubscribed", Some(topic), reference, json!({}))
+/// Makes the event that tells a client that it gets no more events of a topic or a pattern.
+pub(super) fn unsubscribed(requested: &TopicOrPattern, reference: Option<Value>) -> Event {
+    answer("hub.unsubscribed", requested, reference, json!({}))
 }
 
 /// Makes the event that tells a client that its event was published.
@@ -31,15 +33,43 @@ pub(super) fn published(topic: &Topic, id: &EventId, reference: Option<Value>) -
     control_event("hub.published", Some(topic), reference, data)
 }
 
-/// Makes the event that tells a client that it does not get a topic, or that a command is refused.
+/// Makes the event that tells a client that it does not get a topic or a pattern, or that a command is refused.
 pub(super) fn refused(
-    topic: Option<&Topic>,
+    requested: Option<&TopicOrPattern>,
     rejection: &Rejection,
     reference: Option<Value>,
 ) -> Event {
     let (status, _, message) = rejection.clone().into_parts();
     let data = json!({ "status": status.as_u16(), "message": message });
-    control_event("hub.refused", topic, reference, data)
+    match requested {
+        Some(requested) => answer("hub.refused", requested, reference, data),
+        None => control_event("hub.refused", None, reference, data),
+    }
+}
+
+/// Makes a control event about a topic, which the event names, or about a pattern, which is in the data.
+fn answer(
+    event_type: &'static str,
+    requested: &TopicOrPattern,
+    reference: Option<Value>,
+    mut data: Value,
+) -> Event {
+    match requested {
+        TopicOrPattern::Topic(topic) => control_event(event_type, Some(topic), reference, data),
+        TopicOrPattern::Pattern(pattern) => {
+            data["pattern"] = pattern_data(pattern);
+            control_event(event_type, None, reference, data)
+        }
+    }
+}
+
+/// Returns a pattern in the form in which clients send it.
+fn pattern_data(pattern: &TopicPattern) -> Value {
+    let prefix = pattern.common_prefix();
+    match pattern.segment_suffix() {
+        Some(suffix) => json!({ "prefix": prefix, "suffix": suffix }),
+        None => json!({ "prefix": prefix }),
+    }
 }
 
 /// Makes the event that lists the members of a topic.

@@ -226,7 +226,8 @@ impl HubState {
         self.lock_presence().table.member_count(topic)
     }
 
-    /// Returns the topic whose members' events are in the topic `events`.
+    /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
+    /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
     pub(super) fn topic_of_members(&self, events: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
         let base = events.as_str().strip_suffix(suffix);

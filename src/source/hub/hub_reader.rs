@@ -15,6 +15,7 @@ use super::{
     hub_state::{JoinError, TopicRequest},
     revocations::AccessChanged,
     topic_access::PresenceAccess,
+    topic_or_pattern::TopicOrPattern,
     topic_table::DeferredDrops,
 };
 use super::{
@@ -44,13 +45,13 @@ use crate::{
 /// none. After the last of these events, the cursor is `catch_up_end`.
 pub(super) struct HubReader {
     hub: Arc<HubState>,
-    topics: Vec<TopicReader>,
+    pub(super) topics: Vec<TopicReader>,
     /// The reader has taken all events up to this position from the logs.
     position: u64,
     /// The position up to which the reader has the events of some topics already.
-    catch_up_end: u64,
+    pub(super) catch_up_end: u64,
     /// The reader reads the events up to this position even if their topics hold them back.
-    held_position: u64,
+    pub(super) held_position: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
     /// Items that are yielded before the events in `buffer`.
@@ -61,11 +62,11 @@ pub(super) struct HubReader {
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
     /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
-    history_end_position: u64,
+    pub(super) history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
     /// `None` if the server has chosen the topics.
-    revocable: Option<RevocableSubscription>,
+    pub(super) revocable: Option<RevocableSubscription>,
     /// `None` if the client is no member of a topic and gets no lists of members.
     #[cfg(feature = "json")]
     presence: Option<Box<ReaderPresence>>,
@@ -84,7 +85,7 @@ struct ReaderPresence {
 /// What a [`HubReader`] has read of one of its topics.
 pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
-    key: WaiterKey,
+    pub(super) key: WaiterKey,
     pub(super) ordinals: ReaderOrdinals,
     /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
     pub(super) history_end: Option<HistoryEnd>,
@@ -488,7 +489,7 @@ impl HubReader {
                 };
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
-                queue.extend(self.member_list(gap.topic.as_ref()).map(Item::Event));
+                queue.extend(self.member_lists(gap.topic.as_ref()).map(Item::Event));
                 let resumed = self.hub.id_at(self.cursor_position);
                 queue.push_back(gap_item(gap, resumed));
             } else {
@@ -550,15 +551,17 @@ impl HubReader {
         }
     }
 
-    /// Returns the list of members that precedes a gap of the topic.
-    fn member_list(&self, topic: Option<&Topic>) -> Option<Event> {
-        let topic = topic?;
-        let listed = &self.presence.as_ref()?.listed_topics;
-        if !listed.contains(topic) || !self.hub.publishes_presence() {
-            return None;
-        }
-        let (members, _) = self.hub.list_members(&self.hub.topic_of_members(topic));
-        Some(control_events::members(topic, members))
+    /// Returns the lists of members that precede a gap: that of the topic, or those of all topics if the gap names none.
+    fn member_lists(&self, topic: Option<&Topic>) -> impl Iterator<Item = Event> {
+        let presence = self.presence.as_ref();
+        let presence = presence.filter(|_| self.hub.publishes_presence());
+        let listed = presence.map_or(&[][..], |presence| &presence.listed_topics);
+        let listed = listed.iter();
+        let listed = listed.filter(move |listed| topic.is_none_or(|topic| topic == *listed));
+        listed.map(|listed| {
+            let (members, _) = self.hub.list_members(&self.hub.topic_of_members(listed));
+            control_events::members(listed, members)
+        })
     }
 
     /// Ends the client's connection as a member of a topic, without a grace time.
@@ -583,28 +586,19 @@ impl HubReader {
         !self.items.is_empty()
     }
 
-    pub(super) fn topic_count(&self) -> usize {
-        self.topics.len()
-    }
-
-    pub(super) fn has_topic(&self, topic: &Topic) -> bool {
-        let mut topics = self.topics.iter();
-        topics.any(|reader| reader.topic.topic_name() == Some(topic))
-    }
-
-    /// Registers the client's access to a topic, which was decided after `decided_after` revocations.
+    /// Registers the client's access to a topic or a pattern, which was decided after `decided_after` revocations.
     ///
     /// # Errors
     /// [`AccessChanged`] if access to any topic was revoked since.
-    pub(super) fn allow_topic(
+    pub(super) fn allow(
         &mut self,
-        topic: Topic,
+        requested: TopicOrPattern,
         member: Option<Arc<str>>,
         decided_after: u64,
     ) -> Result<(), AccessChanged> {
         let revocations = &self.hub.revocations;
         match &mut self.revocable {
-            Some(revocable) => revocations.add_topic(revocable, topic, member, decided_after),
+            Some(revocable) => revocations.add(revocable, requested, member, decided_after),
             None => Ok(()),
         }
     }
@@ -636,12 +630,7 @@ impl HubReader {
             let presence = self.presence.get_or_insert_default();
             presence.listed_topics.push(request.topic.clone());
         }
-        // The client has the events of its other topics up to this position.
-        self.set_catch_up_end(self.position);
-        self.held_position = joined.published_position;
-        for topic in joined.topics {
-            self.add_topic(topic, cursor);
-        }
+        self.add_further_topics(joined, cursor);
         Ok(members.map(|members| control_events::members(&request.topic, members)))
     }
 
@@ -651,6 +640,9 @@ impl HubReader {
             self.hub.revocations.remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
+        if self.has_pattern_for(topic) {
+            return;
+        }
         self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
         let index = self
             .topics

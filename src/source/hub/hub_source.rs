@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::{
     hub_state::{HubState, JoinError},
     hub_subscriber::HubSubscriber,
-    reader_request::{AllowedTopic, ReaderRequest},
+    reader_request::{AllowedPattern, AllowedTopic, ReaderRequest},
     topic_pattern::TopicPattern,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl HubSource {
     fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, JoinError> {
         let request = ReaderRequest {
             topics: self.topics.iter().map(AllowedTopic::from).collect(),
-            patterns: self.patterns.clone(),
+            patterns: self.patterns.iter().map(AllowedPattern::from).collect(),
             fresh_topics: self.fresh_topics.clone(),
             first_start: self.start.clone(),
             start,

@@ -352,16 +352,23 @@ impl HubState {
         lock(&self.table).last_position_of_removed(name)
     }
 
-    /// Ends the subscriptions of a topic whose member key matches. Returns their number.
+    /// Ends the subscriptions of a topic, and of patterns that match the topic, whose member key matches. Returns their number.
     pub(super) fn revoke(
         &self,
         name: &Topic,
         is_revoked: impl FnMut(Option<&str>) -> bool,
     ) -> usize {
         let count = self.revocations.revoke(name, is_revoked);
-        let topic = lock(&self.table).get(name).cloned();
-        if let Some(topic) = topic.filter(|_| count > 0) {
-            topic.wake_readers();
+        if count > 0 {
+            let logs: Vec<_> = {
+                let table = lock(&self.table);
+                let topic = table.get(name).cloned();
+                topic
+                    .into_iter()
+                    .chain(table.patterns.logs_matching(name))
+                    .collect()
+            };
+            logs.iter().for_each(|log| log.wake_readers());
         }
         count
     }

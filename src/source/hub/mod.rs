@@ -83,11 +83,16 @@ mod presence_options;
 mod presence_table;
 mod publish_options;
 mod publisher_ids;
+#[cfg(feature = "json")]
+mod reader_patterns;
 mod reader_request;
 mod requested_topics;
 mod revocations;
+#[cfg(feature = "json")]
+mod subscribed_topics;
 mod topic_access;
 mod topic_log;
+mod topic_or_pattern;
 mod topic_pattern;
 #[cfg(feature = "json")]
 mod topic_presence;
@@ -260,7 +265,8 @@ impl Hub {
     /// later and match are part of an open subscription.
     ///
     /// A hub refuses patterns unless [`HubBuilder::max_patterns`] allows some. The program decides about a client's access to the pattern as a
-    /// whole, before it calls this method. [`revoke`](Self::revoke) does not end such streams.
+    /// whole, before it calls this method. [`revoke`](Self::revoke) does not end such streams. For patterns that clients choose, see
+    /// [`ClientTopicsSource::authorize_patterns`].
     ///
     /// A client begins in each topic as in a subscription of that topic, but gets the history of at most 256 topics, those with the newest events.
     /// A client that resumes gets a gap without a topic if other topics that match have had events after its cursor.
@@ -288,13 +294,13 @@ impl Hub {
         ClientTopics::new(self.state.clone(), topics)
     }
 
-    /// Ends the open subscriptions to a topic whose member key matches, and returns their number. The keys are those of
-    /// [`TopicAccess::member`]; a subscription without a key has `None`.
+    /// Ends the open subscriptions to a topic, and to patterns of clients that match the topic, whose member key matches. Returns their number.
+    /// The keys are those of [`TopicAccess::member`]; a subscription without a key has `None`.
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
     /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this
-    /// method. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic) and
-    /// [`topics`](Self::topics), which the server has chosen, are not ended.
+    /// method. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic),
+    /// [`topics`](Self::topics) and [`matching`](Self::matching), which the server has chosen, are not ended.
     ///
     /// ```
     /// let hub = tower_push::Hub::new();

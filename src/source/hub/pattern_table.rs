@@ -37,6 +37,8 @@ struct PatternSlot {
 pub(super) struct PatternRequest {
     pub(super) pattern: TopicPattern,
     pub(super) start: TopicStart,
+    /// The maximum number of events from the log of each topic that matches.
+    pub(super) max_history: Option<usize>,
 }
 
 /// The limits of the log of a pattern, which has only the events that subscribers are about to read.
@@ -89,6 +91,13 @@ impl PatternTable {
             logs.push(slot.log.clone());
         }
         logs
+    }
+
+    /// Returns the logs of the patterns that match a topic.
+    pub(super) fn logs_matching(&self, name: &Topic) -> impl Iterator<Item = Arc<TopicState>> {
+        let slots = self.slots.iter();
+        let matching = slots.filter(move |(pattern, _)| pattern.matches(name));
+        matching.map(|(_, slot)| slot.log.clone())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -166,15 +175,25 @@ impl TopicTable {
         joined: &mut Vec<JoinedTopic>,
         deferred_drops: &mut DeferredDrops,
     ) -> Result<(), JoinError> {
-        let PatternRequest { pattern, start } = request;
+        let PatternRequest {
+            pattern,
+            start,
+            max_history,
+        } = request;
         let mut live = self.patterns.add_subscriber(pattern, config)?;
         let mut history = Vec::new();
-        let topics = self.topics().filter(|(name, _)| pattern.matches(name));
-        let topics: Vec<_> = topics.map(|(_, topic)| topic.clone()).collect();
+        // A subscriber that gets no history does not pay for the number of topics.
+        let topics: Vec<_> = match start {
+            TopicStart::Now => Vec::new(),
+            _ => {
+                let topics = self.topics().filter(|(name, _)| pattern.matches(name));
+                topics.map(|(_, topic)| topic.clone()).collect()
+            }
+        };
         for topic in topics {
             self.trim_expired(&topic, now, config, deferred_drops);
             let log = topic.log();
-            let resolved = log.resolve_start(*start, None, config.is_last_value);
+            let resolved = log.resolve_start(*start, *max_history, config.is_last_value);
             let first_position = log.first_position_after(resolved.ordinals);
             if first_position.is_none() && resolved.missed.is_none() {
                 continue;

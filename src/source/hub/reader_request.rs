@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
-    pub(super) patterns: Vec<TopicPattern>,
+    pub(super) patterns: Vec<AllowedPattern>,
     /// Topics that begin like those of a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
     /// Where the topics of a client without a cursor begin.
@@ -42,6 +42,33 @@ pub(super) struct AllowedTopic {
     pub(super) max_history: Option<usize>,
     #[cfg(feature = "json")]
     pub(super) presence: PresenceAccess,
+}
+
+/// A pattern whose topics a client may read.
+#[derive(Clone, Debug)]
+pub(super) struct AllowedPattern {
+    pub(super) pattern: TopicPattern,
+    /// The maximum number of events from the log of each topic that matches.
+    pub(super) max_history: Option<usize>,
+}
+
+impl AllowedPattern {
+    pub(super) fn request(&self, start: TopicStart) -> PatternRequest {
+        PatternRequest {
+            pattern: self.pattern.clone(),
+            start,
+            max_history: self.max_history,
+        }
+    }
+}
+
+impl From<&TopicPattern> for AllowedPattern {
+    fn from(pattern: &TopicPattern) -> Self {
+        Self {
+            pattern: pattern.clone(),
+            max_history: None,
+        }
+    }
 }
 
 #[cfg(feature = "json")]
@@ -94,11 +121,8 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
-        let pattern_request = |pattern: &TopicPattern| PatternRequest {
-            pattern: pattern.clone(),
-            start,
-        };
-        let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
+        let patterns = self.patterns.iter();
+        let patterns: Vec<_> = patterns.map(|allowed| allowed.request(start)).collect();
         #[cfg(feature = "json")]
         let (joined, member_lists) = self.join_with_lists(&hub, &requests, &patterns, |topic| {
             cursor.is_none() || is_fresh(topic)

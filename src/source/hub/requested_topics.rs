@@ -2,6 +2,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::{StatusCode, request::Parts};
 
+use super::topic_pattern::TopicPattern;
 use crate::{
     event::Topic,
     source::{
@@ -27,6 +28,7 @@ use crate::{
 pub struct Topics {
     place: TopicsPlace,
     max_topics: usize,
+    max_patterns: usize,
     sender_parameter: Option<Cow<'static, str>>,
 }
 
@@ -45,11 +47,19 @@ enum TopicsPlace {
 /// The query parameter that names topics which are new for a client that resumes others.
 const FRESH_PARAMETER: &str = "fresh";
 
+/// The query parameter that names the topics with a prefix.
+const PREFIX_PARAMETER: &str = "pattern_prefix";
+
+/// The query parameter that names the topics that differ in one segment: the text before the segment, a line feed, and the text after it. No
+/// topic has a line feed, so the texts need no escapes.
+const SEGMENT_PARAMETER: &str = "pattern_segment";
+
 impl Topics {
     fn new(place: TopicsPlace) -> Self {
         Self {
             place,
             max_topics: 64,
+            max_patterns: 8,
             sender_parameter: None,
         }
     }
@@ -87,6 +97,17 @@ impl Topics {
         self
     }
 
+    /// Sets the maximum number of patterns that a request may name, repetitions included. The default is 8. A WebSocket that sends commands
+    /// has at most this number at a time.
+    ///
+    /// A source accepts patterns only if it has [`authorize_patterns`](super::ClientTopicsSource::authorize_patterns). Requests name them in
+    /// query parameters, wherever they name topics: `pattern_prefix` has a [prefix](TopicPattern::prefix), and `pattern_segment` has the prefix and the suffix
+    /// around [one segment](TopicPattern::one_segment), with a line feed (`%0A`) between them. The texts have at most 1024 bytes.
+    pub fn at_most_patterns(mut self, patterns: usize) -> Self {
+        self.max_patterns = patterns;
+        self
+    }
+
     /// Reads the name under which the client publishes from this query parameter: see
     /// [`PublishOptions::except`](super::PublishOptions::except).
     ///
@@ -99,6 +120,11 @@ impl Topics {
     #[cfg(feature = "json")]
     pub(super) fn max_topics(&self) -> usize {
         self.max_topics
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn max_patterns(&self) -> usize {
+        self.max_patterns
     }
 
     /// Returns the topics that a request names, which may be none.
@@ -116,6 +142,35 @@ impl Topics {
             }
         };
         Ok(topics)
+    }
+
+    /// Returns the patterns that a request names, each once.
+    pub(super) fn read_patterns(
+        &self,
+        subscription: &Subscription,
+    ) -> Result<Vec<TopicPattern>, Rejection> {
+        let head = subscription.head();
+        let prefixes = parameters(head, PREFIX_PARAMETER);
+        let prefixes = prefixes.map(|prefix| TopicPattern::from_client(&prefix, None));
+        let segments = parameters(head, SEGMENT_PARAMETER);
+        let segments = segments.map(|texts| {
+            let (prefix, suffix) = texts
+                .split_once('\n')
+                .ok_or("`pattern_segment` has no line feed")?;
+            TopicPattern::from_client(prefix, Some(suffix))
+        });
+        let mut patterns = Vec::new();
+        for (index, pattern) in prefixes.chain(segments).enumerate() {
+            if index == self.max_patterns {
+                let message = format!("more than {} patterns", self.max_patterns);
+                return Err(bad_request(message));
+            }
+            let pattern = pattern.map_err(bad_request)?;
+            if !patterns.contains(&pattern) {
+                patterns.push(pattern);
+            }
+        }
+        Ok(patterns)
     }
 
     /// Returns the topics that are new for a client that resumes others: those of the query parameter `fresh`.
@@ -169,6 +224,7 @@ impl fmt::Debug for Topics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Topics")
             .field("max_topics", &self.max_topics)
+            .field("max_patterns", &self.max_patterns)
             .finish_non_exhaustive()
     }
 }

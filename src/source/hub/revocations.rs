@@ -1,5 +1,6 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
+use super::{topic_or_pattern::TopicOrPattern, topic_pattern::TopicPattern};
 use crate::{
     event::Topic,
     sync::{AtomicBool, Mutex, Ordering, lock},
@@ -14,10 +15,14 @@ struct RevocationTable {
     /// The number of calls of [`Revocations::revoke`]. A subscription whose access was decided before such a call is decided again.
     revocations: u64,
     last_subscription: u64,
-    topics: HashMap<Topic, HashMap<u64, TopicMember>>,
+    topics: HashMap<Topic, SubscribedMembers>,
+    patterns: HashMap<TopicPattern, SubscribedMembers>,
 }
 
-/// A subscription's access to one topic.
+/// The access of subscriptions to one topic or pattern, by the numbers of the subscriptions.
+type SubscribedMembers = HashMap<u64, TopicMember>;
+
+/// A subscription's access to one topic or pattern.
 #[derive(Debug)]
 struct TopicMember {
     key: Option<Arc<str>>,
@@ -33,6 +38,7 @@ pub(super) struct RevocationFlag(AtomicBool);
 pub(super) struct RevocableSubscription {
     number: u64,
     topics: Vec<Topic>,
+    patterns: Vec<TopicPattern>,
     flag: Arc<RevocationFlag>,
 }
 
@@ -60,13 +66,13 @@ impl Revocations {
         lock(&self.0).revocations
     }
 
-    /// Registers a subscription of topics whose access was decided after [`count`](Self::count) had returned `decided_after`.
+    /// Registers a subscription of topics and patterns whose access was decided after [`count`](Self::count) had returned `decided_after`.
     ///
     /// # Errors
     /// [`AccessChanged`] if access to any topic was revoked since.
     pub(super) fn register(
         &self,
-        members: Vec<(Topic, Option<Arc<str>>)>,
+        members: Vec<(TopicOrPattern, Option<Arc<str>>)>,
         decided_after: u64,
     ) -> Result<RevocableSubscription, AccessChanged> {
         let mut table = lock(&self.0);
@@ -76,21 +82,22 @@ impl Revocations {
         table.last_subscription += 1;
         let mut subscription = RevocableSubscription {
             number: table.last_subscription,
-            topics: Vec::with_capacity(members.len()),
+            topics: Vec::new(),
+            patterns: Vec::new(),
             flag: Arc::default(),
         };
-        for (topic, key) in members {
-            table.insert(&mut subscription, topic, key);
+        for (requested, key) in members {
+            table.insert(&mut subscription, requested, key);
         }
         Ok(subscription)
     }
 
-    /// Adds a topic to a registered subscription. See [`register`](Self::register).
+    /// Adds a topic or a pattern to a registered subscription. See [`register`](Self::register).
     #[cfg(feature = "json")]
-    pub(super) fn add_topic(
+    pub(super) fn add(
         &self,
         subscription: &mut RevocableSubscription,
-        topic: Topic,
+        requested: TopicOrPattern,
         key: Option<Arc<str>>,
         decided_after: u64,
     ) -> Result<(), AccessChanged> {
@@ -98,7 +105,7 @@ impl Revocations {
         if table.revocations != decided_after {
             return Err(AccessChanged);
         }
-        table.insert(subscription, topic, key);
+        table.insert(subscription, requested, key);
         Ok(())
     }
 
@@ -106,17 +113,32 @@ impl Revocations {
     #[cfg(feature = "json")]
     pub(super) fn remove_topic(&self, subscription: &mut RevocableSubscription, topic: &Topic) {
         subscription.topics.retain(|other| other != topic);
-        lock(&self.0).remove(topic, subscription.number);
+        remove_member(&mut lock(&self.0).topics, topic, subscription.number);
+    }
+
+    /// Removes a pattern from a registered subscription.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_pattern(
+        &self,
+        subscription: &mut RevocableSubscription,
+        pattern: &TopicPattern,
+    ) {
+        subscription.patterns.retain(|other| other != pattern);
+        remove_member(&mut lock(&self.0).patterns, pattern, subscription.number);
     }
 
     pub(super) fn deregister(&self, subscription: &RevocableSubscription) {
         let mut table = lock(&self.0);
         for topic in &subscription.topics {
-            table.remove(topic, subscription.number);
+            remove_member(&mut table.topics, topic, subscription.number);
+        }
+        for pattern in &subscription.patterns {
+            remove_member(&mut table.patterns, pattern, subscription.number);
         }
     }
 
-    /// Marks the subscriptions of the topic whose member key matches. Returns their number. The caller wakes the topic's readers.
+    /// Marks the subscriptions of the topic, and of patterns that match the topic, whose member key matches. Returns the number of
+    /// subscriptions that were not marked before. The caller wakes the readers.
     pub(super) fn revoke(
         &self,
         topic: &Topic,
@@ -124,14 +146,16 @@ impl Revocations {
     ) -> usize {
         let mut table = lock(&self.0);
         table.revocations += 1;
-        let members = table
-            .topics
-            .get(topic)
-            .into_iter()
-            .flat_map(HashMap::values);
+        let of_topic = table.topics.get(topic).into_iter();
+        let patterns = table.patterns.iter();
+        let of_patterns = patterns
+            .filter(|(pattern, _)| pattern.matches(topic))
+            .map(|(_, members)| members);
+        let members = of_topic.chain(of_patterns).flat_map(HashMap::values);
         let revoked = members.filter(|member| is_revoked(member.key.as_deref()));
+        // A subscription may have several patterns that match.
         revoked
-            .map(|member| member.flag.0.store(true, Ordering::Release))
+            .filter(|member| !member.flag.0.swap(true, Ordering::AcqRel))
             .count()
     }
 }
@@ -140,21 +164,28 @@ impl RevocationTable {
     fn insert(
         &mut self,
         subscription: &mut RevocableSubscription,
-        topic: Topic,
+        requested: TopicOrPattern,
         key: Option<Arc<str>>,
     ) {
         let flag = subscription.flag.clone();
-        let members = self.topics.entry(topic.clone()).or_default();
+        let members = match &requested {
+            TopicOrPattern::Topic(topic) => self.topics.entry(topic.clone()).or_default(),
+            TopicOrPattern::Pattern(pattern) => self.patterns.entry(pattern.clone()).or_default(),
+        };
         members.insert(subscription.number, TopicMember { key, flag });
-        subscription.topics.push(topic);
+        match requested {
+            TopicOrPattern::Topic(topic) => subscription.topics.push(topic),
+            TopicOrPattern::Pattern(pattern) => subscription.patterns.push(pattern),
+        }
     }
+}
 
-    fn remove(&mut self, topic: &Topic, number: u64) {
-        if let Some(members) = self.topics.get_mut(topic) {
-            members.remove(&number);
-            if members.is_empty() {
-                self.topics.remove(topic);
-            }
+/// Removes the access of a subscription to a topic or a pattern.
+fn remove_member<K: Eq + Hash>(table: &mut HashMap<K, SubscribedMembers>, key: &K, number: u64) {
+    if let Some(members) = table.get_mut(key) {
+        members.remove(&number);
+        if members.is_empty() {
+            table.remove(key);
         }
     }
 }

@@ -238,6 +238,19 @@ impl TopicLog {
         }
     }
 
+    /// Returns the end of the topic's history when `position` was the newest position of the hub.
+    #[cfg(feature = "json")]
+    pub(super) fn history_end_at(&self, position: u64) -> HistoryEnd {
+        let entries = self.entries.iter().rev();
+        let later = entries.take_while(|entry| entry.position > position);
+        let later = later.count();
+        let last = self.entries.iter().rev().nth(later);
+        HistoryEnd {
+            ordinal: self.last_ordinal - later as u64,
+            position: last.map_or(self.last_dropped_position, |entry| entry.position),
+        }
+    }
+
     /// Returns the number of events in the log.
     pub(super) fn len(&self) -> usize {
         self.entries.len()

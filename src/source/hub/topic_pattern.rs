@@ -40,6 +40,9 @@ enum PatternRemainder {
     Matcher(TopicMatcher),
 }
 
+/// The maximum length of the texts of a pattern that a client chooses, in bytes: that of a topic. A longer pattern matches no topic.
+const MAX_CLIENT_PATTERN_LEN: usize = 1024;
+
 /// The function of [`TopicPattern::from_fn`]. The key of the pattern identifies the function, so two of them count as equal.
 #[derive(Clone)]
 struct TopicMatcher(Arc<dyn Fn(&str) -> bool + Send + Sync>);
@@ -107,6 +110,53 @@ impl TopicPattern {
         Self { prefix, remainder }
     }
 
+    /// Makes a pattern of the texts of a client's request: a [prefix](Self::prefix), or [one segment](Self::one_segment) if there is a suffix.
+    ///
+    /// # Errors
+    /// What is wrong with the texts.
+    pub(super) fn from_client(prefix: &str, suffix: Option<&str>) -> Result<Self, &'static str> {
+        let is_control = |text: &str| text.chars().any(char::is_control);
+        let suffix_len = suffix.map_or(0, str::len);
+        if prefix.len() + suffix_len > MAX_CLIENT_PATTERN_LEN {
+            return Err("a pattern of topics is longer than 1024 bytes");
+        }
+        if is_control(prefix) || suffix.is_some_and(is_control) {
+            return Err("a pattern of topics has a control character");
+        }
+        Ok(match suffix {
+            Some(suffix) => Self::one_segment(prefix, suffix),
+            None => Self::prefix(prefix),
+        })
+    }
+
+    /// Returns the text that begins every name that matches. The text is empty for the empty prefix, and for patterns of
+    /// [`from_fn`](Self::from_fn).
+    ///
+    /// A client that may read every topic that begins with this text may read the pattern, too: see
+    /// [`ClientTopicsSource::authorize_patterns`](super::ClientTopicsSource::authorize_patterns).
+    ///
+    /// ```
+    /// use tower_push::source::hub::TopicPattern;
+    ///
+    /// assert_eq!(TopicPattern::one_segment("orders/", "/status").common_prefix(), "orders/");
+    /// ```
+    #[must_use]
+    pub fn common_prefix(&self) -> &str {
+        match &self.remainder {
+            PatternRemainder::Matcher(_) => "",
+            _ => &self.prefix,
+        }
+    }
+
+    /// Returns the suffix of a pattern of [one segment](Self::one_segment).
+    #[cfg(feature = "json")]
+    pub(super) fn segment_suffix(&self) -> Option<&str> {
+        match &self.remainder {
+            PatternRemainder::Segment(suffix) => Some(suffix),
+            _ => None,
+        }
+    }
+
     /// Returns whether the pattern matches the name of a topic.
     pub fn matches(&self, name: impl AsRef<str>) -> bool {
         let name = name.as_ref();
@@ -152,6 +202,29 @@ mod tests {
         assert_eq!(pattern("x"), pattern("x"));
         assert_ne!(pattern("x"), pattern("y"));
         assert_ne!(pattern("x"), TopicPattern::prefix("x"));
+    }
+
+    #[test]
+    fn patterns_of_clients_are_checked() {
+        let long = "x".repeat(1024);
+        assert!(TopicPattern::from_client(&long, None).is_ok());
+        assert!(TopicPattern::from_client(&long, Some("x")).is_err());
+        assert!(TopicPattern::from_client("a\n", None).is_err());
+        assert!(TopicPattern::from_client("a", Some("b\u{85}")).is_err());
+        let everything = TopicPattern::from_client("", None).unwrap();
+        assert_eq!(everything, TopicPattern::prefix(""));
+        // A star is a character like others.
+        let star = TopicPattern::from_client("*", Some("*")).unwrap();
+        assert!(star.matches("*a*") && !star.matches("a"));
+    }
+
+    #[test]
+    fn common_prefix_begins_every_match() {
+        let exact = TopicPattern::exact(Topic::new("a").unwrap());
+        assert_eq!(exact.common_prefix(), "a");
+        assert_eq!(TopicPattern::prefix("a/").common_prefix(), "a/");
+        let function = TopicPattern::from_fn("a/", |_| true);
+        assert_eq!(function.common_prefix(), "");
     }
 
     #[test]

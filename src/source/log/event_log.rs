@@ -26,11 +26,11 @@ pub(crate) struct EventLog {
     newest_trimmed: Option<NewestTrimmedByKey>,
     /// The ids of recent events. `None` in a log whose caller derives ids from positions.
     id_index: Option<IdIndex>,
-    /// The last place at which the log began anew.
+    /// The last position at which the log restarted.
     discontinuity: Option<Discontinuity>,
 }
 
-/// A place in a log at which events are missing that were never appended. The log began anew there.
+/// A position at which a log has restarted, because events are missing that were never appended to it.
 #[derive(Clone, Copy, Debug)]
 struct Discontinuity {
     /// The position that stands for the missing events.
@@ -57,7 +57,7 @@ pub(crate) struct MissedEvents {
     pub(crate) up_to: u64,
     /// The number of events, if it is known.
     pub(crate) count: Option<u64>,
-    /// The reason for which the log began anew between the reader's position and `up_to`. `None` if the log did not begin anew, and the
+    /// The reason for which the log restarted between the reader's position and `up_to`. `None` if the log did not restart, and the
     /// events were trimmed.
     pub(crate) discontinuity: Option<GapReason>,
 }
@@ -130,9 +130,9 @@ impl EventLog {
         Ok(())
     }
 
-    /// Trims all events, and lets the log begin anew after events that were never appended. The gap's `reason` and `missed` describe
+    /// Trims all events, and restarts the log after events that were never appended. The gap's `reason` and `missed` describe
     /// these events, and its `resumed` is the id of the last of them. Each reader gets to know of them at the next read.
-    pub(crate) fn begin_anew(&mut self, gap: &Gap) {
+    pub(crate) fn restart_after_gap(&mut self, gap: &Gap) {
         let position = self.next_position();
         let previous = self.discontinuity;
         self.discontinuity = Some(Discontinuity {
@@ -738,7 +738,7 @@ mod tests {
     }
 
     #[test]
-    fn log_that_begins_anew_tells_readers() {
+    fn restarted_log_tells_readers() {
         let mut log = indexed_log(EventLogLimits {
             max_events: 2,
             ..UNLIMITED
@@ -746,7 +746,7 @@ mod tests {
         for number in 1..=3 {
             log.append(numbered(number), None, Duration::ZERO).unwrap();
         }
-        log.begin_anew(&Gap::new(GapReason::Epoch).missed(10).resumed(13.into()));
+        log.restart_after_gap(&Gap::new(GapReason::Epoch).missed(10).resumed(13.into()));
         assert_eq!((log.len(), log.byte_len(), log.last_position()), (0, 0, 4));
         assert_eq!(log.take_trimmed().len(), 3);
         let missed = |log: &EventLog, position| {
@@ -767,10 +767,10 @@ mod tests {
         }
         assert_eq!(missed(&log, 3), (5, Some(11)), "14 is trimmed");
         assert_trimmed(&log, 4, 5);
-        log.begin_anew(&Gap::new(GapReason::Epoch).missed(1));
+        log.restart_after_gap(&Gap::new(GapReason::Epoch).missed(1));
         assert_eq!(missed(&log, 3), (8, None), "two discontinuities");
         assert_eq!(missed(&log, 4), (8, Some(4)));
-        log.begin_anew(&Gap::new(GapReason::Expired));
+        log.restart_after_gap(&Gap::new(GapReason::Expired));
         assert_eq!(missed(&log, 8), (9, None));
         let reason = |position| log.missed_after(position).discontinuity;
         assert_eq!(reason(8), Some(GapReason::Expired));
@@ -788,7 +788,7 @@ mod tests {
             log.append(Event::text(key), Some(key.into()), Duration::ZERO)
                 .unwrap();
         }
-        log.begin_anew(&Gap::new(GapReason::Epoch));
+        log.restart_after_gap(&Gap::new(GapReason::Epoch));
         assert_eq!(log.take_trimmed().len(), 2);
         assert_eq!(log.position_before_snapshot(), 3);
         log.append(Event::text("b2"), Some("b".into()), Duration::ZERO)

@@ -8,7 +8,7 @@ use crate::event::EventId;
 #[derive(Debug)]
 pub(crate) struct IdIndex {
     positions: HashMap<EventId, u64>,
-    /// The ids at consecutive positions. `None` at the position where the log begins, or begins anew, if no id is known for it.
+    /// The ids at consecutive positions. `None` at the position where the log begins or restarts, if no id is known for this position.
     ids: VecDeque<Option<EventId>>,
     /// The position of the first element of `ids`.
     first_position: u64,

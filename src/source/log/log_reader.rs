@@ -127,7 +127,7 @@ impl<I: LogIds> LogReader<I> {
     fn range(&self) -> ReadRange {
         ReadRange {
             after: self.position,
-            at_least_to: self.held_position,
+            min_end_position: self.held_position,
         }
     }
 

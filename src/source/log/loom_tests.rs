@@ -45,7 +45,7 @@ fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, Event
         last_read = block_on(poll_fn(|cx| {
             let range = ReadRange {
                 after: position,
-                at_least_to: 0,
+                min_end_position: 0,
             };
             loop {
                 match log.read(range, 1 << 20, &mut buffer) {
@@ -256,12 +256,12 @@ fn close_wakes_reader_after_event_held_back() {
 }
 
 #[test]
-fn log_that_begins_anew_wakes_waiting_reader() {
+fn restarted_log_wakes_waiting_reader() {
     model(|| {
         let log = shared_log();
         let writer = thread::spawn({
             let log = log.clone();
-            move || log.begin_anew(&Gap::new(GapReason::Epoch))
+            move || log.restart_after_gap(&Gap::new(GapReason::Epoch))
         });
         let missed = read(&log, 0, 1).1;
         assert_eq!(missed, EventLogReadOutcome::Missed);

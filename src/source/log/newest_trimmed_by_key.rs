@@ -14,13 +14,13 @@ pub(super) struct NewestTrimmedByKey {
     newest_positions: HashMap<Box<str>, u64>,
     /// The sum of [`LogEntry::byte_len`] over `entries`.
     byte_len: usize,
-    /// The position of the newest event that was dropped although it was the newest of its key, or after which the log began anew; 0
+    /// The position of the newest event that was dropped although it was the newest of its key, or after which the log restarted; 0
     /// if there was neither.
     last_dropped_position: u64,
 }
 
 impl NewestTrimmedByKey {
-    /// Creates an empty value for a log that begins anew after `position`.
+    /// Creates an empty value for a log that restarts after `position`.
     pub(super) fn starting_after(position: u64) -> Self {
         Self {
             last_dropped_position: position,

@@ -143,9 +143,9 @@ impl<I: LogIds> ReplayLog<I> {
         Ok(position)
     }
 
-    /// See [`EventLog::begin_anew`].
-    pub(crate) fn begin_anew(&self, gap: &Gap) {
-        self.log.begin_anew(gap);
+    /// See [`EventLog::restart_after_gap`].
+    pub(crate) fn restart_after_gap(&self, gap: &Gap) {
+        self.log.restart_after_gap(gap);
     }
 
     pub(crate) fn close(&self) {

@@ -26,8 +26,9 @@ use crate::{
 /// `status`, or is woken. See [`WaitList`].
 ///
 /// # Flushed and held events
-/// A log with a [`FlushWindow`] holds back some events: `status` and the readers get to know of these events when they are flushed. A reader that waits goes on up to the
-/// last flushed event, so that readers at the same position get the same runs. A reader can ask for [more](ReadRange).
+/// A log with a [`FlushWindow`] holds back some events: `status` and the readers get to know of these events when they are flushed. A reader
+/// that waits goes on up to the last flushed event, so that readers at the same position get the same runs. A reader can ask for
+/// [more](ReadRange).
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
@@ -56,7 +57,7 @@ pub(crate) struct ReadRange {
     /// The reader has read all events up to this position.
     pub(crate) after: u64,
     /// The reader reads the events up to this position even if they are held back.
-    pub(crate) at_least_to: u64,
+    pub(crate) min_end_position: u64,
 }
 
 /// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
@@ -129,14 +130,14 @@ impl SharedLog {
         Ok(position)
     }
 
-    /// Lets the log [begin anew](EventLog::begin_anew), and wakes all readers. Does nothing if the log is closed.
-    pub(crate) fn begin_anew(&self, gap: &Gap) {
+    /// [Restarts](EventLog::restart_after_gap) the log, and wakes all readers. Does nothing if the log is closed.
+    pub(crate) fn restart_after_gap(&self, gap: &Gap) {
         let trimmed = {
             let mut log = lock_for_writing(&self.log);
             if log.is_closed() {
                 return;
             }
-            log.begin_anew(gap);
+            log.restart_after_gap(gap);
             self.flush(&log);
             self.take_trimmed(&mut log)
         };
@@ -191,17 +192,18 @@ impl SharedLog {
         self.store_status(log);
     }
 
-    /// Tells the readers of all events of the log, which the caller has locked for writing.
+    /// Lets readers see all events of the log, which the caller has locked for writing.
     fn store_status(&self, log: &EventLog) {
         let status = encode_status(log.last_position(), log.is_closed());
         self.status.store(status, Ordering::Release);
     }
 
-    /// Returns the position up to which a reader reads that asks for events up to `at_least_to`. The log is locked for reading.
+    /// Returns the position up to which a reader reads: that of the last flushed event, and at least `min_end_position`. The caller has locked
+    /// the log for reading.
     #[inline]
-    fn end_position(&self, at_least_to: u64) -> u64 {
+    fn end_position(&self, min_end_position: u64) -> u64 {
         match &self.flush_window {
-            Some(_) => at_least_to.max(self.status.load(Ordering::Acquire) / 2),
+            Some(_) => min_end_position.max(self.status.load(Ordering::Acquire) / 2),
             None => u64::MAX,
         }
     }
@@ -280,14 +282,14 @@ impl SharedLog {
             return EventLogReadOutcome::UpToDate;
         }
         let log = lock_for_reading(&self.log);
-        let end_position = self.end_position(range.at_least_to);
+        let end_position = self.end_position(range.min_end_position);
         log.read(range.after, end_position, max_bytes, buffer)
     }
 
     /// Returns whether a reader of this range has nothing to read, without a lock.
     #[inline]
     fn has_nothing_in(&self, range: ReadRange) -> bool {
-        range.at_least_to <= range.after && self.is_up_to_date(range.after)
+        range.min_end_position <= range.after && self.is_up_to_date(range.after)
     }
 
     /// Reads like [`read`](Self::read), but sets `run` instead of filling the buffer if the range has at least `min_len` events. All readers
@@ -306,7 +308,7 @@ impl SharedLog {
         }
         let log = lock_for_reading(&self.log);
         let position = range.after;
-        let end_position = self.end_position(range.at_least_to);
+        let end_position = self.end_position(range.min_end_position);
         if !log.has_events_after(position, end_position, min_len as u64) {
             return log.read(position, end_position, max_bytes, buffer);
         }

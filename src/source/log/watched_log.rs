@@ -7,7 +7,7 @@ use crate::sync::{StoreWakerOutcome, WaiterKey};
 ///
 /// A reader of the log that was told to [wait with its group](super::LogReader::wait_with_group) stores no waker.
 pub(crate) trait WatchedLog: Send + Sync {
-    /// Returns a number that changes whenever the log gets an event, begins anew or is closed.
+    /// Returns a number that changes whenever the log gets an event, restarts or is closed.
     fn status(&self) -> u64;
 
     /// Adds a task that waits for a change of the status.

@@ -77,7 +77,7 @@ impl Feed {
         }
     }
 
-    /// Announces that events are missing after the last one that was pushed. The log begins anew: its events are dropped, and earlier
+    /// Announces that events are missing after the last one that was pushed. The log restarts: its events are dropped, and earlier
     /// cursors lead to the upstream, or to a gap.
     ///
     /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the
@@ -88,7 +88,7 @@ impl Feed {
     /// use tower_push::{Gap, GapReason, Relay};
     ///
     /// let (mut feed, _relay) = Relay::builder().build();
-    /// // The upstream was created anew: no earlier id is valid.
+    /// // The upstream was deleted and created again: no earlier id is valid.
     /// feed.gap(&Gap::new(GapReason::Epoch));
     /// // The upstream has dropped three events before this process could read them.
     /// feed.gap(&Gap::new(GapReason::Expired).missed(3).resumed("1716-9~p2".parse()?));
@@ -96,7 +96,7 @@ impl Feed {
     /// ```
     pub fn gap(&mut self, gap: &Gap) {
         self.relay.counters.add_gap();
-        self.relay.log.begin_anew(gap);
+        self.relay.log.restart_after_gap(gap);
     }
 
     /// Returns the id of the last event that was pushed, from which a reader that reconnects continues. Before the first event, returns

@@ -55,7 +55,7 @@
 //!
 //! # Gaps of the feed
 //! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`Feed::gap`].
-//! Every connected client gets a gap, and the log begins anew.
+//! Every connected client gets a gap, and the log restarts.
 //!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) makes the ids of its events, and its clients can resume in the same process only. Everything else of the log

@@ -14,7 +14,7 @@ use crate::{
 ///
 /// A plain stream is parked between two requests. A source that resumes is subscribed to by each request, with the cursor that the source
 /// gave in the request before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next
-/// request would begin anew and lose the events in between.
+/// request would begin with the next event, and lose the events in between.
 pub(super) struct LongPollSource {
     pending: PendingSubscription,
     push: Push,

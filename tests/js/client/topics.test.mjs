@@ -114,6 +114,28 @@ for (const [mode, options] of MODES) {
     push.close();
   });
 
+  test(`${mode}: a pattern gets the topics that match, also later ones`, async () => {
+    const [a, prefix] = namesOf("a", "prefix");
+    for (const suffix of ["1", "1-x"]) await publish(`${prefix}-${suffix}`, 1);
+    const push = open([], { ...options, patterns: [{ prefix: `${prefix}-`, suffix: "-x" }] });
+    const seen = new Seen(push);
+    await seen.has(`${prefix}-1-x 1`);
+    push.subscribe(a);
+    for (const suffix of ["2", "2-x"]) await publish(`${prefix}-${suffix}`, 2);
+    await publish(a, 3);
+    await Promise.all([seen.has(`${prefix}-2-x 2`), seen.has(`${a} 3`)]);
+    assert.deepEqual(seen.texts.sort(), [`${a} 3`, `${prefix}-1-x 1`, `${prefix}-2-x 2`]);
+    push.unsubscribe(a);
+    assert.deepEqual(push.topics, []);
+    await publish(`${prefix}-3-x`, 4);
+    await seen.has(`${prefix}-3-x 4`);
+    push.close();
+    const all = open([], { ...options, patterns: [{ prefix: `${prefix}-1` }] });
+    const seenByAll = new Seen(all);
+    await Promise.all([seenByAll.has(`${prefix}-1 1`), seenByAll.has(`${prefix}-1-x 1`)]);
+    all.close();
+  });
+
   test(`${mode}: a refused topic is reported and given up`, async () => {
     const [a, hidden] = namesOf("a", "hidden");
     await publish(a, 1);

@@ -45,13 +45,13 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Multipart {
-    non_event_form: NonEventForm,
+    control_record_form: ControlRecordForm,
     binary_type: HeaderValue,
 }
 
-/// How a [`Multipart`] writes what is no event: gaps, cursors, heartbeats and the end.
+/// How a [`Multipart`] writes records that are no events: gaps, cursors, heartbeats and the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NonEventForm {
+enum ControlRecordForm {
     /// As parts of the type [`NON_EVENT_PART_TYPE`].
     Parts,
     /// As headers of the next part.
@@ -70,7 +70,7 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/mixed`.
     pub fn mixed() -> Self {
         Self {
-            non_event_form: NonEventForm::Parts,
+            control_record_form: ControlRecordForm::Parts,
             binary_type: HeaderValue::from_static("application/octet-stream"),
         }
     }
@@ -78,7 +78,7 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/x-mixed-replace`. Each part replaces the part before, as in an `<img>` of a browser.
     pub fn replace() -> Self {
         Self {
-            non_event_form: NonEventForm::Headers,
+            control_record_form: ControlRecordForm::Headers,
             ..Self::mixed()
         }
     }
@@ -94,17 +94,17 @@ impl Multipart {
     /// A reader that ignores `Content-Length` and waits for this line break reads each part when the next one arrives.
     pub fn data_only() -> Self {
         Self {
-            non_event_form: NonEventForm::Omitted,
+            control_record_form: ControlRecordForm::Omitted,
             ..Self::mixed()
         }
     }
 
     fn is_replace(&self) -> bool {
-        self.non_event_form == NonEventForm::Headers
+        self.control_record_form == ControlRecordForm::Headers
     }
 
     fn is_data_only(&self) -> bool {
-        self.non_event_form == NonEventForm::Omitted
+        self.control_record_form == ControlRecordForm::Omitted
     }
 
     /// Sets the `Content-Type` of parts whose payload is [binary](Event::binary), such as `image/jpeg` for a camera:
@@ -304,18 +304,18 @@ impl Encoder for MultipartEncoder {
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
         let out = out.buffer();
-        match self.format.non_event_form {
-            NonEventForm::Parts => {
+        match self.format.control_record_form {
+            ControlRecordForm::Parts => {
                 self.write_non_event_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
                 self.write_delimiter(out);
             }
-            NonEventForm::Headers => {
+            ControlRecordForm::Headers => {
                 if !std::mem::replace(&mut self.is_in_heartbeat_header, true) {
                     out.put_slice(b"Heartbeat: ");
                 }
                 out.put_u8(b'1');
             }
-            NonEventForm::Omitted => {
+            ControlRecordForm::Omitted => {
                 self.write_content_type(b"application/json", out);
                 write_length_and_content(b"{}", out);
                 self.write_delimiter(out);
@@ -326,11 +326,11 @@ impl Encoder for MultipartEncoder {
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_open_heartbeat_header(out);
         let out = out.buffer();
-        match self.format.non_event_form {
-            NonEventForm::Parts => {
+        match self.format.control_record_form {
+            ControlRecordForm::Parts => {
                 self.write_non_event_part(out, |out| control_record::write_end(end, out));
             }
-            NonEventForm::Headers => {
+            ControlRecordForm::Headers => {
                 if end.finished {
                     write_header("Cursor", EventId::FINISHED, out);
                 }
@@ -338,7 +338,7 @@ impl Encoder for MultipartEncoder {
                 out.put_slice(b"\r\n\r\n");
             }
             // The delimiter after the last part becomes the last delimiter.
-            NonEventForm::Omitted => return out.put_slice(b"--\r\n"),
+            ControlRecordForm::Omitted => return out.put_slice(b"--\r\n"),
         }
         self.write_last_delimiter(out);
     }

@@ -6,7 +6,7 @@
 //! An [`EventRun`] is compressed once, and the clients that are at the same position of the log get the same bytes. The compressed bytes
 //! refer to the bytes of the events before the run, its [history](EventRun::history). Therefore only a client whose uncompressed
 //! stream ends with exactly these bytes gets them. A client that has just joined, or has got something else meanwhile (a gap, a cursor, a
-//! heartbeat), gets the run in another form, which refers to nothing and is shared as well. The history of runs begins anew at certain
+//! heartbeat), gets the run in another form, which refers to nothing and is shared as well. The history of runs restarts at certain
 //! positions of the log, so from the next such position on the client gets what all others get.
 //!
 //! No client has a compressor of its own, which takes 380 kB. Each thread has one.

@@ -1,0 +1,169 @@
+//! Changes of the patterns of a reader, for clients that send commands.
+//!
+//! A reader gets the events of a topic from the log of a pattern that matches the topic, if it has one, and otherwise from the log of the topic.
+//! While a pattern is added or removed, the reader changes from one log to the other: the log of the topic has the events up to a position, and
+//! the log of the pattern has those after it.
+
+use super::{
+    hub_reader::HubReader,
+    hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest},
+    pattern_table::PatternRequest,
+    subscribed_topics::SubscribedTopics,
+    topic_log::TopicStart,
+    topic_pattern::TopicPattern,
+    topic_table::DeferredDrops,
+};
+use crate::event::{EventId, Topic};
+
+impl HubReader {
+    /// Returns whether the reader has a pattern that matches a topic.
+    pub(super) fn has_pattern_for(&self, topic: &Topic) -> bool {
+        let mut patterns = self
+            .topics
+            .iter()
+            .filter_map(|reader| reader.topic.pattern());
+        patterns.any(|pattern| pattern.matches(topic))
+    }
+
+    /// Joins a further pattern. The events of the topics that match come before the next events of the other topics. `cursor` is the cursor
+    /// from which the client resumes the pattern.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the hub has no room for the pattern, or allows no patterns.
+    pub(super) fn join_pattern(
+        &mut self,
+        request: &PatternRequest,
+        cursor: Option<&EventId>,
+    ) -> Result<(), JoinError> {
+        let mut deferred_drops = DeferredDrops::default();
+        let patterns = std::slice::from_ref(request);
+        let joined = self.hub().join(&[], patterns, &mut deferred_drops)?;
+        let published = joined.published_position;
+        let (known, new): (Vec<_>, Vec<_>) = joined
+            .topics
+            .into_iter()
+            .partition(|joined| self.has_events_of(joined));
+        self.hub().leave(known.iter().map(|joined| &*joined.topic));
+        for reader in &mut self.topics {
+            let name = reader.topic.topic_name();
+            let is_matching = name.is_some_and(|name| request.pattern.matches(name));
+            if is_matching && reader.history_end.is_none() {
+                let end = reader.topic.log().history_end_at(published);
+                reader.history_end = Some(end);
+            }
+        }
+        let new = JoinedTopics {
+            topics: new,
+            published_position: published,
+        };
+        self.add_further_topics(new, cursor);
+        Ok(())
+    }
+
+    /// Returns whether the reader gets the events of a topic that a pattern has joined, without this pattern.
+    fn has_events_of(&self, joined: &JoinedTopic) -> bool {
+        let name = joined.topic.topic_name();
+        name.is_some_and(|name| self.has_reader_of(name) || self.has_pattern_for(name))
+    }
+
+    fn has_reader_of(&self, topic: &Topic) -> bool {
+        let mut topics = self.topics.iter();
+        topics.any(|reader| reader.topic.topic_name() == Some(topic))
+    }
+
+    /// Adds topics that the reader has joined after others. The client has the events of its other topics up to the reader's position.
+    pub(super) fn add_further_topics(&mut self, joined: JoinedTopics, cursor: Option<&EventId>) {
+        self.set_catch_up_end(self.position());
+        self.held_position = joined.published_position;
+        self.history_end_position = joined.published_position;
+        for mut topic in joined.topics {
+            let name = topic.topic.topic_name().cloned();
+            if let Some(name) = name.filter(|name| self.has_pattern_for(name)) {
+                if self.has_reader_of(&name) {
+                    // The reader is about to read the history of the topic for the pattern.
+                    self.hub().leave(std::iter::once(&*topic.topic));
+                    continue;
+                }
+                let end = topic.topic.log().history_end_at(joined.published_position);
+                topic.history_end.get_or_insert(end);
+            }
+            self.add_topic(topic, cursor);
+        }
+    }
+
+    /// Ends the registration of the client's access to a pattern.
+    pub(super) fn deregister_pattern_access(&mut self, pattern: &TopicPattern) {
+        let hub = self.hub().clone();
+        if let Some(revocable) = &mut self.revocable {
+            hub.revocations.remove_pattern(revocable, pattern);
+        }
+    }
+
+    /// Leaves a pattern. The reader gets further events of the topics of `subscribed` from their own logs. Returns the topics that the hub has
+    /// no room for any more, which the client loses.
+    pub(super) fn remove_pattern(
+        &mut self,
+        pattern: &TopicPattern,
+        subscribed: &SubscribedTopics,
+    ) -> Vec<(Topic, JoinError)> {
+        self.deregister_pattern_access(pattern);
+        let hub = self.hub().clone();
+        let is_log = |other: Option<&TopicPattern>| other == Some(pattern);
+        let mut readers = self.topics.iter();
+        let Some(index) = readers.position(|reader| is_log(reader.topic.pattern())) else {
+            return Vec::new();
+        };
+        let mut left = vec![self.topics.swap_remove(index)];
+        let readers = self.topics.iter();
+        let patterns = readers.filter_map(|reader| reader.topic.pattern().cloned());
+        let patterns: Vec<_> = patterns.collect();
+        let has_pattern_for = |name: &Topic| patterns.iter().any(|other| other.matches(name));
+        for mut reader in std::mem::take(&mut self.topics) {
+            let name = reader.topic.topic_name();
+            let was_matching = name.filter(|name| pattern.matches(name) && !has_pattern_for(name));
+            match was_matching.filter(|_| reader.history_end.is_some()) {
+                None => self.topics.push(reader),
+                // A topic that has read its history has got later events from the pattern. `return_to_topics` joins it again after those.
+                Some(name) if subscribed.topics().contains(name) && !reader.has_read_history() => {
+                    reader.history_end = None;
+                    self.topics.push(reader);
+                }
+                Some(_) => left.push(reader),
+            }
+        }
+        for reader in &left {
+            reader.topic.deregister_reader(&reader.key);
+        }
+        hub.leave(left.iter().map(|reader| &*reader.topic));
+        self.return_to_topics(subscribed)
+    }
+
+    /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer.
+    fn return_to_topics(&mut self, subscribed: &SubscribedTopics) -> Vec<(Topic, JoinError)> {
+        // The reader has all events up to this position.
+        let start = TopicStart::AfterPosition(self.position().max(self.catch_up_end));
+        let mut lost = Vec::new();
+        for topic in subscribed.topics() {
+            if self.has_reader_of(topic) || self.has_pattern_for(topic) {
+                continue;
+            }
+            let request = TopicRequest {
+                topic: topic.clone(),
+                start,
+                max_history: None,
+            };
+            let mut deferred_drops = DeferredDrops::default();
+            let requests = std::slice::from_ref(&request);
+            match self.hub().join(requests, &[], &mut deferred_drops) {
+                Ok(joined) => {
+                    self.held_position = joined.published_position;
+                    for topic in joined.topics {
+                        self.add_topic(topic, None);
+                    }
+                }
+                Err(error) => lost.push((topic.clone(), error)),
+            }
+        }
+        lost
+    }
+}
