@@ -440,8 +440,8 @@ impl HubReader {
         topics.clone().any(is_told) || !topics.any(has_news)
     }
 
-    /// Lets the reader read the events that its topics hold back now. Returns the number of positions up to the newest event of the hub, if
-    /// the topics may hold back events, else 0.
+    /// Lets the reader read the events that its topics hold back now. Returns an upper bound for their number: how many events the hub has after the
+    /// reader's position. Returns 0 if the hub has no flush window.
     pub(super) fn release_held_events(&mut self) -> u32 {
         if self.hub.config.flush_window.is_zero() {
             return 0;

@@ -147,7 +147,10 @@ impl TopicState {
             return self.wake_readers();
         };
         (flush.newest_position).fetch_max(event.position, Ordering::AcqRel);
-        if flush.window.flushes_append(event.byte_len, Instant::now()) {
+        if flush
+            .window
+            .must_flush_after_append(event.byte_len, Instant::now())
+        {
             self.flush(flush);
         }
     }
@@ -209,7 +212,7 @@ impl TopicState {
 impl FlushTarget for TopicState {
     fn flush_held(&self) {
         if let Some(flush) = &self.flush {
-            if flush.window.flushes_at_end(Instant::now()) {
+            if flush.window.must_flush_at_timer_end(Instant::now()) {
                 self.flush(flush);
             }
         }
