@@ -1,6 +1,7 @@
 //! The broker of a cluster.
 
 use testkit::{NatsServer, RedisProgram, RedisServer};
+use tower_push_nats::async_nats;
 
 /// A running broker, which loses nothing when it is killed.
 pub(crate) enum Broker {
@@ -38,6 +39,35 @@ impl Broker {
         match self {
             Self::Redis(server) => server.start_again(),
             Self::Nats(server) => server.start_again(),
+        }
+    }
+
+    /// Stops the server with SIGSTOP until [`resume`](Self::resume).
+    pub(crate) fn pause(&self) {
+        match self {
+            Self::Redis(server) => server.pause(),
+            Self::Nats(server) => server.pause(),
+        }
+    }
+
+    pub(crate) fn resume(&self) {
+        match self {
+            Self::Redis(server) => server.resume(),
+            Self::Nats(server) => server.resume(),
+        }
+    }
+
+    /// Deletes the feed with all events.
+    pub(crate) async fn delete_feed(&self) {
+        match self {
+            Self::Redis(server) => _ = server.command(&["DEL", "events"]),
+            Self::Nats(server) => {
+                let client = async_nats::connect(server.url()).await.unwrap();
+                let subject = "$JS.API.STREAM.DELETE.events";
+                let answer = client.request(subject, "".into()).await.unwrap();
+                let answer = String::from_utf8_lossy(&answer.payload).into_owned();
+                assert!(answer.contains("\"success\":true"), "{answer}");
+            }
         }
     }
 }
