@@ -571,10 +571,10 @@ impl PersistentReader {
 /// The paths of switching readers.
 const SWITCHING_PATHS: [&str; 3] = ["/", "/resumable", "/plain"];
 
-/// Runs a client that disconnects and resumes again and again. It stops when `is_over` is set, and on the channel only after it has read the
+/// Runs a client that disconnects and resumes again and again, each time at one of `addresses`. It stops when `is_over` is set, and on the channel only after it has read the
 /// whole feed. Returns the reader and the number of its connections.
 pub(crate) async fn run_switching_reader(
-    address: SocketAddr,
+    addresses: Arc<[SocketAddr]>,
     mut random: SeededRandom,
     is_over: Arc<AtomicBool>,
     last: LastEvent,
@@ -593,6 +593,7 @@ pub(crate) async fn run_switching_reader(
             continue;
         }
         feed_reader.variant = variant;
+        let address = random.choose(&addresses);
         let mut line = feed_reader.open(address, random.below(2) == 0).await;
         let wanted_events = feed_reader.events + random.below(20) as u64;
         // The time is limited because the feed may be over.
