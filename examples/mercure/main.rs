@@ -1,4 +1,4 @@
-//! A hub of the [Mercure protocol](https://mercure.rocks/spec), revision 8. The library has the topics, the history, the cursors and the
+//! A hub of the [Mercure protocol](https://mercure.rocks/spec), revision 8, and on demand for clients of revision 7. The library has the topics, the history, the cursors and the
 //! event streams; this program adds Mercure's matchers, tokens and documents.
 //!
 //! ```text
@@ -29,6 +29,7 @@
 //! | `MERCURE_PUBLISHER_JWT_KEY`, `MERCURE_SUBSCRIBER_JWT_KEY` | `!ChangeThis…` | the secret, or the public key in PEM |
 //! | `MERCURE_PUBLISHER_JWT_ALG`, `MERCURE_SUBSCRIBER_JWT_ALG` | `HS256` | the only algorithm of tokens: `RS256`, `ES256`, `EdDSA`, … |
 //! | `MERCURE_ORIGINS` | none | origins, separated by commas, whose pages may send cookies |
+//! | `MERCURE_COMPATIBILITY` | none | `7` also accepts what clients of revision 7 send: URI templates, several topics, and tokens with the claim `mercure` |
 //!
 //! # How updates are published
 //! The hub has two topics for each topic of Mercure: one for public updates, and one for private ones (`TopicName`). A subscriber reads the
@@ -40,6 +41,7 @@
 mod error;
 mod matcher;
 mod publish;
+mod revision7;
 mod subscribe;
 mod subscriptions;
 mod token;
@@ -63,7 +65,8 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use tower_push::{
-    BoxError, Error, Event, EventId, Hub, OriginPolicy, event::Topic, source::hub::PublishOptions,
+    BoxError, Error, Event, EventId, Hub, OriginPolicy,
+    source::{TopicSet, hub::PublishOptions},
 };
 use url::Url;
 
@@ -95,6 +98,8 @@ struct MercureHub {
     last_event_id: Mutex<Option<EventId>>,
     /// The pages that may publish with a cookie.
     cookie_origins: OriginPolicy,
+    /// Whether the hub accepts what clients of revision 7 send.
+    accepts_revision_7: bool,
 }
 
 impl MercureHub {
@@ -105,7 +110,12 @@ impl MercureHub {
     }
 
     /// Publishes an update. Returns its id: `id`, or one that the hub makes.
-    fn dispatch(&self, topic: &Topic, event: Event, id: Option<EventId>) -> Result<EventId, Error> {
+    fn dispatch(
+        &self,
+        topics: TopicSet,
+        event: Event,
+        id: Option<EventId>,
+    ) -> Result<EventId, Error> {
         let is_reserved = |id: &EventId| id.as_str() == EARLIEST || id.as_str().starts_with('~');
         let id = match id.filter(|id| !is_reserved(id)) {
             Some(id) => id,
@@ -113,7 +123,7 @@ impl MercureHub {
         };
         let mut last_event_id = lock(&self.last_event_id);
         let options = PublishOptions::new().id(id);
-        let id = self.hub.publish_with(topic.clone(), event, &options)?;
+        let id = self.hub.publish_with(topics, event, &options)?;
         *last_event_id = Some(id.clone());
         Ok(id)
     }
@@ -134,13 +144,20 @@ async fn main() -> Result<(), BoxError> {
     for origin in &origins {
         cookie_origins = cookie_origins.allow_origin(origin)?;
     }
+    let accepts_revision_7 = match env::var("MERCURE_COMPATIBILITY").as_deref() {
+        Ok("7") => true,
+        Ok(other) if !other.is_empty() => return Err("MERCURE_COMPATIBILITY is 7 or absent".into()),
+        _ => false,
+    };
+    let verifier = |role| verifier(role, &url, accepts_revision_7);
     let hub = Arc::new(MercureHub {
         hub: Hub::builder().max_events(1000).max_patterns(10_000).build(),
-        publishers: verifier("PUBLISHER", &url)?,
-        subscribers: verifier("SUBSCRIBER", &url)?,
+        publishers: verifier("PUBLISHER")?,
+        subscribers: verifier("SUBSCRIBER")?,
         subscriptions: ActiveSubscriptions::default(),
         last_event_id: Mutex::default(),
         cookie_origins,
+        accepts_revision_7,
         url,
     });
     let subscriptions = format!("{HUB_PATH}/subscriptions");
@@ -163,11 +180,11 @@ async fn main() -> Result<(), BoxError> {
 }
 
 /// Reads the key and the algorithm of tokens for one role from the environment.
-fn verifier(role: &str, url: &Url) -> Result<TokenVerifier, BoxError> {
+fn verifier(role: &str, url: &Url, accepts_revision_7: bool) -> Result<TokenVerifier, BoxError> {
     let variable = |name: &str| env::var(format!("MERCURE_{role}_JWT_{name}")).ok();
     let key = variable("KEY").unwrap_or_else(|| DEFAULT_KEY.to_owned());
     let algorithm = variable("ALG").unwrap_or_else(|| "HS256".to_owned());
-    TokenVerifier::new(&key, algorithm.parse()?, url)
+    TokenVerifier::new(&key, algorithm.parse()?, url, accepts_revision_7)
 }
 
 /// Pages of every origin may use the hub. Only those of `origins` may send cookies.

@@ -1,4 +1,4 @@
-//! Topic matchers: exact names and URL patterns.
+//! Topic matchers: exact names and URL patterns, and the URI templates of revision 7.
 
 use std::{fmt, sync::Arc};
 
@@ -10,23 +10,25 @@ use urlpattern::{
     regexp::RegExp,
 };
 
-use crate::topic_name;
+use crate::{revision7, topic_name};
 
 /// The maximum length of a matcher, in bytes.
 pub(super) const MAX_MATCHER_LEN: usize = 512;
 
-/// The maximum size of the compiled regular expression of each component of a URL pattern, in bytes.
-const MAX_REGEX_LEN: usize = 64 * 1024;
+/// The maximum size of the compiled regular expression of a URI template, and of each component of a URL pattern, in bytes.
+pub(super) const MAX_REGEX_LEN: usize = 64 * 1024;
 
 /// How the text of a [`Matcher`] is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MatchType {
     Exact,
     UrlPattern,
+    /// A URI template of revision 7.
+    UriTemplate,
 }
 
 impl MatchType {
-    /// Returns the type with this name, which is case-sensitive.
+    /// Returns the type of revision 8 with this name, which is case-sensitive.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         match name {
             "Exact" => Some(Self::Exact),
@@ -39,6 +41,7 @@ impl MatchType {
         match self {
             Self::Exact => "Exact",
             Self::UrlPattern => "URLPattern",
+            Self::UriTemplate => "URITemplate",
         }
     }
 }
@@ -59,6 +62,7 @@ enum MatcherTest {
         pattern: Arc<UrlPattern<BoundedRegex>>,
         base: Url,
     },
+    UriTemplate(Arc<Regex>),
 }
 
 impl Matcher {
@@ -75,6 +79,9 @@ impl Matcher {
                 pattern: Arc::new(parse_url_pattern(text, base)?),
                 base: base.clone(),
             },
+            MatchType::UriTemplate => {
+                MatcherTest::UriTemplate(Arc::new(revision7::template_regex(text)?))
+            }
         };
         let text = text.into();
         Some(Self {
@@ -107,6 +114,7 @@ impl Matcher {
                 let url = base.join(topic).ok().map(UrlPatternMatchInput::Url);
                 url.is_some_and(|url| pattern.test(url).unwrap_or(false))
             }
+            MatcherTest::UriTemplate(regex) => *self.text == *topic || regex.is_match(topic),
         }
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
-use tower_push::{Event, EventId, event::EventType};
+use tower_push::{Event, EventId, event::EventType, source::TopicSet};
 use url::Url;
 
 use crate::{
@@ -23,9 +23,13 @@ use crate::{
 /// The maximum length of an event's type, in bytes.
 const MAX_TYPE_LEN: usize = 128;
 
+/// The maximum number of topics of an update of revision 7.
+const MAX_TOPICS: usize = 64;
+
 /// An update, as the form of a publication describes it.
 struct Update {
-    topic: String,
+    /// One topic. Updates of revision 7 may have several.
+    topics: Vec<String>,
     is_private: bool,
     /// `None` if the publisher has set none, or one that cannot be an `EventId`.
     id: Option<EventId>,
@@ -59,34 +63,45 @@ pub(super) async fn publish(
     })?;
     let form = String::from_utf8(body.to_bytes().into());
     let form = form.map_err(|_| HubError::InvalidRequest("the form is not UTF-8"))?;
-    let update = Update::read(&form)?;
-    if is_reserved(&update.topic, &hub.url) || !token.allows(Action::Publish, &update.topic) {
-        return Err(HubError::InsufficientScope);
-    }
-    let topic = TopicName {
-        topic: &update.topic,
-        is_private: update.is_private,
+    let max_topics = if hub.accepts_revision_7 {
+        MAX_TOPICS
+    } else {
+        1
     };
-    let topic = topic.to_topic();
-    let topic = topic.map_err(|_| HubError::InvalidRequest("the topic is not valid"))?;
-    let id = hub.dispatch(&topic, update.event, update.id);
+    let update = Update::read(&form, max_topics)?;
+    let mut topics = Vec::new();
+    for topic in &update.topics {
+        if is_reserved(topic, &hub.url) || !token.allows(Action::Publish, topic) {
+            return Err(HubError::InsufficientScope);
+        }
+        let topic = TopicName {
+            topic,
+            is_private: update.is_private,
+        };
+        let topic = topic.to_topic();
+        topics.push(topic.map_err(|_| HubError::InvalidRequest("the topic is not valid"))?);
+    }
+    let id = hub.dispatch(TopicSet::new(topics), update.event, update.id);
     let id = id.map_err(|_| HubError::InvalidRequest("the update is not valid"))?;
     Ok(id.as_str().to_owned().into_response())
 }
 
 impl Update {
-    fn read(form: &str) -> Result<Self, HubError> {
+    fn read(form: &str, max_topics: usize) -> Result<Self, HubError> {
         let fields = read_pairs(form)?;
         let field = |name: &str| {
             let mut values = fields.iter().filter(|(field, _)| field == name);
             values.next().map(|(_, value)| value.as_str())
         };
-        let topics = fields.iter().filter(|(name, _)| name == "topic").count();
-        let topic = field("topic").filter(|topic| topics == 1 && topic_name::is_valid(topic));
-        let topic = topic.ok_or(HubError::InvalidRequest(
-            "the form needs one field `topic`, without control characters",
-        ))?;
-        if topic.len() > MAX_TOPIC_LEN {
+        let topics = fields.iter().filter(|(name, _)| name == "topic");
+        let topics: Vec<_> = topics.map(|(_, topic)| topic.clone()).collect();
+        let is_valid = topics.iter().all(|topic| topic_name::is_valid(topic));
+        if !is_valid || topics.is_empty() || topics.len() > max_topics {
+            return Err(HubError::InvalidRequest(
+                "the form needs one field `topic`, without control characters",
+            ));
+        }
+        if topics.iter().any(|topic| topic.len() > MAX_TOPIC_LEN) {
             return Err(HubError::TooLarge("the topic is too long"));
         }
         let mut event = Event::text(field("data").unwrap_or_default());
@@ -114,7 +129,7 @@ impl Update {
             return Err(HubError::InvalidRequest("the id is not valid"));
         }
         Ok(Self {
-            topic: topic.to_owned(),
+            topics,
             is_private: field("private").is_some(),
             id: id.and_then(|id| EventId::new(id).ok()),
             event,

@@ -25,7 +25,7 @@ use crate::{
     EARLIEST, MercureHub,
     error::HubError,
     matcher::{MatchType, Matcher},
-    random_urn,
+    random_urn, revision7,
     token::{AccessToken, Action, TokenPlace},
     topic_name::TopicName,
 };
@@ -102,22 +102,17 @@ pub(super) fn read_pairs(text: &str) -> Result<Vec<(String, String)>, HubError> 
     pairs.map_err(|_| HubError::InvalidRequest("a parameter is not UTF-8"))
 }
 
-/// Reads the matchers of a query: the parameters whose names begin with `match`.
+/// Reads the matchers of a query: the parameters whose names begin with `match`, and the selectors of revision 7, `topic`.
 fn read_matchers(query: &[(String, String)], hub: &MercureHub) -> Result<Vec<Matcher>, HubError> {
     let mut matchers: Vec<Matcher> = Vec::new();
     for (name, text) in query {
-        let prefix = name.as_bytes().get(..5);
-        if !prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"match")) {
-            continue;
-        }
-        let match_type = match name.strip_prefix("match") {
-            Some("") => Some(MatchType::Exact),
-            Some(type_name) => MatchType::from_name(type_name),
-            None => None,
+        let match_type = match name == "topic" && hub.accepts_revision_7 {
+            true => Some(revision7::selector_type(text)),
+            false => match_type_of(name)?,
         };
-        let match_type = match_type.ok_or(HubError::InvalidRequest(
-            "there is no such type of matchers: the types are match, matchExact and matchURLPattern",
-        ))?;
+        let Some(match_type) = match_type else {
+            continue;
+        };
         let matcher = Matcher::new(match_type, text, &hub.url);
         let matcher = matcher.ok_or(HubError::InvalidRequest("a matcher is not valid"))?;
         let is_same = |other: &Matcher| other.match_type == match_type && *other.text == **text;
@@ -137,13 +132,31 @@ fn read_matchers(query: &[(String, String)], hub: &MercureHub) -> Result<Vec<Mat
     }
 }
 
+/// Returns the type of the matchers in a parameter. Returns `None` if the parameter has no matcher.
+fn match_type_of(parameter: &str) -> Result<Option<MatchType>, HubError> {
+    let prefix = parameter.as_bytes().get(..5);
+    if !prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"match")) {
+        return Ok(None);
+    }
+    let match_type = match parameter.strip_prefix("match") {
+        Some("") => Some(MatchType::Exact),
+        Some(type_name) => MatchType::from_name(type_name),
+        None => None,
+    };
+    let match_type = match_type.ok_or(HubError::InvalidRequest(
+        "there is no such type of matchers: the types are match, matchExact and matchURLPattern",
+    ))?;
+    Ok(Some(match_type))
+}
+
 /// Returns the id after which the client resumes: that of the header, else that of the query.
 fn requested_id(head: &Parts, query: &[(String, String)]) -> Option<String> {
     if let Some(id) = head.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         return Some(String::from_utf8_lossy(id.as_bytes()).into_owned());
     }
     let mut parameters = query.iter();
-    let parameter = parameters.find(|(name, id)| name == "lastEventID" && !id.is_empty());
+    let is_name = |name: &str| ["lastEventID", "Last-Event-ID"].contains(&name);
+    let parameter = parameters.find(|(name, id)| is_name(name) && !id.is_empty());
     parameter.map(|(_, id)| id.clone())
 }
 

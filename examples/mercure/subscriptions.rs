@@ -13,7 +13,7 @@ use axum::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::{Value, json};
-use tower_push::{Event, event::Topic};
+use tower_push::{Event, event::Topic, source::TopicSet};
 
 use crate::{
     HUB_PATH, MercureHub,
@@ -95,7 +95,7 @@ impl MercureHub {
         let document = with_context(&subscription.document);
         let event = Event::text(document.to_string());
         // The topic and the id are valid, so that the publication cannot fail.
-        let _ = self.dispatch(&subscription.topic, event, None);
+        let _ = self.dispatch(TopicSet::from(&subscription.topic), event, None);
     }
 
     fn deregister(&self, path: &str) {

@@ -1,15 +1,16 @@
-//! Access tokens: JWTs as of RFC 9068, whose claim `authorization_details` says which actions are allowed on which topics.
+//! Access tokens: JWTs as of RFC 9068, whose claim `authorization_details` says which actions are allowed on which topics. Tokens of revision 7 are
+//! JWTs of any other type, with the claim `mercure`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, header, request::Parts};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tower_push::BoxError;
 use url::Url;
 
-use crate::{error::HubError, matcher::Matcher, subscribe::read_pairs};
+use crate::{error::HubError, matcher::Matcher, revision7, subscribe::read_pairs};
 
 /// The name of the cookie with the token.
 const COOKIE: &str = "mercureAccessToken";
@@ -28,6 +29,7 @@ pub(super) struct TokenVerifier {
     algorithm: Algorithm,
     /// The URL of the hub, which is the audience of its tokens.
     hub_url: Url,
+    accepts_revision_7: bool,
 }
 
 /// What a client can do with topics.
@@ -44,7 +46,7 @@ pub(super) struct AccessToken {
     /// Time until the token expires.
     pub(super) expires_in: Duration,
     details: Vec<AuthorizationDetail>,
-    /// The claim `authorization_details` as JSON: tokens with the same text allow the same.
+    /// The claim `authorization_details`, or the selectors of revision 7, as JSON: tokens with the same text allow the same.
     pub(super) details_json: String,
 }
 
@@ -73,7 +75,12 @@ struct Claims {
 }
 
 impl TokenVerifier {
-    pub(super) fn new(key: &str, algorithm: Algorithm, hub_url: &Url) -> Result<Self, BoxError> {
+    pub(super) fn new(
+        key: &str,
+        algorithm: Algorithm,
+        hub_url: &Url,
+        accepts_revision_7: bool,
+    ) -> Result<Self, BoxError> {
         let text = key.as_bytes();
         let key = match algorithm {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
@@ -87,6 +94,7 @@ impl TokenVerifier {
             key,
             algorithm,
             hub_url: hub_url.clone(),
+            accepts_revision_7,
         })
     }
 
@@ -95,7 +103,7 @@ impl TokenVerifier {
     /// # Errors
     /// [`HubError::InvalidToken`] if the token is not valid.
     pub(super) fn read(&self, head: &Parts) -> Result<Option<(AccessToken, TokenPlace)>, HubError> {
-        let Some((token, place)) = find_token(head)? else {
+        let Some((token, place)) = find_token(head, self.accepts_revision_7)? else {
             return Ok(None);
         };
         let token = self.verify(&token).ok_or(HubError::InvalidToken)?;
@@ -112,32 +120,59 @@ impl TokenVerifier {
         if token.len() > MAX_TOKEN_LEN {
             return None;
         }
-        let token_type = decode_header(token).ok()?.typ?;
-        let is_access_token = ["at+jwt", "application/at+jwt"]
-            .iter()
-            .any(|name| name.eq_ignore_ascii_case(&token_type));
-        if !is_access_token {
-            return None;
-        }
         // The algorithm is that of the configuration. The algorithm that the token names is not used to verify the token.
         let mut validation = Validation::new(self.algorithm);
-        validation.set_audience(&[self.hub_url.as_str()]);
-        validation.set_required_spec_claims(&["exp", "aud"]);
         validation.validate_nbf = true;
         validation.leeway = 0;
-        let claims = decode::<Claims>(token, &self.key, &validation).ok()?.claims;
-        let details = self.read_details(&claims.authorization_details)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        // `decode` accepts a token until the end of the second in which it expires.
-        let lifetime = claims.exp - now.as_secs_f64();
-        if lifetime <= 0.0 {
-            return None;
+        let token_type = decode_header(token).ok()?.typ;
+        let is_access_token = token_type.is_some_and(|token_type| {
+            let names = ["at+jwt", "application/at+jwt"];
+            names
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(&token_type))
+        });
+        match is_access_token {
+            true => self.verify_access_token(token, validation),
+            false if self.accepts_revision_7 => self.verify_revision_7(token, validation),
+            false => None,
         }
+    }
+
+    fn verify_access_token(&self, token: &str, mut validation: Validation) -> Option<AccessToken> {
+        validation.set_audience(&[self.hub_url.as_str()]);
+        validation.set_required_spec_claims(&["exp", "aud"]);
+        let claims = decode::<Claims>(token, &self.key, &validation).ok()?.claims;
         Some(AccessToken {
             subject: claims.sub,
-            expires_in: Duration::try_from_secs_f64(lifetime).unwrap_or(Duration::MAX),
-            details,
+            expires_in: lifetime_until(claims.exp)?,
+            details: self.read_details(&claims.authorization_details)?,
             details_json: Value::Array(claims.authorization_details).to_string(),
+        })
+    }
+
+    /// Verifies a token of revision 7, which needs neither an audience nor a time at which it expires.
+    fn verify_revision_7(&self, token: &str, mut validation: Validation) -> Option<AccessToken> {
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let claims = decode::<revision7::Claims>(token, &self.key, &validation);
+        let revision7::Claims { exp, sub, mercure } = claims.ok()?.claims;
+        let publish = mercure.publish.unwrap_or_default();
+        let subscribe = mercure.subscribe.unwrap_or_default();
+        let detail = |action, selectors: &[String], payload| {
+            Some(AuthorizationDetail {
+                actions: vec![action],
+                topics: revision7::read_selectors(selectors, &self.hub_url)?,
+                payload,
+            })
+        };
+        Some(AccessToken {
+            subject: sub,
+            expires_in: exp.map_or(Some(Duration::MAX), lifetime_until)?,
+            details: vec![
+                detail(Action::Publish, &publish, None)?,
+                detail(Action::Subscribe, &subscribe, mercure.payload)?,
+            ],
+            details_json: json!({ "subscribe": subscribe }).to_string(),
         })
     }
 
@@ -208,8 +243,22 @@ impl AuthorizationDetail {
     }
 }
 
-/// Finds the token of a request: in the header, else in the query, else in the cookie.
-fn find_token(head: &Parts) -> Result<Option<(String, TokenPlace)>, HubError> {
+/// Returns the time until a token expires. Returns `None` if the token has expired.
+fn lifetime_until(expires_at: f64) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    // `decode` accepts a token until the end of the second in which it expires.
+    let lifetime = expires_at - now.as_secs_f64();
+    (lifetime > 0.0).then(|| Duration::try_from_secs_f64(lifetime).unwrap_or(Duration::MAX))
+}
+
+/// Finds the token of a request: in the header, else in the query, else in the cookie. Revision 7 has other names of the parameter and the cookie.
+fn find_token(
+    head: &Parts,
+    accepts_revision_7: bool,
+) -> Result<Option<(String, TokenPlace)>, HubError> {
+    let is_name = |name: &str, of_revision_8: &str, of_revision_7: &str| {
+        name == of_revision_8 || (accepts_revision_7 && name == of_revision_7)
+    };
     let mut headers = head.headers.get_all(header::AUTHORIZATION).iter();
     if let Some(value) = headers.next() {
         let value = value.to_str().map_err(|_| HubError::InvalidToken)?;
@@ -220,23 +269,26 @@ fn find_token(head: &Parts) -> Result<Option<(String, TokenPlace)>, HubError> {
         return Ok(Some((token.trim().to_owned(), TokenPlace::Header)));
     }
     let query = read_pairs(head.uri.query().unwrap_or_default())?;
-    let mut tokens = query.into_iter().filter(|(name, _)| name == "access_token");
+    let mut tokens = query
+        .into_iter()
+        .filter(|(name, _)| is_name(name, "access_token", revision7::TOKEN_PARAMETER));
     if let Some((_, token)) = tokens.next() {
         if tokens.next().is_some() {
             return Err(HubError::InvalidRequest("more than one access token"));
         }
         return Ok(Some((token, TokenPlace::Query)));
     }
-    let cookie = find_cookie(&head.headers);
+    let is_cookie = |name: &str| is_name(name, COOKIE, revision7::COOKIE);
+    let cookie = find_cookie(&head.headers, is_cookie);
     Ok(cookie.map(|token| (token.to_owned(), TokenPlace::Cookie)))
 }
 
-fn find_cookie(headers: &HeaderMap) -> Option<&str> {
+fn find_cookie(headers: &HeaderMap, is_name: impl Fn(&str) -> bool) -> Option<&str> {
     let headers = headers.get_all(header::COOKIE).iter();
     let cookies = headers.filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|cookies| cookies.split(';'));
     pairs.find_map(|pair| {
         let (name, value) = pair.trim().split_once('=')?;
-        (name == COOKIE).then_some(value.trim_matches('"'))
+        is_name(name).then_some(value.trim_matches('"'))
     })
 }

@@ -1,7 +1,8 @@
-//! `examples/mercure`, judged by the text of the Mercure protocol, revision 8. Each test names the section that it checks.
+//! `examples/mercure`, judged by the text of the Mercure protocol, revision 8, and in `revision7` revision 7. Each test names the section that it checks.
 
 mod clients;
 mod publications;
+mod revision7;
 mod subscriptions;
 mod tokens;
 

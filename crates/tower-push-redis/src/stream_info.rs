@@ -23,11 +23,11 @@ impl StreamInfo {
         let pairs: Vec<(String, Value)> = match value {
             Value::Map(pairs) => pairs
                 .into_iter()
-                .map(|(name, value)| Some((text(&name)?, value)))
+                .map(|(name, value)| Some((value_text(&name)?, value)))
                 .collect::<Option<_>>(),
             Value::Array(list) => {
                 let mut list = list.into_iter();
-                let next_pair = || Some((text(&list.next()?)?, list.next()?));
+                let next_pair = || Some((value_text(&list.next()?)?, list.next()?));
                 Some(std::iter::from_fn(next_pair).collect())
             }
             _ => None,
@@ -38,9 +38,9 @@ impl StreamInfo {
             Some(Value::Int(number)) => u64::try_from(*number).ok(),
             _ => None,
         };
-        let id = |name| text(find(name)?)?.parse().ok();
+        let id = |name| value_text(find(name)?)?.parse().ok();
         let first_id = match find("first-entry") {
-            Some(Value::Array(entry)) => entry.first().and_then(text),
+            Some(Value::Array(entry)) => entry.first().and_then(value_text),
             _ => None,
         };
         let info = || {
@@ -56,7 +56,7 @@ impl StreamInfo {
     }
 }
 
-fn text(value: &Value) -> Option<String> {
+fn value_text(value: &Value) -> Option<String> {
     redis::from_redis_value_ref(value).ok()
 }
 

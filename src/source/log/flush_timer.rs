@@ -30,7 +30,7 @@ pub(super) struct FlushTimer {
 
 /// The result of [`FlushTimer::arm`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TimerArmed {
+pub(super) enum ArmTimerOutcome {
     /// The timer runs.
     Running,
     /// The time is over: the caller flushes the log.
@@ -61,17 +61,17 @@ impl FlushTimer {
     }
 
     /// Sets the timer for the end of a window, unless another reader has done so.
-    pub(super) fn arm(&self, window_number: u64, ends_at: Instant) -> TimerArmed {
+    pub(super) fn arm(&self, window_number: u64, ends_at: Instant) -> ArmTimerOutcome {
         let mut running = lock(&self.sleep);
         if self.is_armed_for(window_number) {
-            return TimerArmed::Running;
+            return ArmTimerOutcome::Running;
         }
         let Ok(started) = self.waker.start_timer(ends_at) else {
-            return TimerArmed::NoRuntime;
+            return ArmTimerOutcome::NoRuntime;
         };
         let armed = match started {
-            Some(_) => TimerArmed::Running,
-            None => TimerArmed::Elapsed,
+            Some(_) => ArmTimerOutcome::Running,
+            None => ArmTimerOutcome::Elapsed,
         };
         // The timer of the last window is dropped: its end is over, or was put off by a flush before it.
         *running = started;

@@ -2,7 +2,7 @@ use std::{sync::Weak, time::Duration};
 
 use tokio::time::Instant;
 
-use super::flush_timer::{FlushTimer, TimerArmed};
+use super::flush_timer::{ArmTimerOutcome, FlushTimer};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 /// Decides when a log wakes its readers for new events, so that many publications cause few writes.
@@ -70,7 +70,7 @@ impl FlushWindow {
     }
 
     /// Records that an event was appended. Returns whether the caller must flush all events now.
-    pub(crate) fn flushes_append(&self, byte_len: usize, now: Instant) -> bool {
+    pub(crate) fn must_flush_after_append(&self, byte_len: usize, now: Instant) -> bool {
         let mut state = lock(&self.state);
         state.held.events += 1;
         state.held.bytes = state.held.bytes.saturating_add(byte_len);
@@ -88,7 +88,7 @@ impl FlushWindow {
     /// holds back no event, no new window begins.
     ///
     /// The end of the window is not compared with `now`, because a runtime that shuts down ends its timers early.
-    pub(crate) fn flushes_at_end(&self, now: Instant) -> bool {
+    pub(crate) fn must_flush_at_timer_end(&self, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let flushes = state.held.events > 0;
         state.ends_at = None;
@@ -122,9 +122,9 @@ impl FlushWindow {
             return;
         };
         match self.timer.arm(number, ends_at) {
-            TimerArmed::Running => {}
-            TimerArmed::Elapsed => self.timer.flush_target(),
-            TimerArmed::NoRuntime => {
+            ArmTimerOutcome::Running => {}
+            ArmTimerOutcome::Elapsed => self.timer.flush_target(),
+            ArmTimerOutcome::NoRuntime => {
                 lock(&self.state).ends_at = None;
                 self.timer.flush_target();
             }
@@ -168,36 +168,36 @@ mod tests {
         let window = window(100, 100);
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        assert!(window.flushes_append(1, at(0)));
-        assert!(!window.flushes_append(1, at(9)));
-        assert!(window.flushes_at_end(at(10)));
+        assert!(window.must_flush_after_append(1, at(0)));
+        assert!(!window.must_flush_after_append(1, at(9)));
+        assert!(window.must_flush_at_timer_end(at(10)));
         // The next window has no event, so the event after it is flushed at once.
-        assert!(!window.flushes_append(1, at(19)));
-        assert!(window.flushes_at_end(at(20)));
-        assert!(!window.flushes_at_end(at(30)));
-        assert!(window.flushes_append(1, at(31)));
+        assert!(!window.must_flush_after_append(1, at(19)));
+        assert!(window.must_flush_at_timer_end(at(20)));
+        assert!(!window.must_flush_at_timer_end(at(30)));
+        assert!(window.must_flush_after_append(1, at(31)));
     }
 
     #[test]
     fn late_timer_does_not_delay_the_next_event() {
         let window = window(100, 100);
         let start = Instant::now();
-        assert!(window.flushes_append(1, start));
-        assert!(!window.flushes_append(1, start));
-        assert!(window.flushes_append(1, start + LENGTH));
-        assert!(!window.flushes_at_end(start + LENGTH));
+        assert!(window.must_flush_after_append(1, start));
+        assert!(!window.must_flush_after_append(1, start));
+        assert!(window.must_flush_after_append(1, start + LENGTH));
+        assert!(!window.must_flush_at_timer_end(start + LENGTH));
     }
 
     #[test]
     fn held_events_are_bounded() {
         let now = Instant::now();
         let by_number = window(3, 1000);
-        assert!(by_number.flushes_append(1, now));
-        let flushes = [(); 6].map(|()| by_number.flushes_append(1, now));
+        assert!(by_number.must_flush_after_append(1, now));
+        let flushes = [(); 6].map(|()| by_number.must_flush_after_append(1, now));
         assert_eq!(flushes, [false, false, true, false, false, true]);
         let by_bytes = window(1000, 10);
-        assert!(by_bytes.flushes_append(1, now));
-        let flushes = [9, 1, 10, 1].map(|len| by_bytes.flushes_append(len, now));
+        assert!(by_bytes.must_flush_after_append(1, now));
+        let flushes = [9, 1, 10, 1].map(|len| by_bytes.must_flush_after_append(len, now));
         assert_eq!(flushes, [false, true, true, false]);
     }
 

@@ -114,7 +114,9 @@ impl SharedLog {
                 return Err(AppendError::DuplicateId);
             }
             let is_flushed = match (&self.flush_window, byte_len) {
-                (Some(window), Some(byte_len)) => window.flushes_append(byte_len, Instant::now()),
+                (Some(window), Some(byte_len)) => {
+                    window.must_flush_after_append(byte_len, Instant::now())
+                }
                 _ => true,
             };
             if is_flushed {
@@ -176,7 +178,7 @@ impl SharedLog {
         };
         {
             let log = lock_for_writing(&self.log);
-            if !window.flushes_at_end(Instant::now()) {
+            if !window.must_flush_at_timer_end(Instant::now()) {
                 return;
             }
             self.store_status(&log);

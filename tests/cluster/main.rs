@@ -1,0 +1,5 @@
+//! `examples/cluster.rs` as several processes over a real broker that fails, with Redis and with NATS: clients move between the nodes.
+
+mod broker;
+mod requests;
+mod two_nodes;
