@@ -1,22 +1,17 @@
 //! Streams behind Debian's nginx, with the configuration in `docs/deploying.md`. The clients are curl. `scripts/setup` installs both.
 //! Without one of them, the tests fail.
 
-use std::{
-    fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{self, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use testkit::{LiveCounter, TEST_TIMEOUT, TestServer, websocket::handshake_header_lines};
+use testkit::{
+    LiveCounter, Nginx, SelfSignedCertificate, TEST_TIMEOUT, TestServer, nginx::replace_once,
+    websocket::handshake_header_lines,
+};
 use tokio::{
     io::AsyncReadExt,
-    net::TcpStream,
     process::{Child, ChildStdout, Command},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tower_push::{
     BoxError, Channel, KeepAlive, PushSource,
@@ -27,20 +22,14 @@ use tower_push::{
 /// The configuration that `docs/deploying.md` shows.
 const DOCUMENTED_CONFIGURATION: &str = include_str!("nginx/push.conf");
 
-/// Replaces a text that occurs exactly once.
-fn replace_once(configuration: &str, from: &str, to: &str) -> String {
-    assert_eq!(configuration.matches(from).count(), 1, "{from}");
-    configuration.replace(from, to)
+/// nginx in front of a server, with TLS.
+struct TlsNginx {
+    nginx: Nginx,
+    /// nginx reads the files when it starts.
+    _certificate: SelfSignedCertificate,
 }
 
-/// A running nginx. Dropping this value kills the process and removes its files.
-struct Nginx {
-    process: process::Child,
-    directory: PathBuf,
-    port: u16,
-}
-
-impl Nginx {
+impl TlsNginx {
     /// Starts nginx in front of `server`, with the documented configuration except for the addresses.
     async fn start(server: &TestServer) -> Self {
         Self::start_with(server, DOCUMENTED_CONFIGURATION).await
@@ -48,56 +37,39 @@ impl Nginx {
 
     /// Starts nginx in front of `server`, with another configuration.
     async fn start_with(server: &TestServer, configuration: &str) -> Self {
-        let directory = create_directory();
-        make_certificate(&directory);
-        // This port was free a moment ago, and probably still is.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
-        let mut push = replace_once(configuration, "127.0.0.1:3000", &server.address.to_string());
-        push = replace_once(
-            &push,
-            "listen 443 ssl http2;",
-            &format!("listen 127.0.0.1:{port} ssl http2;"),
-        );
-        push = replace_once(&push, "/etc/ssl/push.example.pem", "certificate.pem");
-        push = replace_once(&push, "/etc/ssl/push.example.key", "key.pem");
-        write("push.conf", &push);
-        write("nginx.conf", include_str!("nginx/nginx.conf"));
-        let process = process::Command::new("nginx")
-            .args(["-e", "stderr", "-c", "nginx.conf", "-p"])
-            .arg(&directory)
-            .spawn()
-            .expect("nginx: run scripts/setup first");
-        let nginx = Self {
-            process,
-            directory,
-            port,
+        let certificate = SelfSignedCertificate::new("DNS:push.example");
+        let path = |path: PathBuf| path.display().to_string();
+        let replacements = |port| {
+            [
+                ("127.0.0.1:3000", server.address.to_string()),
+                (
+                    "listen 443 ssl http2;",
+                    format!("listen 127.0.0.1:{port} ssl http2;"),
+                ),
+                ("/etc/ssl/push.example.pem", path(certificate.path())),
+                ("/etc/ssl/push.example.key", path(certificate.key_path())),
+            ]
         };
-        nginx.wait_until_listening().await;
-        nginx
-    }
-
-    /// Waits until nginx accepts connections.
-    async fn wait_until_listening(&self) {
-        let connected = async {
-            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(TEST_TIMEOUT, connected)
-            .await
-            .expect("nginx should listen");
+        let nginx = Nginx::start(|port| {
+            let replacements = replacements(port).into_iter();
+            replacements.fold(configuration.to_owned(), |configuration, (from, to)| {
+                replace_once(&configuration, from, &to)
+            })
+        });
+        Self {
+            nginx: nginx.await,
+            _certificate: certificate,
+        }
     }
 
     fn get(&self, query: &str, arguments: &[&str]) -> Curl {
         let mut process = Command::new("curl")
             .args(["--silent", "--show-error", "--no-buffer", "--insecure"])
             .args(arguments)
-            .arg(format!("https://127.0.0.1:{}/events?{query}", self.port))
+            .arg(format!(
+                "https://127.0.0.1:{}/events?{query}",
+                self.nginx.port()
+            ))
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -108,42 +80,6 @@ impl Nginx {
             read: Vec::new(),
         }
     }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// Creates a directory for the files of one nginx.
-fn create_directory() -> PathBuf {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("tower-push-nginx-{}-{number}", process::id());
-    let directory = std::env::temp_dir().join(name);
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
-
-fn make_certificate(directory: &Path) {
-    let made = process::Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-        ])
-        .args(["-nodes", "-subj", "/CN=push.example", "-days", "1"])
-        .args(["-keyout", "key.pem", "-out", "certificate.pem"])
-        .current_dir(directory)
-        .output()
-        .expect("openssl: run scripts/setup first");
-    assert!(made.status.success(), "{made:?}");
 }
 
 /// A running curl, and what it has printed so far.
@@ -194,7 +130,7 @@ const HTTP_VERSION_FLAGS: [&str; 2] = ["--http1.1", "--http2"];
 async fn each_event_passes_before_next_one_exists() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
-    let nginx = Nginx::start(&server).await;
+    let nginx = TlsNginx::start(&server).await;
     for version in HTTP_VERSION_FLAGS {
         for transport in ["sse", "ndjson", "json-seq", "multipart"] {
             let mut client = nginx.get(&format!("transport={transport}"), &[version]);
@@ -217,13 +153,13 @@ async fn each_event_passes_before_next_one_exists() {
 async fn websocket_passes_for_same_origin() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
-    let nginx = Nginx::start(&server).await;
+    let nginx = TlsNginx::start(&server).await;
     let mut asks = vec!["--http1.1", "--include"];
     let handshake = handshake_header_lines();
     for header in &handshake {
         asks.extend(["--header", header]);
     }
-    let origin = format!("Origin: https://127.0.0.1:{}", nginx.port);
+    let origin = format!("Origin: https://127.0.0.1:{}", nginx.nginx.port());
     let mut client = nginx.get("", &[&asks[..], &["--header", &origin]].concat());
     channel.subscribed().await;
     for n in 1..=5 {
@@ -243,7 +179,7 @@ async fn websocket_passes_for_same_origin() {
 #[tokio::test]
 async fn stream_opens_before_its_first_event() {
     let server = TestServer::start(tower_push::service(Channel::new())).await;
-    let nginx = Nginx::start(&server).await;
+    let nginx = TlsNginx::start(&server).await;
     for version in HTTP_VERSION_FLAGS {
         nginx
             .get("", &["--include", version])
@@ -256,7 +192,7 @@ async fn stream_opens_before_its_first_event() {
 async fn long_poll_is_answered_at_next_event() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
-    let nginx = Nginx::start(&server).await;
+    let nginx = TlsNginx::start(&server).await;
     for version in HTTP_VERSION_FLAGS {
         let poll = async |event: &str, arguments: &[&str]| {
             let poll = nginx.get("transport=long-poll", arguments);
@@ -280,7 +216,7 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 }
 
 /// Starts an nginx that closes idle streams after a second, in front of a server with these heartbeats. Returns the channel too.
-async fn start_with_1_s_timeout(keep_alive: KeepAlive) -> (Nginx, TestServer, Channel) {
+async fn start_with_1_s_timeout(keep_alive: KeepAlive) -> (TlsNginx, TestServer, Channel) {
     let channel = Channel::new();
     let transports = Negotiate::new().add_transport(Sse::new().keep_alive(keep_alive));
     let server =
@@ -291,7 +227,7 @@ async fn start_with_1_s_timeout(keep_alive: KeepAlive) -> (Nginx, TestServer, Ch
         "proxy_read_timeout 1s;",
     );
     (
-        Nginx::start_with(&server, &impatient).await,
+        TlsNginx::start_with(&server, &impatient).await,
         server,
         channel,
     )
@@ -324,7 +260,7 @@ async fn response_headers_turn_buffering_off() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     let silent = replace_once(DOCUMENTED_CONFIGURATION, "proxy_buffering off;", "");
-    let nginx = Nginx::start_with(&server, &silent).await;
+    let nginx = TlsNginx::start_with(&server, &silent).await;
     for version in HTTP_VERSION_FLAGS {
         let mut client = nginx.get("", &[version]);
         channel.subscribed().await;
@@ -358,7 +294,7 @@ async fn buffering_delays_events() {
         (&old, "--http1.1"),
         (&old, "--http2"),
     ] {
-        let nginx = Nginx::start_with(&server, configuration).await;
+        let nginx = TlsNginx::start_with(&server, configuration).await;
         let mut client = nginx.get("", &[version]);
         channel.subscribed().await;
         channel.publish("held back").unwrap();
@@ -386,7 +322,7 @@ fn event_then_failure() -> impl PushSource + Clone + Send + Sync {
 #[tokio::test]
 async fn cut_stream_stays_cut() {
     let server = TestServer::start(tower_push::service(event_then_failure())).await;
-    let nginx = Nginx::start(&server).await;
+    let nginx = TlsNginx::start(&server).await;
     for version in HTTP_VERSION_FLAGS {
         let (read, code) = nginx.get("", &[version]).read_to_end().await;
         assert!(read.contains("hello"), "{read}");
@@ -402,7 +338,7 @@ async fn cut_looks_like_end_over_http_1_0() {
         "proxy_http_version 1.1;",
         "proxy_http_version 1.0;",
     );
-    let nginx = Nginx::start_with(&server, &old).await;
+    let nginx = TlsNginx::start_with(&server, &old).await;
     let (read, code) = nginx.get("", &["--http1.1"]).read_to_end().await;
     assert!(read.contains("hello"), "{read}");
     assert_eq!(code, 0);
@@ -419,7 +355,7 @@ async fn nginx_disconnects_stalled_client() {
         "proxy_buffering off;",
         "proxy_buffering off; send_timeout 1s;",
     );
-    let nginx = Nginx::start_with(&server, &impatient).await;
+    let nginx = TlsNginx::start_with(&server, &impatient).await;
     for version in HTTP_VERSION_FLAGS {
         let mut stalled = nginx.get("", &[version]);
         stalled.wait_for_text("xxx").await;

@@ -293,7 +293,8 @@ async fn stalled_handshake_is_closed_and_delays_nobody() {
 /// The first bytes of an HTTP/2 connection: the preface, and an empty SETTINGS frame.
 const HTTP2_PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-fn tls_acceptor() -> (TlsAcceptor, TlsConnector) {
+/// Creates the two sides of TLS for `localhost`. The client trusts the certificate of the server.
+fn tls_acceptor_and_connector() -> (TlsAcceptor, TlsConnector) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -315,7 +316,7 @@ fn tls_acceptor() -> (TlsAcceptor, TlsConnector) {
 #[tokio::test]
 async fn stalled_tls_handshakes_are_closed_and_delay_nobody() {
     const TIMEOUT: Duration = Duration::from_secs(1);
-    let (acceptor, connector) = tls_acceptor();
+    let (acceptor, connector) = tls_acceptor_and_connector();
     let settings = Server::builder().handshake_timeout(TIMEOUT).build();
     let server = RunningServer::spawn(|listener| {
         settings

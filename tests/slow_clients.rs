@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io::{self, ErrorKind, IoSlice},
+    ops::Range,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::Response;
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, client::conn};
@@ -23,17 +24,22 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use testkit::{TEST_TIMEOUT, TestServer, empty_request, example_process::ExampleProcess};
+use testkit::{
+    TEST_TIMEOUT, TestServer, empty_request, example_process::ExampleProcess, wait_until,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::TcpStream,
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::{
+        Notify,
+        mpsc::{UnboundedReceiver, unbounded_channel},
+    },
     task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 use tower_push::{
-    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteTimeout, source::source_fn,
-    transport::Sse,
+    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteTimeout, server::Server,
+    source::source_fn, transport::Sse,
 };
 
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -208,29 +214,44 @@ async fn idle_client_stays_connected() {
         let channel = Channel::new();
         let service =
             tower_push::service(channel.clone()).transport(Sse::new().keep_alive(keep_alive));
-        let (server, mut client) = connection_with_64_byte_buffer();
+        let (in_hyper, client) = connection_with_64_byte_buffer();
+        let hyper_service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
-            let service = TowerToHyperService::new(service);
             builder
-                .serve_connection(TokioIo::new(server), service)
+                .serve_connection(TokioIo::new(in_hyper), hyper_service)
                 .await
         });
-        client.write_all(GET_REQUEST.as_bytes()).await.unwrap();
-        let mut read = Vec::new();
-        assert!(
-            timeout(DAY, read_until(&mut client, &mut read, "never"))
-                .await
-                .is_err()
-        );
-        // The first bytes of the stream have its cursor behind the comment, so they do not count as a heartbeat.
-        let read_so_far = String::from_utf8_lossy(&read);
-        let heartbeat_count = read_so_far.matches("\r\n:\n\r\n").count();
-        assert!(heartbeats.contains(&heartbeat_count), "{heartbeat_count}");
+        assert_idle_for_a_day(client, &channel, heartbeats.clone()).await;
 
-        channel.publish("hello").unwrap();
-        read_until(&mut client, &mut read, "data: hello\n\n").await;
+        let (detached, client) = duplex(64);
+        let server = Server::builder().write_timeout(WRITE_TIMEOUT).build();
+        tokio::spawn(server.connection(detached, service));
+        assert_idle_for_a_day(client, &channel, heartbeats).await;
+        assert_eq!(server.counts().detached_streams, 1);
     }
+}
+
+/// Reads a stream for a day, counts the heartbeats, and waits for an event.
+async fn assert_idle_for_a_day(
+    mut client: DuplexStream,
+    channel: &Channel,
+    heartbeats: Range<usize>,
+) {
+    client.write_all(GET_REQUEST.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    assert!(
+        timeout(DAY, read_until(&mut client, &mut read, "never"))
+            .await
+            .is_err()
+    );
+    // The first bytes of the stream have its cursor behind the comment, so they do not count as a heartbeat.
+    let read_so_far = String::from_utf8_lossy(&read);
+    let heartbeat_count = read_so_far.matches("\r\n:\n\r\n").count();
+    assert!(heartbeats.contains(&heartbeat_count), "{heartbeat_count}");
+
+    channel.publish("hello").unwrap();
+    read_until(&mut client, &mut read, "data: hello\n\n").await;
 }
 
 async fn read_until(client: &mut DuplexStream, read: &mut Vec<u8>, end: &str) {
@@ -249,7 +270,10 @@ struct BusyChannel {
 
 impl BusyChannel {
     fn new() -> Self {
-        let channel = Channel::new();
+        Self::of(Channel::new())
+    }
+
+    fn of(channel: Channel) -> Self {
         let publisher_channel = channel.clone();
         let publishing = tokio::spawn(async move {
             let event = Event::text("x".repeat(64 * 1024));
@@ -306,6 +330,28 @@ where
         }
     });
     (server.await, connection_errors)
+}
+
+/// Starts a server of tower-push, whose streams leave hyper and whose connections have a write timeout. `prepare` sets options of each accepted
+/// socket.
+async fn serve_detached<S>(
+    source: S,
+    write_timeout: Duration,
+    prepare: fn(SockRef<'_>),
+) -> (TestServer, Server)
+where
+    S: PushSource + Clone + Send + Sync + 'static,
+{
+    let settings = Server::builder().write_timeout(write_timeout).build();
+    let (connections, service) = (settings.clone(), tower_push::service(source));
+    let server = TestServer::start_with(move |socket| {
+        prepare(SockRef::from(&socket));
+        let connection = connections.connection(socket, service.clone());
+        async move {
+            let _ = connection.await;
+        }
+    });
+    (server.await, settings)
 }
 
 fn leave_socket_as_is(_: SockRef<'_>) {}
@@ -452,11 +498,20 @@ async fn pings_disconnect_stalled_http2_client() {
             let _ = builder.serve_connection(io, service).await;
         }
     });
-    let server = server.await;
-    let mut client = Http2Client::connect(&server, 1 << 16).await;
-    let _stalled = client.get().await;
-    client.pause_reading();
-    busy.wait_until_unsubscribed().await;
+    let own_settings = Server::builder()
+        .http2_ping_interval(SHORT_WRITE_TIMEOUT)
+        .build();
+    let own_service = tower_push::service(busy.channel.clone());
+    for server in [
+        server.await,
+        TestServer::start_on(own_settings, own_service).await,
+    ] {
+        let mut client = Http2Client::connect(&server, 1 << 16).await;
+        let _stalled = client.get().await;
+        assert_eq!(busy.channel.subscriber_count(), 1);
+        client.pause_reading();
+        busy.wait_until_unsubscribed().await;
+    }
 }
 
 /// A client that reads its socket and answers pings, but leaves the window of one stream closed, is not disconnected.
@@ -507,6 +562,38 @@ fn endless_source() -> impl PushSource + Clone + Send + Sync {
 
 const SECOND: Duration = Duration::from_secs(1);
 
+async fn wait_until_detached(server: &Server) {
+    let is_detached = || server.counts().detached_streams == 1;
+    wait_until(is_detached, || format!("{:?}", server.counts())).await;
+}
+
+/// Like [`read_slowly`], from a server of tower-push. The endless events begin once the stream has left hyper.
+async fn read_detached_slowly(
+    write_timeout: Duration,
+    prepare: fn(SockRef<'_>),
+    wanted: usize,
+) -> usize {
+    let is_detached = Arc::new(Notify::new());
+    let start = is_detached.clone();
+    let event = Event::text("x".repeat(16 * 1024));
+    let source = source_fn(async move |_| {
+        let (start, first) = (start.clone(), event.clone());
+        let first = stream::once(Box::pin(async move {
+            start.notified().await;
+            first
+        }));
+        Ok(first.chain(stream::repeat(event)))
+    });
+    let (server, settings) = serve_detached(source, write_timeout, prepare).await;
+    let start_events = async {
+        wait_until_detached(&settings).await;
+        is_detached.notify_one();
+    };
+    let reading = timeout(TEST_TIMEOUT, read_slowly(&server, wanted));
+    let (read_len, ()) = tokio::join!(reading, start_events);
+    read_len.expect("the server should send more, or cut the stream off")
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn slow_reader_stays_with_small_kernel_queue() {
@@ -515,8 +602,13 @@ async fn slow_reader_stays_with_small_kernel_queue() {
         serve_with_write_timeout(endless_source(), 2 * SECOND, limit_queue).await;
     // Reading this much takes more than twice the timeout of two seconds.
     const WANTED_BYTES: usize = 8 << 20;
-    assert!(read_slowly(&server, WANTED_BYTES).await >= WANTED_BYTES);
-    assert!(connection_errors.try_recv().is_err());
+    let read_in_hyper = async {
+        assert!(read_slowly(&server, WANTED_BYTES).await >= WANTED_BYTES);
+        assert!(connection_errors.try_recv().is_err());
+    };
+    let read_detached = read_detached_slowly(2 * SECOND, limit_queue, WANTED_BYTES);
+    let ((), read_len) = tokio::join!(read_in_hyper, read_detached);
+    assert!(read_len >= WANTED_BYTES);
 }
 
 /// The kernel reports a socket with megabytes of send buffer as writable only when a third of the buffer is free.
@@ -531,6 +623,7 @@ async fn slow_reader_stalls_with_large_kernel_queue() {
         _ = reading => panic!("cut off without an error"),
     };
     assert_stalled(find_io_error(&error));
+    read_detached_slowly(SECOND / 4, leave_socket_as_is, usize::MAX).await;
 }
 
 /// Where a program cannot wrap its connections, Linux can disconnect stalled clients.
@@ -551,6 +644,13 @@ async fn tcp_user_timeout_disconnects_stalled_client() {
     let error = connection_errors.recv().await.unwrap();
     assert_eq!(find_io_error(&error).kind(), ErrorKind::TimedOut);
     assert!(find_io_error(&error).raw_os_error().is_some());
+
+    let channel = Channel::new();
+    let (server, settings) = serve_detached(channel.clone(), DAY, set_user_timeout).await;
+    let _stalled = open_and_stop_reading(server.address).await;
+    wait_until_detached(&settings).await;
+    let busy = BusyChannel::of(channel);
+    busy.wait_until_unsubscribed().await;
 }
 
 #[tokio::test]

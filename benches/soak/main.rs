@@ -6,8 +6,8 @@
 //! scripts/soak 5 7          # five seconds, or longer until there were enough clients; with seed 7
 //! ```
 //!
-//! - Persistent readers (`feed_readers.rs`) read the channel over one connection each, one reader for each transport. Each must get every
-//!   event once, in order.
+//! - Persistent readers (`feed_readers.rs`) read the channel over one connection each, one reader for each transport and each server. Each
+//!   must get every event once, in order.
 //! - Switching readers (`feed_readers.rs`) disconnect, resume with their cursor over another transport, and read on. They read the channel,
 //!   streams of a `Resumable`, and streams that long-polling parks. Each must get every event once, in order, except those that a gap
 //!   announces.
@@ -21,7 +21,8 @@
 //!
 //! The test also checks itself: a second server leaks a hundred bytes for each request, and must fail.
 //!
-//! The server is a process of its own. Each misbehaving client has its own random generator, so the same seed creates the same clients. The
+//! The server is a process of its own, with two listeners for one service: one is served by hyper-util, the other one by tower-push's `Server`,
+//! whose streams leave hyper. The other clients choose one of the two at random, for each connection. Each misbehaving client has its own random generator, so the same seed creates the same clients. The
 //! result does not depend on speed, but a run that takes many times the given time fails.
 
 mod feed_readers;
@@ -59,7 +60,7 @@ use self::{
     },
     misbehaving_clients::ClientTally,
     seeded_random::SeededRandom,
-    server::{DrainResult, KEY_COUNT, OpenResources, STREAMS_PER_KEY, ServerState},
+    server::{DrainResult, KEY_COUNT, OpenResources, SERVERS, STREAMS_PER_KEY, ServerState},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -166,12 +167,18 @@ struct SoakRun {
 impl SoakRun {
     async fn run(&self) -> Result<MemoryGrowth, BoxError> {
         let mut process = CurrentExeChild::spawn(&[SERVER, &self.leak.to_string()])?;
+        let mut addresses = Vec::new();
+        for _ in SERVERS {
+            addresses.push(process.read_line()?.parse()?);
+        }
         let mut server = ServerProcess {
-            address: process.read_line()?.parse()?,
+            addresses,
             process,
             idle: OpenResources::default(),
         };
         server.idle = server.state()?.open;
+        // The first streams that leave hyper create the event loops of the server, which stay.
+        server.idle.tasks += thread::available_parallelism()?.get();
         self.run_load(&mut server, 0, self.time / 4).await?;
         let before = server.wait_until_settled().await?;
         let resident_before = server.process.resident_memory()?;
@@ -209,21 +216,24 @@ impl SoakRun {
         phase: u64,
         time: Duration,
     ) -> Result<LoadReport, BoxError> {
-        let address = server.address;
+        let addresses: Arc<[_]> = server.addresses.clone().into();
         let start = Instant::now();
         let (last, is_over) = (LastEvent::unknown(), Arc::new(AtomicBool::new(false)));
         let mut load = LoadReport::default();
 
         let last_published = server.command("pause")?.parse()?;
         let (mut persistent_readers, mut switching_readers) = (JoinSet::new(), JoinSet::new());
-        for variant in &TRANSPORT_VARIANTS {
-            let reader = PersistentReader::open(address, variant, last_published).await;
-            persistent_readers.spawn(reader.read_to_last(last.clone()));
+        for (address, server_name) in addresses.iter().zip(SERVERS) {
+            for variant in &TRANSPORT_VARIANTS {
+                let reader = PersistentReader::open(*address, variant, last_published).await;
+                let reading = reader.read_to_last(last.clone());
+                persistent_readers.spawn(async move { (server_name, reading.await) });
+            }
         }
         for reader in 0..SWITCHING_READERS {
             let random = SeededRandom::new(self.seed, phase << 32 | 1 << 31 | reader as u64);
             switching_readers.spawn(run_switching_reader(
-                address,
+                addresses.clone(),
                 random,
                 is_over.clone(),
                 last.clone(),
@@ -236,7 +246,8 @@ impl SoakRun {
         while start.elapsed() < time || client_number < MIN_CLIENTS {
             while misbehaving_clients.len() < MISBEHAVING_CLIENTS {
                 client_number += 1;
-                let random = SeededRandom::new(self.seed, phase << 32 | client_number as u64);
+                let mut random = SeededRandom::new(self.seed, phase << 32 | client_number as u64);
+                let address = random.choose(&addresses);
                 misbehaving_clients.spawn(misbehaving_clients::run_client(address, random));
             }
             if let Some(ended) = misbehaving_clients.join_next().await {
@@ -249,10 +260,10 @@ impl SoakRun {
         last.set(server.command("pause")?.parse()?);
         is_over.store(true, Ordering::SeqCst);
         while let Some(finished) = persistent_readers.join_next().await {
-            let reader = finished?;
+            let (server_name, reader) = finished?;
             load.persistent.add(&reader, 1);
             load.events_by_variant
-                .insert(reader.variant(), reader.events);
+                .insert((server_name, reader.variant()), reader.events);
         }
         while let Some(finished) = switching_readers.join_next().await {
             let (reader, visits) = finished?;
@@ -294,8 +305,8 @@ impl fmt::Display for MemoryGrowth {
 struct LoadReport {
     tally: ClientTally,
     persistent: ReadTotals,
-    /// The number of events that each persistent reader has read, by its transport.
-    events_by_variant: BTreeMap<&'static str, u64>,
+    /// The number of events that each persistent reader has read, by its server and its transport.
+    events_by_variant: BTreeMap<(&'static str, &'static str), u64>,
     switching: ReadTotals,
 }
 
@@ -321,8 +332,8 @@ impl LoadReport {
     fn print(&self, after: &ServerState) {
         self.tally.print();
         println!("{:24}{:>8}", "misbehaving clients", self.tally.total());
-        for (variant, events) in &self.events_by_variant {
-            println!("read {variant:24}{events:>8} events");
+        for ((server_name, variant), events) in &self.events_by_variant {
+            println!("read from {server_name:12}{variant:24}{events:>8} events");
         }
         for (name, read) in [
             ("persistent readers", &self.persistent),
@@ -340,8 +351,8 @@ impl LoadReport {
         }
         let counts = &after.counts;
         println!(
-            "streams {} opened, {} events; expired while parked: {}",
-            counts.opened, counts.events, counts.parked_too_long
+            "streams {} opened, {} left hyper, {} events; expired while parked: {}",
+            counts.opened, counts.detached, counts.events, counts.parked_too_long
         );
         println!("closed  {}", format_counts(&counts.closed));
         println!("refused {}", format_counts(&counts.refused));
@@ -360,8 +371,9 @@ fn format_counts(counts: &BTreeMap<String, u64>) -> String {
 /// The process of the server.
 struct ServerProcess {
     process: CurrentExeChild,
-    address: SocketAddr,
-    /// The state before the first client connects.
+    /// The addresses of [`SERVERS`].
+    addresses: Vec<SocketAddr>,
+    /// The resources that are open without clients.
     idle: OpenResources,
 }
 
@@ -404,13 +416,17 @@ impl ServerProcess {
     async fn drain(&mut self) -> Result<(), BoxError> {
         let last_published = self.command("pause")?.parse()?;
         let mut readers = JoinSet::new();
-        for variant in TRANSPORT_VARIANTS.iter().cycle().take(DRAINED_STREAMS) {
-            let reader = PersistentReader::open(self.address, variant, last_published).await;
-            readers.spawn(reader.expect_drain_end());
+        for round in 0..DRAINED_STREAMS / TRANSPORT_VARIANTS.len() {
+            let address = self.addresses[round % SERVERS.len()];
+            for variant in &TRANSPORT_VARIANTS {
+                let reader = PersistentReader::open(address, variant, last_published).await;
+                readers.spawn(reader.expect_drain_end());
+            }
         }
         let mut unread_streams = Vec::new();
         for stream in 0..UNREAD_STREAMS {
-            unread_streams.push(open_unread_stream(self.address, stream % KEY_COUNT).await);
+            let address = self.addresses[stream % SERVERS.len()];
+            unread_streams.push(open_unread_stream(address, stream % KEY_COUNT).await);
         }
         let start = Instant::now();
         while self.state()?.open.streams < (DRAINED_STREAMS + UNREAD_STREAMS) as u64 {

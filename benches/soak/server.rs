@@ -25,7 +25,7 @@ use hyper_util::{
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime::Builder,
     task::JoinHandle,
     time::interval,
@@ -37,6 +37,7 @@ use tower_push::{
     format::{JsonSeq, Multipart, Ndjson, Raw},
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
+    server::Server,
     source::{Rejection, Subscription, source_fn},
     transport::{Chunked, LongPoll, Negotiate, Sse, WebSocket},
 };
@@ -90,6 +91,8 @@ pub(crate) struct OpenResources {
     /// The sum of the numbers of the open streams, which the observer counts.
     pub(crate) observed: u64,
     pub(crate) drain: usize,
+    /// The open connections of tower-push's [`Server`].
+    pub(crate) connections: u64,
     pub(crate) subscribers: usize,
     /// The streams of a `Resumable`, active or parked.
     pub(crate) resumable: usize,
@@ -100,6 +103,8 @@ pub(crate) struct OpenResources {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct StreamCounts {
     pub(crate) opened: u64,
+    /// The streams that have left hyper.
+    pub(crate) detached: u64,
     pub(crate) closed: BTreeMap<String, u64>,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) events: u64,
@@ -114,16 +119,21 @@ pub(crate) struct DrainResult {
     pub(crate) cut: usize,
 }
 
-/// Runs the server's process. The process prints its address, and then answers each line on standard input with a line.
+/// The names of the servers, in the order of their addresses. Both serve the same service.
+pub(crate) const SERVERS: [&str; 2] = ["hyper", "tower-push"];
+
+/// Runs the server's process. The process prints the addresses of [`SERVERS`], and then answers each line on standard input with a line.
 pub(crate) fn serve(leak: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     let server = SoakServer::new(leak);
-    let listener = runtime.block_on(async { listen() })?;
-    println!("{}", listener.local_addr()?);
-    runtime.spawn(server.clone().accept(listener));
+    let listeners = runtime.block_on(async { Ok::<_, io::Error>([listen()?, listen()?]) })?;
+    for listener in &listeners {
+        println!("{}", listener.local_addr()?);
+    }
+    runtime.block_on(async { server.clone().accept(listeners) });
 
     let mut publisher: Option<JoinHandle<()>> = None;
     let mut line = String::new();
@@ -159,6 +169,22 @@ pub(crate) fn serve(leak: usize) -> Result<(), BoxError> {
     Ok(())
 }
 
+/// Runs `serve_connection` for each accepted connection, in a task of its own.
+async fn accept_loop<F>(listener: TcpListener, serve_connection: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let Ok((socket, _)) = listener.accept().await else {
+            continue;
+        };
+        // Small buffers are full soon.
+        let _ = SockRef::from(&socket).set_send_buffer_size(32 * 1024);
+        let _ = socket.set_nodelay(true);
+        tokio::spawn(serve_connection(socket));
+    }
+}
+
 fn listen() -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
@@ -176,6 +202,7 @@ struct SoakServer {
     parked: Resumable,
     drain: Drain,
     guard: Guard,
+    server: Server,
     observed: OpenStreamObserver,
     published: Arc<AtomicU64>,
     /// The number of bytes that each request leaks.
@@ -225,6 +252,12 @@ impl SoakServer {
             .admission(&admission)
             .observer(observed.clone())
             .build();
+        let server = Server::builder()
+            .header_read_timeout(CLIENT_DEADLINE)
+            .idle_timeout(PONG_DEADLINE)
+            .write_timeout(CLIENT_DEADLINE)
+            .http2_ping_interval(PONG_DEADLINE)
+            .build();
         Self {
             channel: Channel::builder().max_events(LOG_EVENTS as usize).build(),
             quiet: Channel::new(),
@@ -232,6 +265,7 @@ impl SoakServer {
             parked: resumable(),
             drain,
             guard,
+            server,
             observed,
             published: Arc::default(),
             leak,
@@ -259,7 +293,9 @@ impl SoakServer {
             .add_transport(sockets)
     }
 
-    async fn accept(self, listener: TcpListener) {
+    /// Starts the accept loops of [`SERVERS`].
+    fn accept(self, [hyper_listener, own_listener]: [TcpListener; 2]) {
+        let own_server = self.server.clone();
         let layer = TransportLayer::with(self.guard.wrap(self.transports()));
         let service = layer.layer(service_fn(move |request: Request<Incoming>| {
             // `black_box` keeps the compiler from removing the allocation.
@@ -267,6 +303,14 @@ impl SoakServer {
             let push = self.push(request.uri().path());
             async { Ok::<_, Infallible>(push) }
         }));
+        let own_service = service.clone();
+        tokio::spawn(accept_loop(own_listener, move |socket| {
+            let connection = own_server.connection(socket, own_service.clone());
+            async move {
+                let _ = connection.await;
+            }
+        }));
+
         let service = TowerToHyperService::new(service);
         let mut server = auto::Builder::new(TokioExecutor::new());
         server
@@ -279,19 +323,13 @@ impl SoakServer {
             .keep_alive_interval(HEARTBEAT_INTERVAL)
             .keep_alive_timeout(PONG_DEADLINE)
             .enable_connect_protocol();
-        loop {
-            let Ok((socket, _)) = listener.accept().await else {
-                continue;
-            };
-            // Small buffers are full soon.
-            let _ = SockRef::from(&socket).set_send_buffer_size(32 * 1024);
-            let _ = socket.set_nodelay(true);
+        tokio::spawn(accept_loop(hyper_listener, move |socket| {
             let io = TokioIo::new(WriteTimeout::new(socket, CLIENT_DEADLINE));
             let (server, service) = (server.clone(), service.clone());
-            tokio::spawn(async move {
+            async move {
                 let _ = server.serve_connection_with_upgrades(io, service).await;
-            });
-        }
+            }
+        }));
     }
 
     fn push(&self, path: &str) -> Push {
@@ -351,6 +389,7 @@ impl SoakServer {
     fn state(&self, tasks: usize) -> io::Result<ServerState> {
         let stats = ALLOCATOR.stats();
         let counts = self.guard.counts();
+        let connections = self.server.counts();
         let resumable = [&self.resumable, &self.parked].map(Resumable::counts);
         let closed =
             CloseReason::ALL.map(|reason| (reason.name().to_owned(), counts.closed(reason)));
@@ -361,6 +400,7 @@ impl SoakServer {
                 streams: counts.open(),
                 observed: self.observed.open(),
                 drain: self.drain.open_streams(),
+                connections: connections.open_connections,
                 subscribers: self.channel.subscriber_count() + self.quiet.subscriber_count(),
                 resumable: resumable.iter().map(|it| it.active + it.parked).sum(),
                 tasks,
@@ -368,6 +408,7 @@ impl SoakServer {
             },
             counts: StreamCounts {
                 opened: counts.opened,
+                detached: connections.detached_streams,
                 closed: closed.into(),
                 refused: refused.into(),
                 events: counts.events,

@@ -43,6 +43,9 @@
 //! Nothing is published before the whole body has been read and checked, and before every topic in it is authorized. A batch is published
 //! wholly or not at all, in its order. A publication that succeeds has the status 200.
 //!
+//! If the hub has a [broker](crate::source::hub::HubBackend), the response waits for the broker. A batch that fails is then published up to the
+//! event that failed; a client that sends the batch again with the same `Idempotency-Key` publishes the rest.
+//!
 //! # Errors
 //! An error is a problem report ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)): JSON with the members `title`, `status` and `detail`.
 //!
@@ -55,6 +58,7 @@
 //! | 413 | the body is longer than the [limit](PublisherBuilder::max_body_len), or names more [topics](PublisherBuilder::max_topics) |
 //! | 415 | the path names no topic, and the body is neither JSON nor a form |
 //! | 429 | the publications exceed the [rate](PublisherBuilder::max_rate) |
+//! | 503 | the hub's broker has not accepted the event, or has not answered, so that the event may be published or not |
 
 mod publish_access;
 mod publish_request;
@@ -84,9 +88,8 @@ use self::{
     token_bucket::TokenBucket,
 };
 use crate::{
-    Error,
     event::{EventId, Topic},
-    source::{Hub, Rejection},
+    source::{Hub, Rejection, hub::publication_rejection},
     sync::{Mutex, lock},
     transport::{PushBody, read_body, within_body_timeout},
 };
@@ -146,7 +149,7 @@ impl PublisherState {
         let head = Arc::new(head);
         self.authorize(&head, &publications).await?;
         self.take_tokens(publications.len())?;
-        let ids = self.publish(&head, publications)?;
+        let ids = self.publish(&head, publications).await?;
         Ok(published_response(&ids, form))
     }
 
@@ -178,24 +181,31 @@ impl PublisherState {
         taken.map_err(too_fast)
     }
 
-    /// Publishes all events. Returns their ids.
+    /// Publishes all events, one after another. Returns their ids.
     ///
     /// # Errors
-    /// None: topics and events were checked before.
-    fn publish(
+    /// None in a hub without a broker: topics and events were checked before. In a hub with a broker, the first event that is not published
+    /// ends the publication, and the events before it are published.
+    async fn publish(
         &self,
         head: &Parts,
         publications: Vec<CheckedPublication>,
-    ) -> Result<Vec<EventId>, Error> {
-        let publish = |publication: CheckedPublication| {
+    ) -> Result<Vec<EventId>, Rejection> {
+        let mut ids = Vec::with_capacity(publications.len());
+        for publication in publications {
             let mut options = (self.config.options)(head);
             if let Some(key) = publication.idempotency_key {
                 options = options.idempotency_key(key);
             }
             let CheckedPublication { topics, event, .. } = publication;
-            self.config.hub.publish_with(topics, event, &options)
-        };
-        publications.into_iter().map(publish).collect()
+            let published = self
+                .config
+                .hub
+                .publish_and_wait(topics, event, &options)
+                .await;
+            ids.push(published.map_err(|error| publication_rejection(&error))?);
+        }
+        Ok(ids)
     }
 }
 
@@ -222,7 +232,8 @@ where
     }
 }
 
-/// The future of a [`Publisher`]. If the future is dropped before it is ready, nothing is published.
+/// The future of a [`Publisher`]. If the future is dropped before it is ready, nothing is published, unless the hub has a broker: then the events
+/// may be published or not.
 #[must_use = "futures do nothing unless polled"]
 pub struct PublishFuture(Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>);
 

@@ -1,6 +1,9 @@
 //! The hub: topics on demand, one order and one cursor for any set of topics, limits, what a returning client gets, topics that
 //! clients choose, and patterns of topics.
 
+mod broker;
+mod broker_hub;
+mod broker_model;
 mod client_patterns;
 mod client_topics;
 mod commands;

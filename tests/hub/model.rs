@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 use testkit::poll_next;
 use tower_push::{
-    EventId, GapReason, Hub, Item,
+    Event, EventId, GapReason, Hub, Item,
     event::Gap,
     source::{
         StartPosition, TopicSet,
@@ -114,17 +114,29 @@ struct Client {
     /// `extend_gaps`.
     gap_topics: Vec<&'static str>,
     pattern: Option<TopicPattern>,
+    /// The number of events in the model when the client subscribed.
+    subscribed_at: usize,
 }
 
 impl Client {
     /// Extends the gaps since the last event by the event `number`, if they end before it. The cursor of a gap is before the last missing event
-    /// if the client gets this event from another topic, or the gap of another topic, next.
+    /// if the client gets this event from another topic next.
     fn extend_gaps(&mut self, number: usize) {
+        self.extend_gaps_if(|next| next == number);
+    }
+
+    /// Extends the gaps since the last event by the next event. The cursor of a gap is before the last missing event if the client gets the gap
+    /// of another topic, which also has lost the event, next.
+    fn extend_gaps_before_gap(&mut self, resumed: usize, events: &[Vec<&'static str>]) {
+        self.extend_gaps_if(|next| next <= resumed && events[next - 1].len() > 1);
+    }
+
+    fn extend_gaps_if(&mut self, includes: impl Fn(usize) -> bool) {
         for topic in &self.gap_topics {
             for counts in [&mut self.accounted, &mut self.counted] {
                 let up_to = counts.get_mut(topic).unwrap();
-                if *up_to + 1 == number {
-                    *up_to = number;
+                if includes(*up_to + 1) {
+                    *up_to += 1;
                 }
             }
         }
@@ -167,6 +179,7 @@ impl Model {
         let client = &mut self.clients[client];
         client.subscriber = None;
         client.pattern = pattern;
+        client.subscribed_at = self.events.len();
         client.received_now.clear();
         client.gap_topics.clear();
         client.counted = names.into_iter().map(|name| (name, number)).collect();
@@ -218,35 +231,49 @@ impl Model {
             self.clients[client].cursor = Some(cursor.clone());
         }
         match item {
-            Item::Event(event) => {
-                let Some(id) = event.id() else { return };
-                let number = self.ids[id];
-                let topic = event.topic().unwrap().as_str();
-                assert!(self.events[number - 1].contains(&topic));
-                assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
-                let client = &mut self.clients[client];
-                client.extend_gaps(number);
-                client.gap_topics.clear();
-                *client.accounted.get_mut(topic).unwrap() = number;
-                *client.counted.get_mut(topic).unwrap() = number;
-                client.received.insert(number);
-                assert!(client.received_now.insert(number), "a duplicate");
+            Item::Event(event) => self.check_event(client, &event),
+            Item::EventWithCursor { event, cursor } => {
+                self.check_event(client, &event);
+                self.check_cursor(client, cursor);
             }
             Item::Gap(gap) => self.check_gap(client, &gap),
-            Item::Cursor(id) => {
-                // A cursor that is of no event is the one before the first event.
-                let number = *self.ids.entry(id).or_insert(0);
-                for topic in self.clients[client].accounted.keys() {
-                    assert_eq!(self.unaccounted(client, topic, number), 0);
-                }
-            }
+            Item::Cursor(id) => self.check_cursor(client, id),
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn check_event(&mut self, client: usize, event: &Event) {
+        let Some(id) = event.id() else { return };
+        let number = self.ids[id];
+        let topic = event.topic().unwrap().as_str();
+        assert!(self.events[number - 1].contains(&topic));
+        assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
+        let client = &mut self.clients[client];
+        client.extend_gaps(number);
+        client.gap_topics.clear();
+        let accounted = client.accounted.get_mut(topic).unwrap();
+        *accounted = number.max(*accounted);
+        *client.counted.get_mut(topic).unwrap() = number;
+        client.received.insert(number);
+        assert!(client.received_now.insert(number), "a duplicate");
+    }
+
+    fn check_cursor(&mut self, client: usize, id: EventId) {
+        // A cursor that is of no event is the one before the first event.
+        let number = *self.ids.entry(id).or_insert(0);
+        for topic in self.clients[client].accounted.keys() {
+            assert_eq!(self.unaccounted(client, topic, number), 0);
         }
     }
 
     fn check_gap(&mut self, client: usize, gap: &Gap) {
         assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
-        let up_to = self.ids[gap.resumed.as_ref().unwrap()];
+        let resumed = self.ids[gap.resumed.as_ref().unwrap()];
+        // The gap of a client that returns to a pattern precedes all events.
+        let up_to = match gap.topic.is_none() && gap.reason == GapReason::Expired {
+            true => self.clients[client].subscribed_at,
+            false => resumed,
+        };
         let topics: Vec<_> = match &gap.topic {
             Some(topic) => TOPICS
                 .into_iter()
@@ -261,7 +288,13 @@ impl Model {
         let is_shared = self.events.iter().any(|topics| topics.len() > 1);
         if !is_shared {
             let mut topics = topics.iter();
-            let is_true = topics.any(|topic| self.unaccounted(client, topic, up_to) > 0);
+            let is_true = topics.any(|topic| {
+                let after = match gap.topic {
+                    Some(_) => self.clients[client].counted[topic],
+                    None => self.clients[client].accounted[topic],
+                };
+                self.missing(client, topic, after, up_to).next().is_some()
+            });
             assert!(is_true || !self.gaps_are_exact, "a false gap");
             assert!(gap.reason != GapReason::Lagged || gap.missed.is_some());
             if let Some(missed) = gap.missed {
@@ -273,7 +306,7 @@ impl Model {
             }
         }
         let client = &mut self.clients[client];
-        client.extend_gaps(up_to);
+        client.extend_gaps_before_gap(resumed, &self.events);
         client.gap_topics.extend(&topics);
         for topic in topics {
             *client.accounted.get_mut(topic).unwrap() = up_to;

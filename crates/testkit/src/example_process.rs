@@ -14,6 +14,7 @@ use crate::{TEST_TIMEOUT, programs::repository_path, signal::send_signal};
 /// A running example. Dropping this value kills the process.
 #[derive(Debug)]
 pub struct ExampleProcess {
+    command: Command,
     process: Child,
     stdout_lines: Receiver<String>,
 }
@@ -21,14 +22,19 @@ pub struct ExampleProcess {
 impl ExampleProcess {
     /// Builds an example and starts it on a free port. The example's command line is the address and then `arguments`.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        Self::spawn(Command::new(build_example(name)), name, arguments)
+        Self::start_at(ANY_PORT, name, arguments)
+    }
+
+    /// Like [`start`](Self::start), on the port of `address`.
+    pub fn start_at(address: &str, name: &str, arguments: &[&str]) -> Self {
+        Self::spawn(Command::new(build_example(name)), address, arguments)
     }
 
     /// Like [`start`](Self::start), with variables of the environment.
     pub fn start_with_env(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(build_example(name));
         command.envs(variables.iter().copied());
-        Self::spawn(command, name, arguments)
+        Self::spawn(command, ANY_PORT, arguments)
     }
 
     /// Like [`start`](Self::start) without arguments, but the process may open at most `max_fds` file descriptors.
@@ -36,7 +42,7 @@ impl ExampleProcess {
         let mut shell = Command::new("sh");
         let script = format!("ulimit -n {max_fds} && exec \"$0\" \"$@\"");
         shell.arg("-c").arg(script).arg(build_example(name));
-        Self::spawn(shell, name, &[])
+        Self::spawn(shell, ANY_PORT, &[])
     }
 
     /// Returns how many file descriptors the process has open.
@@ -45,23 +51,40 @@ impl ExampleProcess {
         fds.map_or(0, Iterator::count)
     }
 
-    fn spawn(mut command: Command, name: &str, arguments: &[&str]) -> Self {
-        let mut process = command
-            .arg("127.0.0.1:0")
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("example {name}: {error}"));
-        let stdout = process.stdout.take().expect("stdout is piped");
-        let (sender, stdout_lines) = channel();
-        thread::spawn(move || {
-            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-            lines.try_for_each(|line| sender.send(line))
-        });
+    fn spawn(mut command: Command, address: &str, arguments: &[&str]) -> Self {
+        command.arg(address).args(arguments).stdout(Stdio::piped());
+        let (process, stdout_lines) = spawn_with_stdout(&mut command);
         Self {
+            command,
             process,
             stdout_lines,
         }
+    }
+
+    /// Kills the process with SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts the example again after its process has ended, with the same command line.
+    pub fn start_again(&mut self) {
+        (self.process, self.stdout_lines) = spawn_with_stdout(&mut self.command);
+    }
+
+    /// Stops the process with SIGSTOP until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        send_signal(&self.process, "-STOP");
+    }
+
+    /// Lets the process go on after [`pause`](Self::pause).
+    pub fn resume(&self) {
+        send_signal(&self.process, "-CONT");
+    }
+
+    /// Returns whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().is_ok_and(|status| status.is_some())
     }
 
     /// Waits for the next line that the example prints, and returns its address. The line must be `open http://…` or `open https://…`.
@@ -90,9 +113,25 @@ impl ExampleProcess {
 
 impl Drop for ExampleProcess {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
+}
+
+/// The address with which a server listens on a port that the system chooses.
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// Starts a program. Returns the lines that it prints, which a thread reads.
+fn spawn_with_stdout(command: &mut Command) -> (Child, Receiver<String>) {
+    let mut process = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let stdout = process.stdout.take().expect("stdout is piped");
+    let (sender, stdout_lines) = channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        lines.try_for_each(|line| sender.send(line))
+    });
+    (process, stdout_lines)
 }
 
 /// Builds an example with the profile of the running test, and returns the path of its program. The function is needed because `cargo test

@@ -14,6 +14,7 @@
 //! | [`wait`] | waiting for a condition |
 //! | [`example_process`] | the examples as processes |
 //! | [`nats_server`] | NATS servers |
+//! | [`nginx`] | nginx with a configuration of the test |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`] | a client that moves from relay to relay |
@@ -31,6 +32,7 @@ pub mod headers;
 pub mod item;
 pub mod live_counter;
 pub mod nats_server;
+pub mod nginx;
 pub mod programs;
 pub mod random;
 pub mod record_client;
@@ -56,6 +58,7 @@ pub use self::{
     item::{describe_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     nats_server::NatsServer,
+    nginx::Nginx,
     random::Random,
     record_client::RecordClient,
     redis_server::{RedisProgram, RedisServer, free_port},

@@ -35,6 +35,9 @@ enum ErrorKind {
     Lagged,
     Full,
     PatternsDisabled,
+    WaitRequired,
+    PublisherIdUnsupported,
+    PublishFailed,
     InvalidOrigin,
     Stalled,
     TooLong,
@@ -112,6 +115,16 @@ kinds! {
         patterns_disabled,
         /// Whether a subscription to a pattern failed because the hub allows no patterns: see `HubBuilder::max_patterns`.
         is_patterns_disabled;
+    WaitRequired:
+        /// Makes the error for a publication that does not wait, to a hub whose broker must be waited for.
+        wait_required,
+        /// Whether a publication must wait, because its hub has a broker: `Hub::publish_and_wait`.
+        is_wait_required;
+    PublisherIdUnsupported:
+        /// Makes the error for a publication with an id of its publisher, to a hub whose broker gives the ids.
+        publisher_id_unsupported,
+        /// Whether a publication has an id of its publisher (`PublishOptions::id`), but the broker of its hub gives the ids.
+        is_publisher_id_unsupported;
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
@@ -125,7 +138,7 @@ kinds! {
 }
 
 impl Error {
-    /// Makes the error for a line, a record or a part that is longer than a parser's limit. `detail` says which of them, and
+    /// Makes the error for a line, a record or a part that is longer than a parser's limit, or for an event that is larger than its broker allows. `detail` says which of them, and
     /// becomes the [`source`](error::Error::source) of the error.
     #[cold]
     pub fn too_long(detail: impl Into<BoxError>) -> Self {
@@ -135,9 +148,24 @@ impl Error {
         }
     }
 
-    /// Whether a line, a record or a part is longer than a parser's limit.
+    /// Whether a line, a record or a part is longer than a parser's limit, or an event is larger than its broker allows.
     pub fn is_too_long(&self) -> bool {
         self.kind == ErrorKind::TooLong
+    }
+
+    /// Makes the error for an event that a broker has not accepted, or may not have accepted. `detail` says why, and becomes the
+    /// [`source`](error::Error::source) of the error.
+    #[cold]
+    pub fn publish_failed(detail: impl Into<BoxError>) -> Self {
+        Self {
+            kind: ErrorKind::PublishFailed,
+            source: Some(detail.into()),
+        }
+    }
+
+    /// Whether a broker has not accepted an event, or may not have accepted it.
+    pub fn is_publish_failed(&self) -> bool {
+        self.kind == ErrorKind::PublishFailed
     }
 
     /// Makes the error for bytes that a parser cannot read. `detail` says why, and becomes the [`source`](error::Error::source)
@@ -200,6 +228,11 @@ impl fmt::Display for Error {
             ErrorKind::PatternsDisabled => {
                 "the hub allows no patterns: set HubBuilder::max_patterns"
             }
+            ErrorKind::WaitRequired => "a publication to a hub with a broker must wait",
+            ErrorKind::PublisherIdUnsupported => {
+                "the broker of the hub gives the ids: publish without PublishOptions::id"
+            }
+            ErrorKind::PublishFailed => "the broker has not accepted the event",
             ErrorKind::InvalidOrigin => {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"
             }

@@ -52,9 +52,14 @@
 //!   client resumes.
 //! - An entry was deleted with `XDEL` before a client got it. The client gets the entries before and after it, without a gap.
 //!
+//! # A hub with many topics
+//! A [`RedisHub`] shows a stream as a [`Hub`](tower_push::Hub): many topics, one cursor for any of them. One hub is one stream. The entry of an event
+//! has a field `topic` for each of the event's topics, `except` for a sender that gets no echo, and `history` with the value `no` for an event
+//! without history. Other programs can add such entries, too: `redis-cli XADD events '*' data hello topic news topic sport`.
+//!
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for
-//! [`publish_once`](RedisStream::publish_once) also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
+//! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -63,13 +68,16 @@ mod continuity;
 mod entry_id;
 mod error;
 mod fingerprint;
+mod hub_entry;
 mod log_tail;
 mod reader_status;
+mod redis_hub;
 mod redis_publisher;
 mod redis_servers;
 mod redis_stream;
 mod redis_stream_builder;
 mod redis_upstream;
+mod stream_backend;
 mod stream_connection;
 mod stream_cursor;
 mod stream_entry;
@@ -81,6 +89,7 @@ mod trim_policy;
 pub use self::{
     error::Error,
     reader_status::{ReaderState, ReaderStatus},
+    redis_hub::RedisHub,
     redis_publisher::{Publication, RedisPublisher},
     redis_servers::RedisServers,
     redis_stream::RedisStream,

@@ -7,14 +7,19 @@ use std::{
 };
 
 use redis::Script;
+use sha1_smol::Sha1;
 use tokio::time::{Instant, sleep};
-use tower_push::{Event, EventId};
+use tower_push::{
+    Event, EventId,
+    source::{TopicSet, hub::HubEvent},
+};
 use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     connector::SharedConnection,
     error::Error,
     fingerprint::fingerprint_of_fields,
+    hub_entry::{MAX_TOPICS, fields_of_hub_event},
     stream_cursor::StreamCursor,
     stream_entry::{Fields, fields_of_event},
     trim_policy::{TrimPolicy, TrimStrategy},
@@ -122,6 +127,18 @@ impl RedisPublisher {
         self.add(&entry, Some(idempotency_key)).await
     }
 
+    /// Publishes an event of a hub. `idempotency_key` names the publication among those to the same topics.
+    pub(crate) async fn publish_to_topics(
+        &self,
+        event: &HubEvent,
+        idempotency_key: Option<&str>,
+    ) -> Result<EventId, Error> {
+        let entry = NewEntry::of_hub_event(event, self.shared.config.max_event_bytes)?;
+        let key = idempotency_key.map(|key| key_for_topics(event.topics(), key));
+        let publication = self.add(&entry, key.as_deref()).await?;
+        Ok(publication.id)
+    }
+
     /// Adds an entry. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only if
     /// the server cannot have got the entry.
     async fn add(
@@ -210,12 +227,36 @@ impl NewEntry {
         if len > max_bytes {
             return Err(Error::too_large());
         }
-        let fields = fields_of_event(event);
-        Ok(Self {
+        Ok(Self::from_fields(fields_of_event(event)))
+    }
+
+    fn of_hub_event(event: &HubEvent, max_bytes: usize) -> Result<Self, Error> {
+        let fields = fields_of_hub_event(event);
+        let len: usize = fields.iter().map(|(_, value)| value.len()).sum();
+        if len > max_bytes || event.topics().len() > MAX_TOPICS {
+            return Err(Error::too_large());
+        }
+        Ok(Self::from_fields(fields))
+    }
+
+    fn from_fields(fields: Fields) -> Self {
+        Self {
             fingerprint: fingerprint_of_fields(&fields),
             fields,
-        })
+        }
     }
+}
+
+/// Returns the idempotency key of a publication to these topics: the key after a hash of the topics, so that a list of long topics makes no long
+/// key.
+fn key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
+    let mut hash = Sha1::new();
+    for topic in topics {
+        // A topic has no line break.
+        hash.update(topic.as_str().as_bytes());
+        hash.update(b"\n");
+    }
+    format!("{}:{idempotency_key}", hash.digest())
 }
 
 /// Returns the key under which a publication is remembered. In a cluster, this key is on the node of the stream.
@@ -237,6 +278,15 @@ fn has_hash_tag(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn idempotency_key_depends_on_topics() {
+        let key =
+            |topics: &[&str]| key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k");
+        assert_eq!(key(&["a", "b"]), key(&["b", "a"]));
+        assert_ne!(key(&["a", "b"]), key(&["ab"]));
+        assert!(key(&["a"]).ends_with(":k") && key(&["a"]).len() == 42);
+    }
 
     #[test]
     fn idempotency_key_is_on_node_of_stream() {

@@ -4,21 +4,27 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 use tower_push::{
     EventId, Relay,
-    source::relay::{EventSink, RelayBuilder},
+    source::{
+        hub::HubBuilder,
+        relay::{EventSink, RelayBuilder},
+    },
 };
 use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     connector::{Connector, SharedConnection},
     error::Error,
+    hub_entry::HubSink,
     log_tail::{LogTail, LogTailLimits},
     reader_status::ReaderMetrics,
+    redis_hub::RedisHub,
     redis_publisher::{PublisherConfig, RedisPublisher},
     redis_servers::RedisServers,
     redis_stream::RedisStream,
     redis_upstream::RedisUpstream,
+    stream_backend::StreamBackend,
     stream_connection::StreamConnection,
-    stream_reader::StreamReader,
+    stream_reader::{EntrySink, StreamReader},
     stream_reads::EntrySizeEstimate,
     trim_policy::TrimPolicy,
 };
@@ -157,6 +163,24 @@ impl RedisStreamBuilder {
         Ok(RedisStream::new(relay, connection))
     }
 
+    /// Connects like [`connect`](Self::connect), and fills a [`Hub`](tower_push::Hub) instead of a [`Relay`]. `hub` has the limits of the topics' logs.
+    /// [`relay`](Self::relay) has no effect.
+    ///
+    /// The newest [`log_events`](Self::log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
+    /// same events, with the same ids. See [`RedisHub`].
+    ///
+    /// # Errors
+    /// The same as those of [`connect`](Self::connect).
+    pub async fn connect_hub(self, hub: HubBuilder) -> Result<RedisHub, Error> {
+        let build = |start, upstream, publisher| {
+            let backend = StreamBackend::new(publisher, upstream);
+            let (feed, hub) = hub.build_with_backend(backend, start);
+            (HubSink(feed), hub)
+        };
+        let (hub, connection) = self.connect_sink(build).await?;
+        Ok(RedisHub::new(hub, connection))
+    }
+
     /// Like [`connect`](Self::connect), but fills a log of your own instead of a [`Relay`].
     ///
     /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. `make_log` returns the
@@ -191,13 +215,23 @@ impl RedisStreamBuilder {
         self,
         make_log: impl FnOnce(EventId, RedisUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
+        let make_log = |start, upstream, _publisher| make_log(start, upstream);
+        self.connect_sink(make_log).await
+    }
+
+    async fn connect_sink<S: EntrySink, T>(
+        self,
+        make_log: impl FnOnce(EventId, RedisUpstream, RedisPublisher) -> (S, T),
+    ) -> Result<(T, StreamConnection), Error> {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
         let connector = Arc::new(connector);
         let (connection, tail) =
             connect_first(&connector, self.log_limits, self.connect_wait).await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
-        let (sink, log) = make_log(tail.start.clone(), RedisUpstream::new(reads.clone()));
+        let publisher = RedisPublisher::new(writes.clone(), self.publisher);
+        let upstream = RedisUpstream::new(reads.clone());
+        let (sink, log) = make_log(tail.start.clone(), upstream, publisher.clone());
         let metrics = Arc::new(ReaderMetrics::new());
         let mut reader = StreamReader::new(
             connector.clone(),
@@ -205,11 +239,10 @@ impl RedisStreamBuilder {
             tail.position,
             self.log_limits,
             metrics.clone(),
-            [reads.clone(), writes.clone()],
+            [reads.clone(), writes],
         );
         reader.push_tail(tail);
         let task = tokio::spawn(reader.run(connection));
-        let publisher = RedisPublisher::new(writes, self.publisher);
         Ok((log, StreamConnection::new(publisher, reads, metrics, task)))
     }
 }

@@ -4,7 +4,7 @@ use std::{
 };
 
 use tower_push::{
-    EventId, Gap, GapReason,
+    Event, EventId, Gap, GapReason,
     source::relay::{Page, PageRequest, Upstream, UpstreamError},
 };
 
@@ -53,21 +53,33 @@ impl RedisUpstream {
     }
 }
 
-impl Upstream for RedisUpstream {
-    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+impl RedisUpstream {
+    /// Reads the entries after a cursor, and makes the events of a page from them. `to_event` returns `None` for an entry that is not requested.
+    pub(crate) async fn read_page_with<E>(
+        &self,
+        request: &PageRequest,
+        to_event: impl Fn(&StreamEntry) -> Option<E>,
+    ) -> Result<Page<E>, UpstreamError> {
         let lost = || UpstreamError::Lost(GapReason::Epoch);
         let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
         if cursor.id == EntryId::ZERO {
             // The beginning of another process's log.
             return Err(lost());
         }
-        let max_entries = self.max_entries(&request);
+        let max_entries = self.max_entries(request);
         let key = self.connection.connector().key();
         let mut lease = self.connection.lease().await?;
         let read = read_snapshot(&mut lease.connection, key, cursor.id, max_entries + 1);
         let snapshot = self.connection.run_command(lease.generation, read).await?;
         self.lock_estimate().add(&snapshot.entries);
-        page_after(cursor, snapshot, &request)
+        page_after(cursor, snapshot, request, to_event)
+    }
+}
+
+impl Upstream for RedisUpstream {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let to_event = |entry: &StreamEntry| requested_event(entry, &request);
+        self.read_page_with(&request, to_event).await
     }
 
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
@@ -76,18 +88,25 @@ impl Upstream for RedisUpstream {
     }
 }
 
+/// Returns the event of an entry, if it is requested.
+fn requested_event(entry: &StreamEntry, request: &PageRequest) -> Option<Event> {
+    let event = entry.to_event();
+    request.includes(&event).then_some(event)
+}
+
 /// Returns the page after a cursor, from a snapshot whose entries begin at the cursor's id.
-fn page_after(
+fn page_after<E>(
     cursor: StreamCursor,
     snapshot: StreamSnapshot,
     request: &PageRequest,
-) -> Result<Page, UpstreamError> {
+    to_event: impl Fn(&StreamEntry) -> Option<E>,
+) -> Result<Page<E>, UpstreamError> {
     let Some(info) = snapshot.info else {
         return Err(UpstreamError::Lost(GapReason::Epoch));
     };
     match snapshot.entries.split_first() {
         Some((entry, rest)) if entry.cursor() == cursor => {
-            return Ok(page_of_entries(rest, request));
+            return Ok(page_of_entries(rest, request, to_event));
         }
         Some((entry, _)) if entry.id == cursor.id => {
             return Err(UpstreamError::Lost(GapReason::Epoch));
@@ -107,11 +126,16 @@ fn page_after(
     if snapshot.entries.is_empty() {
         return Err(UpstreamError::Lost(GapReason::Expired));
     }
-    Ok(page_of_entries(&snapshot.entries, request).after_gap(Gap::new(GapReason::Expired)))
+    let page = page_of_entries(&snapshot.entries, request, to_event);
+    Ok(page.after_gap(Gap::new(GapReason::Expired)))
 }
 
 /// Returns the page of entries, of the topics that are requested.
-fn page_of_entries(entries: &[StreamEntry], request: &PageRequest) -> Page {
+fn page_of_entries<E>(
+    entries: &[StreamEntry],
+    request: &PageRequest,
+    to_event: impl Fn(&StreamEntry) -> Option<E>,
+) -> Page<E> {
     let mut bytes = 0;
     let mut is_in_page = |entry: &&StreamEntry| {
         let fits = bytes < request.max_bytes();
@@ -121,8 +145,7 @@ fn page_of_entries(entries: &[StreamEntry], request: &PageRequest) -> Page {
     // The first entry is in the page, however large it is.
     let count = entries.iter().take_while(&mut is_in_page).count();
     let entries = &entries[..count.max(1).min(entries.len())];
-    let events = entries.iter().map(StreamEntry::to_event);
-    let page = Page::new(events.filter(|event| request.includes(event)).collect());
+    let page = Page::new(entries.iter().filter_map(to_event).collect());
     match entries.last() {
         Some(last) => page.scanned_to(last.event_id()),
         None => page,
@@ -160,7 +183,8 @@ mod tests {
 
     fn page(cursor: StreamCursor, left: &[u64]) -> String {
         let request = PageRequest::new(cursor.to_event_id());
-        match page_after(cursor, snapshot(left, cursor.id.ms), &request) {
+        let to_event = |entry: &StreamEntry| requested_event(entry, &request);
+        match page_after(cursor, snapshot(left, cursor.id.ms), &request, to_event) {
             Ok(page) => {
                 let (gap, events) = page.into_parts();
                 let gap = gap.map(|gap| gap.reason.name()).unwrap_or_default();
@@ -210,7 +234,11 @@ mod tests {
         let entries: Vec<_> = (1..=9).map(entry).collect();
         let count = |max_bytes| {
             let request = PageRequest::new(0.into()).with_max_bytes(max_bytes);
-            page_of_entries(&entries, &request).into_parts().1.len()
+            let to_event = |entry: &StreamEntry| requested_event(entry, &request);
+            page_of_entries(&entries, &request, to_event)
+                .into_parts()
+                .1
+                .len()
         };
         assert_eq!((count(0), count(1), count(10), count(1000)), (1, 1, 2, 9));
     }

@@ -15,10 +15,10 @@ use crate::{
 /// |---|---|
 /// | `data` | the payload |
 /// | `type` | the event's type; optional |
-/// | `topic` | the event's topic; optional |
+/// | `topic` | the event's topic; optional. An event of a hub has a field for each of its topics |
 /// | `format` | `text` (the default), `json` or `binary` |
 ///
-/// Other fields are not used. An entry that has no `data`, or whose type or topic is invalid, becomes an event whose payload is a JSON object of
+/// [`hub_entry`](crate::hub_entry) has two fields more, for events of a hub. Other fields are not used. An entry that has no `data`, or whose type or topic is invalid, becomes an event whose payload is a JSON object of
 /// all fields, so that no entry is skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEntry {
@@ -32,7 +32,7 @@ pub(crate) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 const DATA: &str = "data";
 const TYPE: &str = "type";
-const TOPIC: &str = "topic";
+pub(crate) const TOPIC: &str = "topic";
 const FORMAT: &str = "format";
 
 impl StreamEntry {
@@ -77,8 +77,13 @@ impl StreamEntry {
     }
 
     fn field(&self, name: &str) -> Option<&[u8]> {
-        let mut fields = self.fields.iter();
-        let found = fields.find(|(field, _)| field == name.as_bytes());
+        self.values_of(name).next()
+    }
+
+    /// Returns the values of the fields with this name, in their order.
+    pub(crate) fn values_of(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let fields = self.fields.iter();
+        let found = fields.filter(move |(field, _)| field == name.as_bytes());
         found.map(|(_, value)| value.as_slice())
     }
 
@@ -151,17 +156,26 @@ impl StreamEntry {
 
 /// Returns the fields of the entry for an event. The event's id is not one of them.
 pub(crate) fn fields_of_event(event: &Event) -> Fields {
+    let topic = event.topic().map(|topic| topic.as_str());
+    fields_with_topics(event, topic)
+}
+
+/// Returns the fields of the entry for an event with these topics. The event's own topic is not one of them.
+pub(crate) fn fields_with_topics<'a>(
+    event: &Event,
+    topics: impl IntoIterator<Item = &'a str>,
+) -> Fields {
+    let field = |name: &str, value: &str| -> (Vec<u8>, Vec<u8>) { (name.into(), value.into()) };
     let format = match event.payload() {
         Payload::Json { .. } => Some("json"),
         Payload::Binary(_) => Some("binary"),
         _ => None,
     };
     let event_type = event.event_type().map(|event_type| event_type.as_str());
-    let topic = event.topic().map(|topic| topic.as_str());
-    let mut fields: Fields = [(TYPE, event_type), (TOPIC, topic), (FORMAT, format)]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.into(), value?.into())))
-        .collect();
+    let mut fields: Fields = Vec::new();
+    fields.extend(event_type.map(|value| field(TYPE, value)));
+    fields.extend(topics.into_iter().map(|value| field(TOPIC, value)));
+    fields.extend(format.map(|value| field(FORMAT, value)));
     fields.push((DATA.into(), event.payload().as_bytes().to_vec()));
     fields
 }

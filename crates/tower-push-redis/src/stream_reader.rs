@@ -20,6 +20,25 @@ use crate::{
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
 
+/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+pub(crate) trait EntrySink: Send + 'static {
+    /// Appends the event of an entry. Entries come in the order of the stream, each once.
+    fn push_entry(&mut self, entry: &StreamEntry);
+
+    /// Announces that entries are missing after the last one.
+    fn gap(&mut self, gap: &Gap);
+}
+
+impl<S: EventSink> EntrySink for S {
+    fn push_entry(&mut self, entry: &StreamEntry) {
+        self.push(entry.to_event());
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        EventSink::gap(self, gap);
+    }
+}
+
 /// The one reader of a stream in this process: it pushes every entry into a sink, in order.
 ///
 /// # Invariant: no hole and no duplicate
@@ -62,7 +81,7 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(12 * 60);
 /// The number of entries in `recent`.
 const MAX_RECENT: usize = 512;
 
-impl<S: EventSink> StreamReader<S> {
+impl<S: EntrySink> StreamReader<S> {
     /// Creates a reader that passes the entries after `position` to `sink`. The sink already has the entries up to `position`.
     pub(crate) fn new(
         connector: Arc<Connector>,
@@ -282,12 +301,11 @@ impl<S: EventSink> StreamReader<S> {
     /// Pushes the entries after the position, and moves the position.
     fn push_all(&mut self, entries: &[StreamEntry]) {
         for entry in entries {
-            let event = entry.to_event();
             if self.recent.len() >= MAX_RECENT {
                 self.recent.pop_front();
             }
             self.recent.push_back((entry.id, entry.fingerprint()));
-            self.sink.push(event);
+            self.sink.push_entry(entry);
             let entries_added = self.position.entries_added + 1;
             self.position = ReaderPosition::after(entry, entries_added);
         }

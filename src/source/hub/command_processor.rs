@@ -15,6 +15,7 @@ use super::{
     client_command::{ClientCommand, CommandAction},
     client_topics::{AllowedTopics, Authorizer},
     control_events,
+    hub_backend::publication_rejection,
     hub_reader::HubReader,
     hub_state::TopicRequest,
     reader_request::{AllowedTopic, topic_start},
@@ -25,8 +26,9 @@ use super::{
     topic_or_pattern::TopicOrPattern,
 };
 use crate::{
-    event::{Event, EventId, Gap, GapReason, Item},
-    source::{ClientMessages, Rejection, StartPosition, Subscription},
+    Error,
+    event::{Event, EventId, Gap, GapReason, Item, Topic},
+    source::{ClientMessages, Rejection, StartPosition, Subscription, TopicSet},
 };
 
 /// Which commands a source accepts from its clients' WebSockets: see
@@ -76,15 +78,25 @@ pub(super) struct CommandProcessor {
     pending: Option<PendingCommand>,
 }
 
-/// A command that waits for the decision about its topic or pattern.
-struct PendingCommand {
-    command: ClientCommand,
-    /// The number of revocations before the decision.
-    decided_after: u64,
-    decision: DecisionFuture,
+/// A command that waits.
+enum PendingCommand {
+    /// The command waits for the decision about its topic or pattern.
+    Decision {
+        command: ClientCommand,
+        /// The number of revocations before the decision.
+        decided_after: u64,
+        decision: DecisionFuture,
+    },
+    /// The command waits until the hub's broker has its event.
+    Publication {
+        topic: Topic,
+        reference: Option<Value>,
+        publication: PublicationFuture,
+    },
 }
 
 type DecisionFuture = Pin<Box<dyn Future<Output = Result<AllowedTopics, Rejection>> + Send>>;
+type PublicationFuture = Pin<Box<dyn Future<Output = Result<EventId, Error>> + Send>>;
 
 /// Counts the commands in each second.
 struct RateLimiter {
@@ -129,11 +141,8 @@ impl CommandProcessor {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         for _ in 0..MAX_COMMANDS_PER_POLL {
-            if let Some(pending) = &mut self.pending {
-                let decision = ready!(pending.decision.as_mut().poll(cx));
-                if let Some(pending) = self.pending.take() {
-                    self.execute(pending, decision, reader);
-                }
+            if self.pending.is_some() {
+                ready!(self.poll_pending(reader, cx));
                 continue;
             }
             let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
@@ -155,6 +164,44 @@ impl CommandProcessor {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Continues with the command that waits.
+    fn poll_pending(&mut self, reader: &mut HubReader, cx: &mut Context<'_>) -> Poll<()> {
+        match self.pending.take() {
+            Some(PendingCommand::Decision {
+                command,
+                decided_after,
+                mut decision,
+            }) => match decision.as_mut().poll(cx) {
+                Poll::Ready(decision) => self.execute(command, decided_after, decision, reader),
+                Poll::Pending => {
+                    self.pending = Some(PendingCommand::Decision {
+                        command,
+                        decided_after,
+                        decision,
+                    });
+                    return Poll::Pending;
+                }
+            },
+            Some(PendingCommand::Publication {
+                topic,
+                reference,
+                mut publication,
+            }) => match publication.as_mut().poll(cx) {
+                Poll::Ready(result) => answer_publication(topic, result, reference, reader),
+                Poll::Pending => {
+                    self.pending = Some(PendingCommand::Publication {
+                        topic,
+                        reference,
+                        publication,
+                    });
+                    return Poll::Pending;
+                }
+            },
+            None => {}
+        }
+        Poll::Ready(())
     }
 
     /// Executes a command, or begins to ask whether the client may do it.
@@ -202,7 +249,7 @@ impl CommandProcessor {
     fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
         let requested = [command.requested.clone()];
-        self.pending = Some(PendingCommand {
+        self.pending = Some(PendingCommand::Decision {
             command,
             decided_after: reader.hub().revocations.count(),
             decision: Box::pin(
@@ -214,15 +261,11 @@ impl CommandProcessor {
     /// Executes a command after the decision about its topic or pattern.
     fn execute(
         &mut self,
-        pending: PendingCommand,
+        command: ClientCommand,
+        decided_after: u64,
         decision: Result<AllowedTopics, Rejection>,
         reader: &mut HubReader,
     ) {
-        let PendingCommand {
-            command,
-            decided_after,
-            ..
-        } = pending;
         let requested = &command.requested;
         let allowed = decision.and_then(|mut allowed| match allowed.refused.pop() {
             Some((_, rejection)) => Err(rejection),
@@ -237,7 +280,7 @@ impl CommandProcessor {
                 let rejection = StatusCode::FORBIDDEN.into();
                 refuse(reader, requested, &rejection, command.reference);
             }
-            CommandAction::Publish { .. } => publish(command, reader),
+            CommandAction::Publish { .. } => self.pending = publish(command, reader),
             CommandAction::Unsubscribe => {}
             CommandAction::Subscribe { .. } => {
                 let member = allowed.members.pop().and_then(|(_, key)| key);
@@ -325,17 +368,18 @@ fn join_topic(
     Ok(members)
 }
 
-fn publish(command: ClientCommand, reader: &mut HubReader) {
+/// Publishes the event of a command. Returns the command if it waits for the hub's broker.
+fn publish(command: ClientCommand, reader: &mut HubReader) -> Option<PendingCommand> {
     let CommandAction::Publish {
         event,
         idempotency_key,
         has_echo,
     } = command.action
     else {
-        return;
+        return None;
     };
-    let TopicOrPattern::Topic(topic) = &command.requested else {
-        return;
+    let TopicOrPattern::Topic(topic) = command.requested else {
+        return None;
     };
     let mut options = PublishOptions::new();
     if let Some(key) = idempotency_key {
@@ -344,10 +388,34 @@ fn publish(command: ClientCommand, reader: &mut HubReader) {
     if let Some(sender) = reader.sender().filter(|_| !has_echo) {
         options = options.except(sender.clone());
     }
-    let topics = std::slice::from_ref(topic);
-    let id = reader.hub().publish(topics, event, &options);
-    let answer = control_events::published(topic, &id, command.reference);
-    reader.push_answer(answer);
+    let (reference, hub) = (command.reference, reader.hub().clone());
+    if hub.broker().is_none() {
+        let id = hub.publish(std::slice::from_ref(&topic), event, &options);
+        answer_publication(topic, Ok(id), reference, reader);
+        return None;
+    }
+    let topics = TopicSet::from(&topic);
+    Some(PendingCommand::Publication {
+        topic,
+        reference,
+        publication: Box::pin(async move { hub.publish_and_wait(topics, event, &options).await }),
+    })
+}
+
+fn answer_publication(
+    topic: Topic,
+    result: Result<EventId, Error>,
+    reference: Option<Value>,
+    reader: &mut HubReader,
+) {
+    match result {
+        Ok(id) => reader.push_answer(control_events::published(&topic, &id, reference)),
+        Err(error) => {
+            let rejection = publication_rejection(&error);
+            let topic = TopicOrPattern::Topic(topic);
+            refuse(reader, &topic, &rejection, reference);
+        }
+    }
 }
 
 fn refuse(

@@ -71,6 +71,13 @@ impl EvictedTopics {
         }
     }
 
+    /// Forgets all topics. Each topic may have had an event at `floor`.
+    pub(super) fn forget_all(&mut self, floor: u64) {
+        self.positions.clear();
+        self.insertions.clear();
+        self.floor = floor;
+    }
+
     /// Returns the position of the newest event that the topic may have had; 0 if it has certainly had none.
     pub(super) fn last_position(&self, topic: &Topic) -> u64 {
         let hash = self.hasher.hash_one(topic);

@@ -2,10 +2,17 @@ use std::{sync::Arc, time::Duration};
 
 #[cfg(feature = "json")]
 use super::PresenceOptions;
-use super::{Hub, hub_state::HubState, topic_log::EPHEMERAL_LIMITS};
-use crate::source::{
-    StartPosition,
-    log::{EventLogLimits, HeldEvents},
+use super::{
+    Hub, HubBackend, HubFeed, hub_broker::HubBroker, hub_state::HubState,
+    topic_log::EPHEMERAL_LIMITS,
+};
+use crate::{
+    event::EventId,
+    source::{
+        StartPosition,
+        log::{EventLogLimits, HeldEvents},
+        relay::UpstreamLimits,
+    },
 };
 
 /// The configuration of a [`Hub`], from [`Hub::builder`].
@@ -42,6 +49,8 @@ pub(super) struct HubConfig {
     pub(super) idle_timeout: Duration,
     pub(super) disconnects_lagging: bool,
     pub(super) start: StartPosition,
+    pub(super) max_ids: usize,
+    pub(super) upstream_limits: UpstreamLimits,
     /// The length of each topic's flush window. Zero: each event is flushed at once.
     pub(super) flush_window: Duration,
     pub(super) max_evicted_topics: usize,
@@ -88,6 +97,8 @@ impl HubBuilder {
                 idle_timeout: Duration::from_secs(300),
                 disconnects_lagging: false,
                 start: StartPosition::Now,
+                max_ids: 65_536,
+                upstream_limits: UpstreamLimits::new(),
                 flush_window: Duration::ZERO,
                 max_evicted_topics: 65_536,
                 max_patterns: 0,
@@ -236,6 +247,58 @@ impl HubBuilder {
     /// Builds the hub.
     #[must_use]
     pub fn build(self) -> Hub {
-        Hub::from_state(Arc::new(HubState::new(self.config)))
+        Hub::from_state(Arc::new(HubState::new(self.config, None)))
+    }
+
+    /// Sets the number of recent events whose ids a hub with a [backend](Self::build_with_backend) knows. The default is 65 536. Each id takes about
+    /// 100 bytes. 0 is raised to 1.
+    ///
+    /// A client that returns with one of these ids gets its events from the hub's memory, as far as the topics' logs have them. For any other id,
+    /// the hub reads the backend.
+    pub fn max_ids(mut self, ids: usize) -> Self {
+        self.config.max_ids = ids;
+        self
+    }
+
+    /// Sets the limits on what a hub with a [backend](Self::build_with_backend) reads from it for clients that return. See [`UpstreamLimits`] for
+    /// the defaults.
+    pub fn upstream_limits(mut self, limits: UpstreamLimits) -> Self {
+        self.config.upstream_limits = limits;
+        self
+    }
+
+    /// Builds a hub that several servers show: the broker behind `backend` has its events, their order and their ids. The [`HubFeed`] fills the
+    /// hub. `start_after` is the id before the first event that the feed pushes: all later events are in the hub.
+    ///
+    /// The crate `tower-push-redis` has such a hub on Redis Streams.
+    ///
+    /// The sources of the hub are those of a hub without a backend. [`Hub::publish_and_wait`], [`Hub::publisher`] and the
+    /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no [members](Hub::presence). It needs a
+    /// tokio runtime with a clock.
+    ///
+    /// ```
+    /// use tower_push::{Error, Event, EventId, Hub, source::{TopicSet, hub::{HubBackend, HubEvent}, relay::{Page, PageRequest, UpstreamError}}};
+    ///
+    /// # struct Broker;
+    /// # impl HubBackend for Broker {
+    /// #     async fn publish(&self, _: HubEvent, _: Option<Box<str>>) -> Result<EventId, Error> { Ok(2.into()) }
+    /// #     async fn read_page(&self, _: PageRequest) -> Result<Page<HubEvent>, UpstreamError> { Ok(Page::new(Vec::new())) }
+    /// # }
+    /// let (mut feed, hub) = Hub::builder().build_with_backend(Broker, EventId::from(0));
+    /// // The task that reads the broker:
+    /// feed.push(HubEvent::new(TopicSet::try_from("news")?, Event::text("hello").with_id(1)?))?;
+    /// assert_eq!(hub.topic("news")?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn build_with_backend<B: HubBackend>(
+        self,
+        backend: B,
+        start_after: EventId,
+    ) -> (HubFeed, Hub) {
+        let (max_ids, limits) = (self.config.max_ids, self.config.upstream_limits);
+        let broker = HubBroker::new(backend, start_after, max_ids, limits);
+        let state = Arc::new(HubState::new(self.config, Some(Box::new(broker))));
+        (HubFeed::new(Arc::downgrade(&state)), Hub::from_state(state))
     }
 }

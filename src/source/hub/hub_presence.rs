@@ -121,9 +121,9 @@ impl HubState {
     }
 
     /// Returns whether members' events are published. In a hub whose topics have no history, or their last value only, clients could not get every
-    /// event.
+    /// event. A hub with a broker has no members.
     pub(super) fn publishes_presence(&self) -> bool {
-        !self.config.has_no_history() && !self.config.is_last_value
+        !self.config.has_no_history() && !self.config.is_last_value && self.broker().is_none()
     }
 
     /// Adds a connection of a member of a topic.
@@ -219,7 +219,7 @@ impl HubState {
     pub(super) fn list_members(&self, topic: &Topic) -> (MemberPairs, EventId) {
         let presence = self.lock_presence();
         let members = presence.members(topic);
-        (members, self.id_at(self.published_position()))
+        (members, self.last_id())
     }
 
     pub(super) fn member_count(&self, topic: &Topic) -> usize {
@@ -258,6 +258,10 @@ impl HubState {
 
     /// Returns the rejection of a member that is too long, or whose topic cannot have members.
     fn check_member(&self, topic: &Topic, key: &str, value: &Value) -> Result<(), Rejection> {
+        if self.broker().is_some() {
+            let message = "a hub with a broker has no members";
+            return Err(Rejection::new(StatusCode::NOT_IMPLEMENTED).message(message));
+        }
         self.topic_of_events(topic)?;
         let mut budget = LengthBudget(self.config.presence.max_member_len);
         let fits = budget.write_all(key.as_bytes()).is_ok();

@@ -2,7 +2,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 #[cfg(feature = "json")]
@@ -19,8 +19,10 @@ use super::{
     topic_table::DeferredDrops,
 };
 use super::{
+    hub_broker::{FeedGap, HubBroker},
+    hub_cold_resume::{ColdResumeEnd, HubColdResume, SharedEventIds},
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
-    merged_batch::{FinishedBatch, MergedBatch},
+    merged_batch::{FeedGapFound, FinishedBatch, MergedBatch},
     revocations::RevocableSubscription,
     topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
@@ -30,7 +32,7 @@ use crate::source::Rejection;
 use crate::{
     Error,
     event::{Event, EventId, Gap, GapReason, Item, Topic},
-    source::log::ReadBuffer,
+    source::{log::ReadBuffer, relay::ColdResumeOutcome},
     sync::WaiterKey,
 };
 
@@ -65,6 +67,11 @@ pub(super) struct HubReader {
     pub(super) history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
+    /// The cold resume of a client that has not joined all of its topics yet. `None` in a hub without a broker.
+    pub(super) cold_resume: Option<Box<HubColdResume>>,
+    /// The ids of events that the client has got during its cold resume, and that the logs of its other topics may have, too. `None` after
+    /// `catch_up_end`.
+    resumed_ids: Option<Box<SharedEventIds>>,
     /// `None` if the server has chosen the topics.
     pub(super) revocable: Option<RevocableSubscription>,
     /// `None` if the client is no member of a topic and gets no lists of members.
@@ -91,15 +98,23 @@ pub(super) struct TopicReader {
     pub(super) history_end: Option<HistoryEnd>,
 }
 
-/// A gap in one topic, at a position in the order of the hub.
+/// A gap in one topic, or in topics that match a pattern, at a position in the order of the hub.
 pub(super) struct TopicGap {
-    /// The position of the last missing event.
+    /// The position of the last missing event. The position of the client's cursor if the gap
+    /// [precedes all events](Self::precedes_all_events).
     pub(super) position: u64,
     /// `None` if the missing events are of topics that match a pattern.
     pub(super) topic: Option<Topic>,
     pub(super) reason: GapReason,
     pub(super) missed: Option<u64>,
     pub(super) requested: Option<EventId>,
+}
+
+impl TopicGap {
+    /// Returns whether the gap is about topics that match a pattern and have lost events after the client's cursor.
+    fn precedes_all_events(&self) -> bool {
+        self.topic.is_none() && self.reason == GapReason::Expired
+    }
 }
 
 /// The result of [`HubReader::read_batch`].
@@ -144,19 +159,35 @@ impl HubReader {
             sender,
             history_end_position: 0,
             is_parked: false,
+            cold_resume: None,
+            resumed_ids: None,
             revocable: None,
             #[cfg(feature = "json")]
             presence: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
-        let history_ends = joined.topics.iter().filter_map(|topic| topic.history_end);
-        if history_ends.count() > 0 {
-            reader.history_end_position = joined.published_position;
+        reader.add_topics(joined, requested.as_ref());
+        reader
+    }
+
+    /// Adds topics that the reader has joined. `requested` is the cursor from which the client resumes.
+    fn add_topics(&mut self, joined: JoinedTopics, requested: Option<&EventId>) {
+        let mut history_ends = joined.topics.iter().map(|topic| topic.history_end);
+        if history_ends.any(|end| end.is_some()) {
+            self.history_end_position = joined.published_position;
+        }
+        let is_missed = |topic: &JoinedTopic| topic.missed.is_some();
+        let mut patterns = joined
+            .topics
+            .iter()
+            .filter(|joined| joined.topic.pattern().is_some());
+        if patterns.any(is_missed) {
+            // The gap does not move the cursor past the events that follow. The last of these events does.
+            self.set_catch_up_end(joined.published_position);
         }
         for topic in joined.topics {
-            reader.add_topic(topic, requested.as_ref());
+            self.add_topic(topic, requested);
         }
-        reader
     }
 
     /// Makes the reader end when the access of this registered subscription is revoked.
@@ -182,7 +213,9 @@ impl HubReader {
             self.position = self.position.min(first - 1);
         }
         if let Some(missed) = missed {
-            self.position = self.position.min(missed.last_position - 1);
+            let is_pattern = topic.pattern().is_some();
+            let before_gap = missed.last_position - u64::from(!is_pattern);
+            self.position = self.position.min(before_gap);
             let count = missed.count.unwrap_or(0);
             self.hub.counters.add_missed_on_return(count);
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
@@ -274,6 +307,12 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
+            if self.cold_resume.is_some() {
+                match ready!(self.poll_cold_resume(cx)) {
+                    Some(item) => return Poll::Ready(Ok(item)),
+                    None => continue,
+                }
+            }
             let outcome = self.read_batch();
             if self.history_end_position > 0 && self.position >= self.history_end_position {
                 self.leave_history();
@@ -282,6 +321,9 @@ impl HubReader {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
+                    if let Some(end) = self.hub.end_without_feed() {
+                        return Poll::Ready(Ok(end));
+                    }
                     if std::mem::take(&mut self.is_parked) {
                         if let Some(cursor) = self.advance_cursor() {
                             return Poll::Ready(Ok(cursor));
@@ -326,7 +368,7 @@ impl HubReader {
             return None;
         }
         self.cursor_position = self.position;
-        Some(Item::Cursor(self.hub.id_at(self.position)))
+        self.hub.id_at(self.position).map(Item::Cursor)
     }
 
     /// Stores the waker in the wait list of each topic. Returns `false` if a topic has a readable event: read again.
@@ -335,7 +377,7 @@ impl HubReader {
             let is_readable = || {
                 let has_news = reader.topic.flushed_position() > self.position
                     && self.hub.published_position() > self.position;
-                has_news || self.is_revoked()
+                has_news || self.is_revoked() || self.hub.is_feed_gone()
             };
             let topic = &reader.topic;
             topic
@@ -347,6 +389,14 @@ impl HubReader {
     /// Takes the next events from the logs.
     fn read_batch(&mut self) -> BatchReadOutcome {
         let published = self.hub.published_position();
+        if let Some(gap) = self.hub.feed_gap_after(self.position) {
+            self.skip_feed_gap(gap);
+            return BatchReadOutcome::Items;
+        }
+        if published < self.position {
+            // The reader has passed a gap that is about to be published.
+            return BatchReadOutcome::UpToDate;
+        }
         let is_catching_up = self.position < self.catch_up_end;
         if is_catching_up || !self.gaps.is_empty() {
             let bound = match is_catching_up {
@@ -405,6 +455,7 @@ impl HubReader {
     fn finish_topic_read(&mut self, read: TopicReadOutcome, bound: u64) -> BatchReadOutcome {
         match read {
             TopicReadOutcome::Missed => self.merge_topics(bound),
+            TopicReadOutcome::FeedGap => BatchReadOutcome::Again,
             TopicReadOutcome::Events {
                 stopped_after,
                 last_id_position,
@@ -425,7 +476,10 @@ impl HubReader {
         let mut batch = MergedBatch::new(bound);
         for index in 0..self.topics.len() {
             let reader = &mut self.topics[index];
-            let missed = batch.add_topic(index, reader, self.sender.as_ref());
+            let missed = match batch.add_topic(index, reader, self.sender.as_ref()) {
+                Ok(missed) => missed,
+                Err(FeedGapFound) => return BatchReadOutcome::Again,
+            };
             if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
                 self.hub.counters.add_lagged(missed.count.unwrap_or(0));
                 if self.hub.config.disconnects_lagging {
@@ -436,10 +490,16 @@ impl HubReader {
             }
         }
         let FinishedBatch {
-            events,
+            mut events,
             end_position,
         } = batch.finish(&mut self.topics);
         let is_caught_up = end_position >= self.catch_up_end;
+        if let Some(ids) = &self.resumed_ids {
+            events.retain(|(_, event)| !ids.contains(event));
+            if is_caught_up {
+                self.resumed_ids = None;
+            }
+        }
         let ends_catch_up = self.position < self.catch_up_end && is_caught_up;
         self.position = end_position;
         self.queue_items(events, end_position, ends_catch_up);
@@ -483,10 +543,8 @@ impl HubReader {
                 let is_event_next = events.peek().is_some_and(|(position, event)| {
                     *position == gap.position && event.id().is_some()
                 });
-                self.cursor_position = match is_gap_next || is_event_next {
-                    true => gap.position - 1,
-                    false => gap.position,
-                };
+                let is_unread = !gap.precedes_all_events() && (is_gap_next || is_event_next);
+                self.cursor_position = gap.position - u64::from(is_unread);
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
                 queue.extend(self.member_lists(gap.topic.as_ref()).map(Item::Event));
@@ -496,33 +554,141 @@ impl HubReader {
                 break;
             }
         }
-        if ends_catch_up && !queue.is_empty() {
-            self.cursor_position = self.catch_up_end;
-            let cursor = self.hub.id_at(self.catch_up_end);
-            match queue.pop_back() {
-                Some(Item::Event(event)) if event.id().is_some() => {
-                    queue.push_back(Item::EventWithCursor { event, cursor });
-                }
-                Some(Item::Gap(mut gap)) => {
-                    gap.resumed = Some(cursor);
-                    queue.push_back(Item::Gap(gap));
-                }
-                last => queue.extend(last.into_iter().chain([Item::Cursor(cursor)])),
-            }
+        // A later gap may begin before the end of the catch-up, and precedes the cursor that says that the client has everything up to there.
+        if ends_catch_up && !queue.is_empty() && self.gaps.is_empty() {
+            self.set_cursor_of_last(&mut queue);
         }
         match self.items.is_empty() {
             true => self.items = queue,
             false => self.items.append(&mut queue),
         }
     }
+
+    /// Sets the cursor of the last item to `catch_up_end`. If the id at this position is not known, the cursor stays behind.
+    fn set_cursor_of_last(&mut self, queue: &mut VecDeque<Item>) {
+        let Some(cursor) = self.hub.id_at(self.catch_up_end) else {
+            return;
+        };
+        self.cursor_position = self.catch_up_end;
+        match queue.pop_back() {
+            Some(Item::Event(event)) if event.id().is_some() => {
+                queue.push_back(Item::EventWithCursor { event, cursor });
+            }
+            Some(Item::Gap(mut gap)) => {
+                gap.resumed = Some(cursor);
+                queue.push_back(Item::Gap(gap));
+            }
+            last => queue.extend(last.into_iter().chain([Item::Cursor(cursor)])),
+        }
+    }
 }
 
-fn gap_item(gap: TopicGap, resumed: EventId) -> Item {
-    let mut item = Gap::new(gap.reason).resumed(resumed);
+fn gap_item(gap: TopicGap, resumed: Option<EventId>) -> Item {
+    let mut item = Gap::new(gap.reason);
+    item.resumed = resumed;
     item.topic = gap.topic;
     item.missed = gap.missed;
     item.requested = gap.requested;
     Item::from(item)
+}
+
+/// What only readers of a hub with a broker do.
+impl HubReader {
+    /// Lets the client read pages of the broker before it joins the topics of `resume`.
+    pub(super) fn begin_cold_resume(&mut self, resume: HubColdResume) {
+        self.cold_resume = Some(Box::new(resume));
+    }
+
+    /// Returns the topics that the client joins after its cold resume.
+    #[cfg(feature = "json")]
+    pub(super) fn cold_topics(&self) -> &[Topic] {
+        self.cold_resume
+            .as_ref()
+            .map_or(&[], |resume| resume.topics())
+    }
+
+    /// Returns the next item of a cold resume. Returns `None` if the client has joined its topics.
+    // Out of line, so that a client that reads the logs pays one comparison for it.
+    #[inline(never)]
+    fn poll_cold_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let Some(resume) = &mut self.cold_resume else {
+            return Poll::Ready(None);
+        };
+        match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
+            ColdResumeOutcome::Item(item) => Poll::Ready(self.hold_cursor(item)),
+            ColdResumeOutcome::ReadLog(ColdResumeEnd::Joined {
+                position,
+                joined,
+                gap,
+            }) => {
+                let shared_ids = resume.take_shared_ids();
+                self.cold_resume = None;
+                self.continue_at(position, joined, shared_ids);
+                if let Some(gap) = gap {
+                    self.items.push_back(Item::from(gap));
+                }
+                Poll::Ready(None)
+            }
+            ColdResumeOutcome::ReadLog(ColdResumeEnd::Ended) | ColdResumeOutcome::Unavailable => {
+                let retry = self.hub.broker().map(HubBroker::random_retry);
+                Poll::Ready(Some(Item::Ended {
+                    retry: retry.unwrap_or_default(),
+                }))
+            }
+        }
+    }
+
+    /// Returns an item of a cold resume without its cursor, if the client has joined other topics. The client has not got the events of these topics
+    /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
+    fn hold_cursor(&self, item: Item) -> Option<Item> {
+        let resume = self.cold_resume.as_ref();
+        let Some(resume) = resume.filter(|_| !self.topics.is_empty()) else {
+            return Some(item);
+        };
+        match item {
+            Item::Event(event) => Some(Item::EventWithCursor {
+                event,
+                cursor: resume.requested_cursor().clone(),
+            }),
+            Item::Gap(mut gap) => {
+                gap.resumed = None;
+                Some(Item::Gap(gap))
+            }
+            Item::Cursor(_) => None,
+            other => Some(other),
+        }
+    }
+
+    /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
+    fn continue_at(&mut self, position: u64, joined: JoinedTopics, shared_ids: SharedEventIds) {
+        if self.topics.is_empty() {
+            self.position = position;
+            self.cursor_position = position;
+        } else if self.position < position {
+            // The reader has not read its other topics yet.
+            self.set_catch_up_end(position);
+            self.resumed_ids = (!shared_ids.is_empty()).then(|| Box::new(shared_ids));
+        } else {
+            // The reader is ahead in its other topics.
+            self.position = position;
+        }
+        self.add_topics(joined, None);
+    }
+
+    /// Moves the reader past a gap of the feed, and queues the gap.
+    #[inline(never)]
+    fn skip_feed_gap(&mut self, feed_gap: FeedGap) {
+        let FeedGap { position, reason } = feed_gap;
+        self.position = position;
+        self.cursor_position = position;
+        self.gaps.retain(|gap| gap.position > position);
+        for reader in &mut self.topics {
+            reader.topic.log().skip_gap(&mut reader.ordinals);
+        }
+        let mut gap = Gap::new(reason);
+        gap.resumed = self.hub.id_at(position);
+        self.items.push_back(Item::from(gap));
+    }
 }
 
 /// Members of the topics.
@@ -640,6 +806,9 @@ impl HubReader {
             self.hub.revocations.remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
+        if let Some(resume) = &mut self.cold_resume {
+            resume.remove_topic(topic);
+        }
         if self.has_pattern_for(topic) {
             return;
         }
@@ -673,6 +842,8 @@ impl HubReader {
 enum TopicReadOutcome {
     /// The log no longer has the next events.
     Missed,
+    /// The feed of the hub has a gap before the next events.
+    FeedGap,
     Events {
         /// The position of the last event that was passed, if the log has more events.
         stopped_after: Option<u64>,
@@ -702,6 +873,9 @@ impl TopicReader {
         buffer: &mut ReadBuffer,
     ) -> TopicReadOutcome {
         let log = self.topic.log();
+        if log.has_gap_after(self.ordinals) {
+            return TopicReadOutcome::FeedGap;
+        }
         let mut missed_ordinals = self.ordinals;
         if log.skip_missed(&mut missed_ordinals).is_some() {
             return TopicReadOutcome::Missed;

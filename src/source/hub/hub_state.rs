@@ -9,6 +9,8 @@ use tokio::time::Instant;
 #[cfg(feature = "json")]
 use super::hub_presence::HubPresence;
 use super::{
+    HubEvent,
+    hub_broker::{FeedGap, HubBroker},
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
     pattern_table::PatternRequest,
@@ -22,7 +24,8 @@ use super::{
     topic_table::{DeferredDrops, TopicTable},
 };
 use crate::{
-    event::{Event, EventId, Topic},
+    Error,
+    event::{Event, EventId, Item, Topic},
     source::{
         TopicSet,
         log::{Epoch, LogCounters, event_byte_len},
@@ -45,11 +48,14 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct HubState {
     pub(super) config: HubConfig,
+    /// The ids of a hub without a broker.
     epoch: Epoch,
+    /// `None` if the hub itself publishes the events, and gives ids to them.
+    broker: Option<Box<HubBroker>>,
     created_at: Instant,
-    table: Mutex<TopicTable>,
+    pub(super) table: Mutex<TopicTable>,
     /// The position of the newest event that readers may read.
-    published_position: AtomicU64,
+    pub(super) published_position: AtomicU64,
     pub(super) counters: LogCounters,
     pub(super) revocations: Revocations,
     #[cfg(feature = "json")]
@@ -112,9 +118,10 @@ pub(super) enum JoinError {
 }
 
 impl HubState {
-    pub(super) fn new(config: HubConfig) -> Self {
+    pub(super) fn new(config: HubConfig, broker: Option<Box<HubBroker>>) -> Self {
         Self {
             epoch: Epoch::random(),
+            broker,
             created_at: Instant::now(),
             table: Mutex::new(TopicTable::new(&config)),
             published_position: AtomicU64::new(0),
@@ -131,9 +138,44 @@ impl HubState {
         self.created_at.elapsed()
     }
 
-    /// Returns the id of the event at `position`.
-    pub(super) fn id_at(&self, position: u64) -> EventId {
-        self.epoch.event_id(position)
+    #[inline]
+    pub(super) fn broker(&self) -> Option<&HubBroker> {
+        self.broker.as_deref()
+    }
+
+    /// Returns the last gap of the feed, if a reader at `position` has not passed it.
+    #[inline]
+    pub(super) fn feed_gap_after(&self, position: u64) -> Option<FeedGap> {
+        self.broker.as_ref()?.gap_after(position)
+    }
+
+    /// Returns whether the hub has a broker, and its feed is gone.
+    #[inline]
+    pub(super) fn is_feed_gone(&self) -> bool {
+        self.broker().is_some_and(HubBroker::is_feed_gone)
+    }
+
+    /// Returns the last item of an up-to-date client's stream, if the feed is gone.
+    #[inline]
+    pub(super) fn end_without_feed(&self) -> Option<Item> {
+        let broker = self.broker().filter(|broker| broker.is_feed_gone())?;
+        let retry = broker.random_retry();
+        Some(Item::Ended { retry })
+    }
+
+    /// Returns the id of the event at `position`. Returns `None` if a broker has given the id, and the hub does not remember it.
+    pub(super) fn id_at(&self, position: u64) -> Option<EventId> {
+        match &self.broker {
+            None => Some(self.epoch.event_id(position)),
+            Some(broker) => broker.id_at(position),
+        }
+    }
+
+    /// Returns the id of the newest event. If it is not known, returns an id that no event has.
+    pub(super) fn last_id(&self) -> EventId {
+        let position = self.published_position();
+        let id = self.id_at(position);
+        id.unwrap_or_else(|| self.epoch.event_id(position))
     }
 
     /// Returns the position of the newest event that readers may read.
@@ -145,8 +187,12 @@ impl HubState {
     /// Returns the position of the event to which this hub, or its publisher, has given this id. Returns `None` for an id of another hub, and
     /// for an id of a publisher that the hub does not remember.
     pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
-        let Some(position) = self.epoch.position(id) else {
-            return lock(&self.table).publisher_ids.position_of(id);
+        let position = match &self.broker {
+            Some(broker) => broker.position_of(id)?,
+            None => match self.epoch.position(id) {
+                Some(position) => position,
+                None => return lock(&self.table).publisher_ids.position_of(id),
+            },
         };
         (position <= self.published_position()).then_some(position)
     }
@@ -161,7 +207,7 @@ impl HubState {
         !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
-    /// Publishes an event to `topics`, at one position.
+    /// Publishes an event to `topics`, at one position. The hub has no broker.
     #[inline]
     pub(super) fn publish(
         &self,
@@ -173,6 +219,36 @@ impl HubState {
         let id = published.id.clone();
         published.finish();
         id
+    }
+
+    /// Returns an error if the events of the hub are published by a broker.
+    pub(super) fn check_publishes_locally(&self) -> Result<(), Error> {
+        match self.broker {
+            None => Ok(()),
+            Some(_) => Err(Error::wait_required()),
+        }
+    }
+
+    /// Publishes an event. Waits until the broker has it, if the hub has a broker.
+    pub(super) async fn publish_and_wait(
+        &self,
+        topics: TopicSet,
+        event: Event,
+        options: &PublishOptions,
+    ) -> Result<EventId, Error> {
+        let Some(broker) = &self.broker else {
+            return Ok(self.publish(topics.as_slice(), event, options));
+        };
+        if options.id.is_some() {
+            return Err(Error::publisher_id_unsupported());
+        }
+        if topics.is_empty() {
+            return Ok(self.last_id());
+        }
+        let mut event = HubEvent::with_options(topics, event, options);
+        event.is_ephemeral |= self.config.has_no_history();
+        let key = options.idempotency_key.clone();
+        broker.publisher.publish(event, key).await
     }
 
     /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
@@ -195,16 +271,9 @@ impl HubState {
             .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
-            return PublishedEvent::unchanged(self.id_at(self.published_position()));
+            return PublishedEvent::unchanged(self.last_id());
         };
-        let for_topic =
-            |event: Event, topic: &Topic| event.into_unshared().with_event_topic(topic.clone());
-        let copies: Vec<_> = other_topics
-            .iter()
-            .map(|topic| for_topic(event.clone(), topic))
-            .collect();
-        let first = for_topic(event, first_topic);
-
+        let (first, copies) = copies_for_topics(event, first_topic, other_topics);
         let mut deferred_drops = DeferredDrops::default();
         let mut published = {
             let table = &mut *lock(&self.table);
@@ -215,12 +284,12 @@ impl HubState {
                 }
             }
             let position = table.take_position();
-            let id = publisher_id.unwrap_or_else(|| self.id_at(position));
+            let id = publisher_id.unwrap_or_else(|| self.epoch.event_id(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
             let mut publication = Publication {
                 hub: self,
                 table,
-                options,
+                except: options.except.as_ref(),
                 id: &id,
                 now,
                 deferred_drops: &mut deferred_drops,
@@ -390,6 +459,27 @@ impl HubState {
     }
 }
 
+/// Copies an event for each of its topics. Copies are made before the hub's table is locked.
+#[inline]
+pub(super) fn copies_for_topics(
+    event: Event,
+    first_topic: &Topic,
+    other_topics: &[Topic],
+) -> (Event, Vec<Event>) {
+    let for_topic =
+        |event: Event, topic: &Topic| event.into_unshared().with_event_topic(topic.clone());
+    let others = other_topics.iter();
+    let others = others
+        .map(|topic| for_topic(event.clone(), topic))
+        .collect();
+    (for_topic(event, first_topic), others)
+}
+
+/// Drops what a publication has removed. The new event is published already, so a panic while events are dropped must not reach the caller.
+pub(super) fn drop_after_publication(deferred_drops: DeferredDrops) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
+}
+
 /// An event that readers may read, and what is left to do without a lock: [`finish`](Self::finish).
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
@@ -424,29 +514,29 @@ impl PublishedEvent {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
             topic.on_published(self.event);
         }
-        // The new event is published already, so a panic while removed events are dropped must not reach the caller.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.deferred_drops)));
+        drop_after_publication(self.deferred_drops);
     }
 }
 
 /// The publication of one event, while the table is locked.
-struct Publication<'a> {
-    hub: &'a HubState,
-    table: &'a mut TopicTable,
-    options: &'a PublishOptions,
-    id: &'a EventId,
-    now: Duration,
-    deferred_drops: &'a mut DeferredDrops,
-    is_ephemeral: bool,
+pub(super) struct Publication<'a> {
+    pub(super) hub: &'a HubState,
+    pub(super) table: &'a mut TopicTable,
+    /// The sender whose own subscribers do not get the event.
+    pub(super) except: Option<&'a Arc<str>>,
+    pub(super) id: &'a EventId,
+    pub(super) now: Duration,
+    pub(super) deferred_drops: &'a mut DeferredDrops,
+    pub(super) is_ephemeral: bool,
     /// The logs of patterns whose readers must be woken.
-    woken_patterns: Vec<Arc<TopicState>>,
+    pub(super) woken_patterns: Vec<Arc<TopicState>>,
 }
 
 impl Publication<'_> {
     /// Appends the event to a topic. Returns the topic if its readers must be woken.
-    fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
+    pub(super) fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();
-        let except = self.options.except.clone();
+        let except = self.except.cloned();
         let event = match self.is_ephemeral {
             true => event.without_id(),
             false => event.with_event_id(self.id.clone()),
@@ -482,7 +572,7 @@ impl Publication<'_> {
     fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
         let position = self.table.last_position();
         let new_entry = |event| {
-            let except = self.options.except.clone();
+            let except = self.except.cloned();
             TopicLogEntry::new(position, event, except, self.now)
         };
         let patterns = &self.table.patterns;

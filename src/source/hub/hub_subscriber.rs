@@ -105,7 +105,7 @@ impl Stream for HubSubscriber {
         #[cfg(feature = "json")]
         this.execute_commands(cx);
         let item = ready!(this.reader.poll_next(cx));
-        this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired));
+        this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired | Item::Ended { .. }));
         Poll::Ready(Some(item.map_err(Into::into)))
     }
 }

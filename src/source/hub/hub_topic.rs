@@ -52,7 +52,7 @@ impl HubTopic {
     /// Publishes an event to the topic. See [`Hub::publish`](super::Hub::publish).
     ///
     /// # Errors
-    /// `Error::is_json` if the value of a `Json` cannot be serialized.
+    /// `Error::is_json` if the value of a `Json` cannot be serialized. [`Error::is_wait_required`] if the hub has a broker.
     pub fn publish<E>(&self, event: E) -> Result<EventId, Error>
     where
         E: TryInto<Event>,
@@ -64,14 +64,34 @@ impl HubTopic {
     /// Publishes an event to the topic with options. See [`Hub::publish_with`](super::Hub::publish_with).
     ///
     /// # Errors
-    /// `Error::is_json` if the value of a `Json` cannot be serialized.
+    /// `Error::is_json` if the value of a `Json` cannot be serialized. [`Error::is_wait_required`] if the hub has a broker.
     pub fn publish_with<E>(&self, event: E, options: &PublishOptions) -> Result<EventId, Error>
     where
         E: TryInto<Event>,
         Error: From<E::Error>,
     {
+        self.hub.check_publishes_locally()?;
         let topics = std::slice::from_ref(&self.topic);
         Ok(self.hub.publish(topics, event.try_into()?, options))
+    }
+
+    /// Publishes an event to the topic, and waits until the hub's broker has it. See [`Hub::publish_and_wait`](super::Hub::publish_and_wait).
+    ///
+    /// # Errors
+    /// `Error::is_json` if the value of a `Json` cannot be serialized. [`Error::is_publish_failed`] if the broker has not accepted the event,
+    /// or has not answered.
+    pub async fn publish_and_wait<E>(
+        &self,
+        event: E,
+        options: &PublishOptions,
+    ) -> Result<EventId, Error>
+    where
+        E: TryInto<Event>,
+        Error: From<E::Error>,
+    {
+        let topics = TopicSet::from(&self.topic);
+        let event = event.try_into()?;
+        self.hub.publish_and_wait(topics, event, options).await
     }
 
     /// Returns the source of this topic's events, whose settings can be changed.

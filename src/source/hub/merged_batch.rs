@@ -15,6 +15,9 @@ pub(super) struct MergedBatch {
     end_position: u64,
 }
 
+/// The error of [`MergedBatch::add_topic`]: the feed of the hub has a gap before the next events of the topic.
+pub(super) struct FeedGapFound;
+
 /// The result of [`MergedBatch::finish`].
 pub(super) struct FinishedBatch {
     /// The events, each with its position.
@@ -52,11 +55,14 @@ impl MergedBatch {
         topic_index: usize,
         reader: &mut TopicReader,
         sender: Option<&Arc<str>>,
-    ) -> Option<MissedTopicEvents> {
+    ) -> Result<Option<MissedTopicEvents>, FeedGapFound> {
         if reader.has_read_history() {
-            return None;
+            return Ok(None);
         }
         let log = reader.topic.log();
+        if log.has_gap_after(reader.ordinals) {
+            return Err(FeedGapFound);
+        }
         let history_len = reader.unread_history_len();
         let history_end = reader.history_end.map_or(u64::MAX, |end| end.position);
         let mut missed = log.skip_missed(&mut reader.ordinals);
@@ -86,7 +92,7 @@ impl MergedBatch {
             self.entries.insert(index, entry);
             self.truncate_to_capacity();
         }
-        missed
+        Ok(missed)
     }
 
     /// Leaves out the last position if the batch has too many entries. All entries of one position stay together.

@@ -65,8 +65,13 @@ mod command_processor;
 #[cfg(feature = "json")]
 mod control_events;
 mod evicted_topics;
+mod hub_backend;
+mod hub_broker;
 mod hub_builder;
+mod hub_cold_resume;
 mod hub_counts;
+mod hub_event;
+mod hub_feed;
 #[cfg(feature = "json")]
 mod hub_presence;
 mod hub_reader;
@@ -107,6 +112,7 @@ use std::{fmt, sync::Arc};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::command_processor::HubCommands;
+pub(crate) use self::hub_backend::publication_rejection;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
@@ -119,8 +125,11 @@ pub use self::presence_options::PresenceOptions;
 pub use self::topic_presence::{Member, MemberList, TopicPresence};
 pub use self::{
     client_topics::{ClientTopics, ClientTopicsSource},
+    hub_backend::HubBackend,
     hub_builder::HubBuilder,
     hub_counts::HubCounts,
+    hub_event::HubEvent,
+    hub_feed::HubFeed,
     hub_source::HubSource,
     hub_subscriber::HubSubscriber,
     hub_topic::{HistoryPage, HubTopic},
@@ -181,6 +190,8 @@ impl Hub {
     ///
     /// # Errors
     /// [`Error::is_invalid_topic`] if a name is not a [`Topic`]. `Error::is_json` if the value of a `Json` cannot be serialized.
+    /// [`Error::is_wait_required`] if the hub has a [backend](HubBuilder::build_with_backend): call
+    /// [`publish_and_wait`](Self::publish_and_wait).
     pub fn publish<T, E>(&self, topics: T, event: E) -> Result<EventId, Error>
     where
         T: TryInto<TopicSet>,
@@ -217,7 +228,42 @@ impl Hub {
         Error: From<T::Error> + From<E::Error>,
     {
         let topics = topics.try_into()?;
+        self.state.check_publishes_locally()?;
         Ok((self.state).publish(topics.as_slice(), event.try_into()?, options))
+    }
+
+    /// Publishes an event like [`publish_with`](Self::publish_with). If the hub has a [backend](HubBuilder::build_with_backend), waits until the
+    /// broker has the event, and returns the id that the broker has given to it.
+    ///
+    /// ```
+    /// use tower_push::{Hub, source::hub::PublishOptions};
+    ///
+    /// # async fn example(hub: Hub) -> Result<(), tower_push::Error> {
+    /// let id = hub.publish_and_wait("orders/42", "shipped", &PublishOptions::new()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`publish`](Self::publish). In a hub with a backend also [`Error::is_publish_failed`] if the broker has not accepted the event,
+    /// or has not answered, [`Error::is_too_long`] if the event is larger than the broker allows, and [`Error::is_publisher_id_unsupported`] if
+    /// `options` has an [id](PublishOptions::id).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the event may be published or not.
+    pub async fn publish_and_wait<T, E>(
+        &self,
+        topics: T,
+        event: E,
+        options: &PublishOptions,
+    ) -> Result<EventId, Error>
+    where
+        T: TryInto<TopicSet>,
+        E: TryInto<Event>,
+        Error: From<T::Error> + From<E::Error>,
+    {
+        let (topics, event) = (topics.try_into()?, event.try_into()?);
+        self.state.publish_and_wait(topics, event, options).await
     }
 
     /// Returns one topic, as a source and a publisher. The topic is not created in the hub before it is used.
@@ -364,14 +410,25 @@ impl Hub {
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.
     pub fn counts(&self) -> HubCounts {
         let HubSize { topics, bytes } = self.state.size();
-        let counts = self.state.counters.counts();
-        HubCounts {
+        let log = self.state.counters.counts();
+        let mut counts = HubCounts {
             topics,
             bytes,
-            published: counts.appended,
-            missed_on_return: counts.missed_on_return,
-            lagged: counts.lagged,
+            published: log.appended,
+            missed_on_return: log.missed_on_return,
+            lagged: log.lagged,
+            ..HubCounts::default()
+        };
+        if let Some(broker) = self.state.broker() {
+            let reads = broker.counters.counts(log);
+            counts.feed_gaps = reads.gaps;
+            counts.cold_resumes = reads.cold_resumes;
+            counts.backend_reads = reads.upstream_reads;
+            counts.failed_reads = reads.failed_reads;
+            counts.lost_cursors = reads.lost_cursors;
+            counts.unavailable = reads.unavailable;
         }
+        counts
     }
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).

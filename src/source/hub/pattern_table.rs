@@ -93,6 +93,24 @@ impl PatternTable {
         logs
     }
 
+    /// Drops all events of the logs: see [`TopicTable::begin_anew`].
+    pub(super) fn begin_anew(
+        &self,
+        position: u64,
+        deferred_drops: &mut DeferredDrops,
+    ) -> impl Iterator<Item = Arc<TopicState>> {
+        let logs = self.slots.values().map(|slot| &slot.log);
+        logs.map(move |log| {
+            log.begin_anew(position, &mut deferred_drops.events);
+            log.clone()
+        })
+    }
+
+    /// Returns the logs of all patterns.
+    pub(super) fn logs(&self) -> impl Iterator<Item = Arc<TopicState>> {
+        self.slots.values().map(|slot| slot.log.clone())
+    }
+
     /// Returns the logs of the patterns that match a topic.
     pub(super) fn logs_matching(&self, name: &Topic) -> impl Iterator<Item = Arc<TopicState>> {
         let slots = self.slots.iter();
@@ -219,8 +237,10 @@ impl TopicTable {
         if let TopicStart::AfterPosition(position) = *start {
             let removed = self.last_position_of_removed_matching(pattern);
             let lost_position = removed.max(left_out_position);
+            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
+            // event after one of the missing ones has the gap, too.
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
-                last_position: lost_position,
+                last_position: position,
                 count: None,
             });
         }

@@ -32,6 +32,9 @@ impl PublishOptions {
     /// should be used once. If two events have the same id, a client that resumes from the id gets the events after the first of them: it may get
     /// events twice, and misses none. An id that begins with `~`, or that looks like an id of the hub itself, is not used, and the hub makes
     /// another id. So a publisher cannot change the meaning of other cursors.
+    ///
+    /// A hub with a [broker](super::HubBackend) refuses such an event with
+    /// [`Error::is_publisher_id_unsupported`](crate::Error::is_publisher_id_unsupported), because the broker gives the ids.
     pub fn id(mut self, id: EventId) -> Self {
         self.id = Some(id);
         self

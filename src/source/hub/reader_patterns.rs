@@ -67,6 +67,9 @@ impl HubReader {
     }
 
     fn has_reader_of(&self, topic: &Topic) -> bool {
+        if self.cold_topics().contains(topic) {
+            return true;
+        }
         let mut topics = self.topics.iter();
         topics.any(|reader| reader.topic.topic_name() == Some(topic))
     }
@@ -107,6 +110,9 @@ impl HubReader {
         subscribed: &SubscribedTopics,
     ) -> Vec<(Topic, JoinError)> {
         self.deregister_pattern_access(pattern);
+        if let Some(resume) = &mut self.cold_resume {
+            resume.remove_pattern(pattern);
+        }
         let hub = self.hub().clone();
         let is_log = |other: Option<&TopicPattern>| other == Some(pattern);
         let mut readers = self.topics.iter();

@@ -4,19 +4,18 @@ use std::sync::Arc;
 use serde_json::Value;
 
 #[cfg(feature = "json")]
-use super::{control_events, hub_state::JoinedTopics, topic_access::PresenceAccess};
+use super::{control_events, topic_access::PresenceAccess};
 use super::{
+    hub_cold_resume::{ColdTopics, HubColdResume},
     hub_reader::HubReader,
-    hub_state::{HubCursor, HubState, JoinError, TopicRequest},
+    hub_state::{HubCursor, HubState, JoinError, JoinedTopics, TopicRequest},
     pattern_table::PatternRequest,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
 };
-#[cfg(feature = "json")]
-use crate::event::Event;
 use crate::{
-    event::{Gap, GapReason, Item, Topic},
+    event::{Event, Gap, GapReason, Item, Topic},
     source::{StartPosition, TopicSet},
 };
 
@@ -91,12 +90,119 @@ impl From<&Topic> for AllowedTopic {
     }
 }
 
+/// How a client joins the logs of a hub.
+struct JoinPlan {
+    cursor: Option<HubCursor>,
+    requests: Vec<TopicRequest>,
+    patterns: Vec<PatternRequest>,
+    /// What the client joins after a cold resume.
+    cold: Option<ColdPlan>,
+}
+
+/// What a client with a cursor reads from the broker of a hub.
+struct ColdPlan {
+    topics: ColdTopics,
+    /// Topics of which the client may not get all events. Their logs are joined at once, and events may be missing before.
+    limited_topics: Vec<Topic>,
+    /// Whether there are patterns like `limited_topics`.
+    has_limited_patterns: bool,
+}
+
+impl JoinPlan {
+    /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or the client may get no
+    /// topic's events from it.
+    fn read_from_broker(&mut self, request: &ReaderRequest, hub: &HubState) -> bool {
+        let (StartPosition::After(cursor), Some(_)) = (&request.start, hub.broker()) else {
+            return false;
+        };
+        let is_cold =
+            |topic: &TopicRequest| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
+        let is_cold_pattern = |pattern: &PatternRequest| pattern.max_history.is_none();
+        if !self.patterns.iter().any(is_cold_pattern) && !self.requests.iter().any(is_cold) {
+            return false;
+        }
+        let (cold, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
+            .into_iter()
+            .partition(is_cold);
+        self.requests = kept;
+        let (patterns, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
+            .into_iter()
+            .partition(is_cold_pattern);
+        self.patterns = kept;
+        let may_have_lost = |topic: &&TopicRequest| {
+            self.cursor.is_none() && topic.max_history.is_some() && !request.is_fresh(&topic.topic)
+        };
+        let limited = self.requests.iter().filter(may_have_lost);
+        self.cold = Some(ColdPlan {
+            limited_topics: limited.map(|topic| topic.topic.clone()).collect(),
+            has_limited_patterns: self.cursor.is_none() && !self.patterns.is_empty(),
+            topics: ColdTopics {
+                cursor: cursor.clone(),
+                topics: cold.into_iter().map(|topic| topic.topic).collect(),
+                patterns: patterns.into_iter().map(|cold| cold.pattern).collect(),
+            },
+        });
+        true
+    }
+}
+
 impl ReaderRequest {
     /// Creates the reader.
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
+        let mut plan = self.join_plan(&hub);
+        if let Some(cold) = &plan.cold {
+            cold.topics.check_room(&hub)?;
+        }
+        let (mut joined, mut member_lists) = self.join(&hub, &plan)?;
+        if joined.has_missed_events() && plan.read_from_broker(&self, &hub) {
+            hub.leave(joined.logs());
+            (joined, member_lists) = self.join(&hub, &plan)?;
+        }
+        let JoinPlan { cursor, cold, .. } = plan;
+        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
+        let published = joined.published_position;
+        #[cfg(feature = "json")]
+        let listed_topics = self.listed_topics();
+        let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
+        let is_up_to_date = reader.has_yielded_all_up_to(published);
+        // The lists precede the cursor: a client whose connection breaks in between gets them again.
+        #[cfg(feature = "json")]
+        reader.set_listed_topics(listed_topics);
+        for list in member_lists {
+            reader.push_item(Item::Event(list));
+        }
+        if let Some(cold) = cold {
+            for topic in &cold.limited_topics {
+                let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
+                reader.push_item(Item::from(gap.topic(topic.clone())));
+            }
+            if cold.has_limited_patterns {
+                let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
+                reader.push_item(Item::from(gap));
+            }
+            if let Some(resume) = HubColdResume::new(hub, cold.topics) {
+                reader.begin_cold_resume(resume);
+            }
+        } else if let Some(position) = cursor_position {
+            reader.set_catch_up_end(position);
+        } else if let StartPosition::After(id) = self.start {
+            let mut gap = Gap::new(GapReason::Epoch).requested(id);
+            gap.resumed = hub.id_at(reader.position());
+            reader.push_item(Item::from(gap));
+        } else if is_up_to_date && !hub.config.has_no_history() {
+            // A client whose connection breaks before the first event resumes from this cursor.
+            if let Some(cursor) = hub.id_at(published) {
+                reader.push_item(Item::Cursor(cursor));
+            }
+        }
+        Ok(reader)
+    }
+
+    /// Returns which logs the client joins at once, and which after a cold resume.
+    fn join_plan(&self, hub: &HubState) -> JoinPlan {
         let cursor = match &self.start {
             StartPosition::After(id) => {
                 let position = hub.position_of(id);
@@ -108,50 +214,54 @@ impl ReaderRequest {
         let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let start = topic_start(&self.start, cursor_position);
         let first_start = topic_start(&self.first_start, None);
-        let is_fresh = |topic: &Topic| {
-            let fresh = self.fresh_topics.as_ref();
-            cursor.is_some() && fresh.is_some_and(|fresh| fresh.contains(topic))
-        };
+        let is_known = cursor.is_some();
+        let has_unknown_cursor = !is_known && matches!(self.start, StartPosition::After(_));
         let request = |allowed: &AllowedTopic| TopicRequest {
             topic: allowed.topic.clone(),
-            start: match is_fresh(&allowed.topic) {
+            start: match is_known && self.is_fresh(&allowed.topic) {
                 true => first_start,
                 false => start,
             },
             max_history: allowed.max_history,
         };
-        let requests: Vec<_> = self.topics.iter().map(request).collect();
         let patterns = self.patterns.iter();
-        let patterns: Vec<_> = patterns.map(|allowed| allowed.request(start)).collect();
+        let mut plan = JoinPlan {
+            requests: self.topics.iter().map(request).collect(),
+            patterns: patterns.map(|allowed| allowed.request(start)).collect(),
+            cursor,
+            cold: None,
+        };
+        if has_unknown_cursor && plan.read_from_broker(self, hub) {
+            for request in &mut plan.requests {
+                if self.is_fresh(&request.topic) {
+                    request.start = first_start;
+                }
+            }
+        }
+        plan
+    }
+
+    /// Returns whether the topic begins like one of a client without a cursor.
+    fn is_fresh(&self, topic: &Topic) -> bool {
+        let fresh = self.fresh_topics.as_ref();
+        fresh.is_some_and(|fresh| fresh.contains(topic))
+    }
+
+    /// Joins the topics, and makes the lists of members of those that are new for the client.
+    fn join(
+        &self,
+        hub: &HubState,
+        plan: &JoinPlan,
+    ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
-        let (joined, member_lists) = self.join_with_lists(&hub, &requests, &patterns, |topic| {
-            cursor.is_none() || is_fresh(topic)
-        })?;
+        return self.join_with_lists(hub, &plan.requests, &plan.patterns, |topic| {
+            plan.cursor.is_none() || self.is_fresh(topic)
+        });
         #[cfg(not(feature = "json"))]
-        let joined = hub.join(&requests, &patterns, &mut DeferredDrops::default())?;
-        let published = joined.published_position;
-        #[cfg(feature = "json")]
-        let listed_topics = self.listed_topics();
-        let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
-        let is_up_to_date = reader.has_yielded_all_up_to(published);
-        #[cfg(feature = "json")]
         {
-            // The lists precede the cursor: a client whose connection breaks in between gets them again.
-            reader.set_listed_topics(listed_topics);
-            let lists = member_lists.into_iter();
-            lists.for_each(|list| reader.push_item(Item::Event(list)));
+            let drops = &mut DeferredDrops::default();
+            Ok((hub.join(&plan.requests, &plan.patterns, drops)?, Vec::new()))
         }
-        if let Some(position) = cursor_position {
-            reader.set_catch_up_end(position);
-        } else if let StartPosition::After(id) = self.start {
-            let resumed = hub.id_at(reader.position());
-            let gap = Gap::new(GapReason::Epoch).requested(id).resumed(resumed);
-            reader.push_item(Item::from(gap));
-        } else if is_up_to_date && !hub.config.has_no_history() {
-            // A client whose connection breaks before the first event resumes from this cursor.
-            reader.push_item(Item::Cursor(hub.id_at(published)));
-        }
-        Ok(reader)
     }
 
     /// Returns the topics for which the client gets lists of members.

@@ -28,6 +28,8 @@ pub(super) struct TopicLog {
     first_position: u64,
     /// The position of the newest event of the topic that the log does not have any more; 0 if there is none.
     last_dropped_position: u64,
+    /// The ordinal of the newest event before the last gap of the hub's feed; 0 if there was no gap.
+    gap_ordinal: u64,
     /// The position up to which the number of events is not known, because an earlier log of the topic had them.
     uncounted_position: u64,
     /// Events without history, which only connected readers get. Boxed, because most topics have none.
@@ -142,6 +144,7 @@ impl TopicLog {
             last_ordinal: 0,
             first_position: u64::MAX,
             last_dropped_position: lost_position,
+            gap_ordinal: 0,
             uncounted_position: lost_position,
             ephemeral: None,
         }
@@ -212,6 +215,27 @@ impl TopicLog {
         for _ in 0..self.entries.len().div_ceil(2) {
             trimmed.extend(self.trim_oldest());
         }
+    }
+
+    /// Drops all events, because the feed of the hub has a gap at `position`: events of this topic may be missing.
+    pub(super) fn begin_anew(&mut self, position: u64, trimmed: &mut Vec<Event>) {
+        trimmed.extend(self.entries.drain(..).map(|entry| entry.event));
+        self.byte_len = 0;
+        self.first_position = u64::MAX;
+        self.last_dropped_position = position;
+        self.uncounted_position = position;
+        self.gap_ordinal = self.last_ordinal;
+    }
+
+    /// Returns whether the log has begun anew since a reader was at `ordinals`, and the reader has not passed the gap.
+    #[inline]
+    pub(super) fn has_gap_after(&self, ordinals: ReaderOrdinals) -> bool {
+        ordinals.retained < self.gap_ordinal
+    }
+
+    /// Moves `ordinals` past the last gap of the hub's feed.
+    pub(super) fn skip_gap(&self, ordinals: &mut ReaderOrdinals) {
+        ordinals.retained = ordinals.retained.max(self.gap_ordinal);
     }
 
     fn trim_oldest(&mut self) -> Option<Event> {
@@ -310,7 +334,7 @@ impl TopicLog {
                     self.uncounted_position <= position && position < self.first_position;
                 missed = Some(MissedTopicEvents {
                     last_position: self.last_dropped_position,
-                    count: is_counted.then_some(last_dropped_ordinal),
+                    count: is_counted.then_some(last_dropped_ordinal - self.gap_ordinal),
                 });
                 last_dropped_ordinal
             }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{hub_builder::HubConfig, topic_log::TopicLog, topic_pattern::TopicPattern};
 use crate::{
-    event::Topic,
+    event::{Event, Topic},
     source::log::{FlushTarget, FlushWindow},
     sync::{
         AtomicU64, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, StoreWakerOutcome,
@@ -155,6 +155,17 @@ impl TopicState {
         }
     }
 
+    /// Tells the readers of everything up to `position`, without a delay. The caller holds no lock.
+    pub(super) fn flush_up_to(&self, position: u64) {
+        match &self.flush {
+            Some(flush) => {
+                (flush.newest_position).fetch_max(position, Ordering::AcqRel);
+                self.flush(flush);
+            }
+            None => self.wake_readers(),
+        }
+    }
+
     fn flush(&self, flush: &TopicFlush) {
         let newest_position = flush.newest_position.load(Ordering::Acquire);
         (flush.flushed_position).fetch_max(newest_position, Ordering::AcqRel);
@@ -163,6 +174,12 @@ impl TopicState {
 
     pub(super) fn set_last_position(&self, position: u64) {
         self.last_position.store(position, Ordering::Release);
+    }
+
+    /// Drops all events of the log, because the feed of the hub has a gap at `position`. The caller holds the lock of the hub's table.
+    pub(super) fn begin_anew(&self, position: u64, trimmed: &mut Vec<Event>) {
+        self.log_for_writing().begin_anew(position, trimmed);
+        self.set_last_position(position);
     }
 
     pub(super) fn register_reader(&self) -> WaiterKey {

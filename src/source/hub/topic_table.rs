@@ -357,6 +357,38 @@ impl TopicTable {
         }
     }
 
+    /// Drops all events, because the feed has a gap at `position`. Removes the topics without subscribers. Returns the other topics, whose
+    /// readers must be woken.
+    pub(super) fn begin_anew(
+        &mut self,
+        position: u64,
+        deferred_drops: &mut DeferredDrops,
+    ) -> Vec<Arc<TopicState>> {
+        let mut woken: Vec<_> = self.patterns.begin_anew(position, deferred_drops).collect();
+        self.byte_len = 0;
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            let topic = slot.topic.clone();
+            let is_idle = slot.subscribers == 0;
+            topic.begin_anew(position, &mut deferred_drops.events);
+            match is_idle {
+                true => self.evict_topic(index, deferred_drops),
+                false => woken.push(topic),
+            }
+        }
+        self.evicted.forget_all(position);
+        woken
+    }
+
+    /// Returns all topics.
+    pub(super) fn all_topics(&self) -> Vec<Arc<TopicState>> {
+        let slots = self.slots.iter().flatten();
+        let topics = slots.map(|slot| slot.topic.clone());
+        topics.chain(self.patterns.logs()).collect()
+    }
+
     fn evict_topic(&mut self, index: usize, deferred_drops: &mut DeferredDrops) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else {
             return;

@@ -30,7 +30,7 @@ impl IdIndex {
     }
 
     /// Forgets all ids. `id` is the id at `position`, if there is one. The next id that is pushed gets the position after `position`.
-    pub(super) fn restart(&mut self, position: u64, id: Option<EventId>) {
+    pub(crate) fn restart(&mut self, position: u64, id: Option<EventId>) {
         self.positions.clear();
         self.ids.clear();
         self.first_position = position;
@@ -41,14 +41,14 @@ impl IdIndex {
     }
 
     /// Adds the id at the next position.
-    pub(super) fn push(&mut self, id: EventId) {
+    pub(crate) fn push(&mut self, id: EventId) {
         let position = self.first_position + self.ids.len() as u64;
         self.positions.insert(id.clone(), position);
         self.ids.push_back(Some(id));
     }
 
     /// Forgets the ids of trimmed events beyond the maximum. `before_oldest` is the position of the newest trimmed event.
-    pub(super) fn forget_trimmed(&mut self, before_oldest: u64) {
+    pub(crate) fn forget_trimmed(&mut self, before_oldest: u64) {
         while self.first_position.saturating_add(self.max_trimmed_ids) <= before_oldest {
             let Some(id) = self.ids.pop_front() else {
                 return;
@@ -60,15 +60,20 @@ impl IdIndex {
         }
     }
 
-    pub(super) fn contains(&self, id: &EventId) -> bool {
+    pub(crate) fn contains(&self, id: &EventId) -> bool {
         self.positions.contains_key(id)
     }
 
-    pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
+    pub(crate) fn position_of(&self, id: &EventId) -> Option<u64> {
         self.positions.get(id).copied()
     }
 
-    pub(super) fn id_at(&self, position: u64) -> Option<&EventId> {
+    /// Returns the oldest position whose id is remembered.
+    pub(crate) fn first_position(&self) -> u64 {
+        self.first_position
+    }
+
+    pub(crate) fn id_at(&self, position: u64) -> Option<&EventId> {
         let index = position.checked_sub(self.first_position)?;
         self.ids.get(usize::try_from(index).ok()?)?.as_ref()
     }

@@ -3,7 +3,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -11,46 +11,44 @@ use tokio::time::{Sleep, sleep};
 
 use super::{
     page_cache::{PageReadError, PageResult},
-    relay_state::RelayState,
-    upstream::{Page, PageKey},
+    upstream::{Page, PageEvent, PageKey},
     upstream_reader::UpstreamReader,
 };
 use crate::{
-    event::{EventId, GapReason, Item},
+    event::{EventId, Gap, GapReason, Item},
     random,
-    source::{
-        TopicSet,
-        log::{ExternalIds, LogReader, ResolvedStart},
-    },
+    source::TopicSet,
+    sync::StoreWakerOutcome,
 };
 
-/// The resume of a returning client whose cursor is not in the relay's log: the client reads pages from the upstream until the log has its
-/// cursor.
+/// The resume of a returning client whose cursor is not in the log of a relay or a hub: the client reads pages from the upstream until the
+/// log has its cursor.
 ///
 /// # Invariant: no hole and no duplicate
 /// The client has exactly the events up to `cursor`, as far as no gap was announced. A page begins after `cursor`, and each of its
 /// events moves `cursor` on. The client continues with the log only at the position of `cursor` itself, and only if the log has
 /// everything after it. So the events of the pages and those of the log together are the feed, in its order.
-pub(super) struct ColdResume {
-    upstream: Arc<UpstreamReader>,
+pub(crate) struct ColdResume<E> {
+    upstream: Arc<UpstreamReader<E>>,
+    /// The topics that are requested from the upstream. `None` stands for all topics.
     topics: Option<TopicSet>,
     cursor: EventId,
-    page: Option<PagePosition>,
+    page: Option<PagePosition<E>>,
     /// Whether the client has the gap that stands between `cursor` and the event after it. If the page is read anew, the gap is not sent
     /// again.
     is_gap_after_cursor_sent: bool,
     /// The number of events that the upstream may still look at for this client. An event counts when the client takes it from its page,
     /// so that a page that is read anew does not count twice.
     remaining_scan: usize,
-    step: ColdResumeStep,
+    step: ColdResumeStep<E>,
 }
 
 /// What a [`ColdResume`] does next if it has no page to take events from.
-enum ColdResumeStep {
+enum ColdResumeStep<E> {
     /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
     /// Waits for a page.
-    ReadPage(Pin<Box<dyn Future<Output = PageResult> + Send>>),
+    ReadPage(Pin<Box<dyn Future<Output = PageResult<E>> + Send>>),
     /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
     /// client waits until the feed has pushed the event of the cursor. If the timer ends first, the client asks the upstream again, because
     /// the feed may have skipped this event.
@@ -60,19 +58,50 @@ enum ColdResumeStep {
 /// The part of a page that the client has not got yet.
 ///
 /// The cache owns the page, so that clients that do not read hold no memory. A page that the cache has dropped is read anew.
-struct PagePosition {
-    page: Weak<Page>,
+struct PagePosition<E> {
+    page: Weak<Page<E>>,
     is_gap_sent: bool,
     /// The index of the next event.
     next: usize,
 }
 
+/// The log with which a [`ColdResume`] ends.
+pub(crate) trait ColdResumeLog {
+    type Event: PageEvent;
+    /// Where a client continues in the log.
+    type Start;
+
+    /// Returns where a client continues that has every event up to `cursor`. Returns `None` if the log does not have every later event.
+    fn start_after(&mut self, cursor: &EventId) -> Option<Self::Start>;
+
+    /// Counts the lost cursor of a client, and returns where the client continues with a gap.
+    fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> Self::Start;
+
+    /// Returns how the client ends if the feed is gone and has pushed nothing after `position`.
+    fn end_of_feed_at(&mut self, position: u64) -> Option<Self::Start>;
+
+    /// Returns the position of the newest event that the feed has pushed.
+    fn last_position(&self) -> u64;
+
+    /// Returns the id of the newest event that the feed has pushed, if it is known.
+    fn last_id(&self) -> Option<EventId>;
+
+    /// Stores the waker, unless the feed has pushed an event after `position` or is gone.
+    fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome;
+
+    /// Returns the item for an event of a page. Returns `None` if the client does not get the event.
+    fn item_for(&mut self, event: &Self::Event) -> Option<Item>;
+
+    /// Counts the events that a client has missed.
+    fn add_missed_on_return(&self, gap: &Gap);
+}
+
 /// The result of [`ColdResume::poll_next`].
-pub(super) enum ColdResumeOutcome {
+pub(crate) enum ColdResumeOutcome<S> {
     /// The next item.
     Item(Item),
     /// The client continues with the log.
-    ReadLog(ResolvedStart),
+    ReadLog(S),
     /// A page cannot be read now.
     Unavailable,
 }
@@ -80,9 +109,9 @@ pub(super) enum ColdResumeOutcome {
 /// How long a client waits for a feed that lags behind the upstream until it asks the upstream again.
 const WAIT_FOR_FEED_TIME: Duration = Duration::from_secs(5);
 
-impl ColdResume {
-    pub(super) fn new(
-        upstream: Arc<UpstreamReader>,
+impl<E: PageEvent> ColdResume<E> {
+    pub(crate) fn new(
+        upstream: Arc<UpstreamReader<E>>,
         topics: Option<TopicSet>,
         cursor: EventId,
     ) -> Self {
@@ -97,25 +126,29 @@ impl ColdResume {
         }
     }
 
-    /// Returns the next item of the pages, or where the client continues. `reader` is the client's reader of the relay's log, which
-    /// waits for the feed.
-    pub(super) fn poll_next(
+    /// Sets the topics of the next pages.
+    #[cfg(feature = "json")]
+    pub(crate) fn set_topics(&mut self, topics: Option<TopicSet>) {
+        self.topics = topics;
+    }
+
+    /// Returns the next item of the pages, or where the client continues.
+    pub(crate) fn poll_next<L: ColdResumeLog<Event = E>>(
         &mut self,
-        relay: &RelayState,
-        reader: &LogReader<ExternalIds>,
+        log: &mut L,
         cx: &mut Context<'_>,
-    ) -> Poll<ColdResumeOutcome> {
+    ) -> Poll<ColdResumeOutcome<L::Start>> {
         loop {
-            if let Some(item) = self.next_page_item(relay) {
+            if let Some(item) = self.next_page_item(log) {
                 return Poll::Ready(ColdResumeOutcome::Item(item));
             }
             match &mut self.step {
                 ColdResumeStep::LookUp => {
-                    if let Some(start) = relay.log.start_in_log(&self.cursor) {
+                    if let Some(start) = log.start_after(&self.cursor) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                     }
                     if self.remaining_scan == 0 {
-                        return Poll::Ready(self.give_up(relay));
+                        return Poll::Ready(self.give_up(log));
                     }
                     self.step =
                         ColdResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
@@ -139,24 +172,22 @@ impl ColdResume {
                             return Poll::Ready(ColdResumeOutcome::Unavailable);
                         }
                     };
-                    let start = relay.start_at_oldest_counting_loss(&self.cursor, loss);
+                    let start = log.start_after_loss(&self.cursor, loss);
                     return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                 }
                 ColdResumeStep::WaitForFeed(recheck) => {
                     // The position is read before the log is searched, so that an event that the feed pushes after the search ends the wait.
-                    let last_position = reader.last_log_position();
-                    if let Some(start) = relay.log.start_in_log(&self.cursor) {
+                    let last_position = log.last_position();
+                    if let Some(start) = log.start_after(&self.cursor) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                     }
-                    if relay.log.is_finished_at(last_position) {
-                        // The feed is gone, and will never have the cursor.
-                        let end = ResolvedStart::after_position(last_position);
+                    if let Some(end) = log.end_of_feed_at(last_position) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(end));
                     }
                     if recheck.as_mut().poll(cx).is_ready() {
                         self.step = ColdResumeStep::LookUp;
-                    } else if reader
-                        .store_waker_unless_readable(cx.waker(), last_position)
+                    } else if log
+                        .store_waker_unless_pushed(cx.waker(), last_position)
                         .is_stored()
                     {
                         return Poll::Pending;
@@ -167,7 +198,7 @@ impl ColdResume {
     }
 
     /// Begins to read a page.
-    fn start_page(&mut self, page: &Arc<Page>) {
+    fn start_page(&mut self, page: &Arc<Page<E>>) {
         let limits = self.upstream.limits();
         if page.is_end_of_feed(&self.cursor) {
             // The client now has every event of the upstream, so that the limit for missed events starts anew.
@@ -184,7 +215,7 @@ impl ColdResume {
     }
 
     /// Returns the next item of the page, and moves the cursor.
-    fn next_page_item(&mut self, relay: &RelayState) -> Option<Item> {
+    fn next_page_item(&mut self, log: &mut impl ColdResumeLog<Event = E>) -> Option<Item> {
         let position = self.page.as_mut()?;
         let Some(page) = position.page.upgrade() else {
             self.page = None;
@@ -194,7 +225,7 @@ impl ColdResume {
             if let Some(gap) = &page.gap {
                 let mut gap = gap.clone();
                 gap.requested.get_or_insert_with(|| self.cursor.clone());
-                relay.add_missed_on_return(&gap);
+                log.add_missed_on_return(&gap);
                 let resumed = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
                 self.is_gap_after_cursor_sent = resumed == self.cursor;
                 self.cursor = resumed;
@@ -205,9 +236,9 @@ impl ColdResume {
             position.next += 1;
             self.remaining_scan = self.remaining_scan.saturating_sub(1);
             self.is_gap_after_cursor_sent = false;
-            self.cursor = event.id().unwrap_or(&self.cursor).clone();
-            if (self.topics.as_ref()).is_none_or(|topics| topics.includes(event)) {
-                return Some(Item::Event(event.clone()));
+            self.cursor = event.event().id().unwrap_or(&self.cursor).clone();
+            if let Some(item) = log.item_for(event) {
+                return Some(item);
             }
         }
         self.page = None;
@@ -225,15 +256,15 @@ impl ColdResume {
     }
 
     /// Ends the resume of a client that has read as many events as it may, and is not in the log yet.
-    fn give_up(&self, relay: &RelayState) -> ColdResumeOutcome {
+    fn give_up<L: ColdResumeLog<Event = E>>(&self, log: &mut L) -> ColdResumeOutcome<L::Start> {
         let is_ahead =
             |last_id| self.upstream.compare_ids(&self.cursor, &last_id) == Some(Ordering::Greater);
         // A log without an id has just begun, or begun anew.
-        if relay.log.last_id().is_none_or(is_ahead) {
+        if log.last_id().is_none_or(is_ahead) {
             // The feed lags far behind the client. The client continues with its cursor when it returns.
             return ColdResumeOutcome::Unavailable;
         }
-        let start = relay.start_at_oldest_counting_loss(&self.cursor, GapReason::Expired);
+        let start = log.start_after_loss(&self.cursor, GapReason::Expired);
         ColdResumeOutcome::ReadLog(start)
     }
 }

@@ -81,6 +81,12 @@ use std::{
 };
 
 use self::relay_state::RelayState;
+pub(crate) use self::{
+    cold_resume::{ColdResume, ColdResumeLog, ColdResumeOutcome},
+    relay_counts::RelayCounters,
+    upstream::{ErasedUpstream, PageEvent},
+    upstream_reader::UpstreamReader,
+};
 pub use self::{
     event_sink::EventSink,
     feed::{Feed, PushError},

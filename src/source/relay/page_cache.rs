@@ -6,15 +6,15 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::upstream::{Page, PageKey};
+use super::upstream::{Page, PageEvent, PageKey};
 use crate::{event::GapReason, source::log::event_byte_len};
 
 /// The pages that are being read from the upstream, and those that were read recently.
 ///
 /// The cache has no lock. Times are arguments.
 #[derive(Debug)]
-pub(super) struct PageCache {
-    entries: HashMap<PageKey, CacheEntry>,
+pub(super) struct PageCache<E> {
+    entries: HashMap<PageKey, CacheEntry<E>>,
     /// The key and the number of each finished read, oldest first. If the entry of a key was replaced, the entry has a different number.
     finished: VecDeque<(PageKey, u64)>,
     /// The number of the next read.
@@ -26,17 +26,17 @@ pub(super) struct PageCache {
 }
 
 #[derive(Debug)]
-struct CacheEntry {
+struct CacheEntry<E> {
     number: u64,
-    state: ReadState,
+    state: ReadState<E>,
 }
 
 #[derive(Debug)]
-enum ReadState {
+enum ReadState<E> {
     /// The read is in progress. The channel closes when the read ends.
     Pending(watch::Receiver<()>),
     Finished {
-        result: PageResult,
+        result: PageResult<E>,
         byte_len: usize,
         /// The time up to which clients with this key get this result. A client that asks later causes another read.
         reusable_until: Instant,
@@ -44,7 +44,7 @@ enum ReadState {
 }
 
 /// The result of a read, which all clients that wait for it share.
-pub(super) type PageResult = Result<Arc<Page>, PageReadError>;
+pub(super) type PageResult<E> = Result<Arc<Page<E>>, PageReadError>;
 
 /// The reason for which a client gets no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,18 +56,18 @@ pub(super) enum PageReadError {
 }
 
 /// The result of [`PageCache::find`].
-pub(super) enum FoundPage {
-    Finished(PageResult),
+pub(super) enum FoundPage<E> {
+    Finished(PageResult<E>),
     Pending(watch::Receiver<()>),
     Absent,
 }
 
 /// The result of [`PageCache::begin_read`].
-pub(super) struct BegunRead {
+pub(super) struct BegunRead<E> {
     /// The number of the read, for [`PageCache::finish_read`].
     pub(super) number: u64,
     /// The older result of the same key, which the caller drops outside of its lock.
-    pub(super) replaced_result: Option<PageResult>,
+    pub(super) replaced_result: Option<PageResult<E>>,
 }
 
 /// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor: neither becomes wrong
@@ -80,7 +80,7 @@ const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 /// The maximum number of finished reads in the cache: pages without events have few bytes.
 const MAX_FINISHED: usize = 4096;
 
-impl PageCache {
+impl<E: PageEvent> PageCache<E> {
     pub(super) fn new(max_bytes: usize) -> Self {
         Self {
             entries: HashMap::new(),
@@ -98,7 +98,7 @@ impl PageCache {
     }
 
     /// Returns the page of `key`, for a client that asked for it at `asked_at`.
-    pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> FoundPage {
+    pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> FoundPage<E> {
         match self.entries.get(key).map(|entry| &entry.state) {
             Some(ReadState::Pending(done)) => FoundPage::Pending(done.clone()),
             Some(ReadState::Finished {
@@ -111,7 +111,7 @@ impl PageCache {
     }
 
     /// Adds a read in progress. The channel `done` closes when the read ends.
-    pub(super) fn begin_read(&mut self, key: PageKey, done: watch::Receiver<()>) -> BegunRead {
+    pub(super) fn begin_read(&mut self, key: PageKey, done: watch::Receiver<()>) -> BegunRead<E> {
         let number = self.next_number;
         self.next_number += 1;
         self.pending_reads += 1;
@@ -131,12 +131,15 @@ impl PageCache {
         &mut self,
         key: PageKey,
         number: u64,
-        result: PageResult,
+        result: PageResult<E>,
         now: Instant,
-    ) -> Vec<PageResult> {
+    ) -> Vec<PageResult<E>> {
         self.pending_reads -= 1;
         let byte_len = match &result {
-            Ok(page) => page.events.iter().map(event_byte_len).sum(),
+            Ok(page) => {
+                let events = page.events.iter();
+                events.map(|event| event_byte_len(event.event())).sum()
+            }
             Err(_) => 0,
         };
         let is_transient = match &result {
@@ -165,7 +168,7 @@ impl PageCache {
     }
 
     /// Removes the oldest results until a result of `byte_len` bytes fits in, and returns the removed results.
-    fn make_room_for(&mut self, byte_len: usize) -> Vec<PageResult> {
+    fn make_room_for(&mut self, byte_len: usize) -> Vec<PageResult<E>> {
         let mut dropped = Vec::new();
         while self.byte_len + byte_len > self.max_bytes || self.finished.len() >= MAX_FINISHED {
             let Some((key, number)) = self.finished.pop_front() else {
@@ -185,7 +188,7 @@ impl PageCache {
     }
 }
 
-impl CacheEntry {
+impl<E> CacheEntry<E> {
     fn byte_len(&self) -> usize {
         match &self.state {
             ReadState::Pending(_) => 0,
@@ -194,7 +197,7 @@ impl CacheEntry {
     }
 
     /// Returns the result, if the read has ended.
-    fn into_finished_result(self) -> Option<PageResult> {
+    fn into_finished_result(self) -> Option<PageResult<E>> {
         match self.state {
             ReadState::Pending(_) => None,
             ReadState::Finished { result, .. } => Some(result),
@@ -214,15 +217,15 @@ mod tests {
         }
     }
 
-    fn page(bytes: usize) -> PageResult {
+    fn page(bytes: usize) -> PageResult<Event> {
         Ok(Arc::new(Page::new(vec![Event::text("x".repeat(bytes))])))
     }
 
-    fn begin(cache: &mut PageCache, after: u64) -> u64 {
+    fn begin(cache: &mut PageCache<Event>, after: u64) -> u64 {
         cache.begin_read(key(after), watch::channel(()).1).number
     }
 
-    fn is_finished(cache: &PageCache, after: u64, asked_at: Instant) -> bool {
+    fn is_finished(cache: &PageCache<Event>, after: u64, asked_at: Instant) -> bool {
         matches!(cache.find(&key(after), asked_at), FoundPage::Finished(_))
     }
 

@@ -5,7 +5,7 @@ use super::{
     upstream::ErasedUpstream, upstream_reader::UpstreamReader,
 };
 use crate::{
-    event::EventId,
+    event::{Event, EventId},
     source::{
         StartPosition,
         channel::LagPolicy,
@@ -37,7 +37,7 @@ pub struct RelayBuilder {
     max_trimmed_ids: usize,
     start: StartPosition,
     start_after: Option<EventId>,
-    upstream: Option<Arc<dyn ErasedUpstream>>,
+    upstream: Option<Arc<dyn ErasedUpstream<Event>>>,
     upstream_limits: UpstreamLimits,
 }
 

@@ -45,7 +45,7 @@ pub struct RelayCounts {
 
 /// The counters whose values are in [`RelayCounts`], besides those of the log.
 #[derive(Debug, Default)]
-pub(super) struct RelayCounters {
+pub(crate) struct RelayCounters {
     gaps: AtomicU64,
     cold_resumes: AtomicU64,
     upstream_reads: AtomicU64,
@@ -55,31 +55,31 @@ pub(super) struct RelayCounters {
 }
 
 impl RelayCounters {
-    pub(super) fn add_gap(&self) {
+    pub(crate) fn add_gap(&self) {
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_cold_resume(&self) {
+    pub(crate) fn add_cold_resume(&self) {
         self.cold_resumes.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_read(&self) {
+    pub(crate) fn add_read(&self) {
         self.upstream_reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_failed_read(&self) {
+    pub(crate) fn add_failed_read(&self) {
         self.failed_reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_lost_cursor(&self) {
+    pub(crate) fn add_lost_cursor(&self) {
         self.lost_cursors.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_unavailable(&self) {
+    pub(crate) fn add_unavailable(&self) {
         self.unavailable.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn counts(&self, log: LogCounts) -> RelayCounts {
+    pub(crate) fn counts(&self, log: LogCounts) -> RelayCounts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RelayCounts {
             pushed: log.appended,

@@ -11,7 +11,7 @@ use super::{
     upstream_reader::UpstreamReader,
 };
 use crate::{
-    event::{EventId, Gap, GapReason, Item},
+    event::{Event, EventId, Gap, GapReason, Item},
     random,
     source::log::{ExternalIds, ReplayLog, ResolvedStart},
 };
@@ -19,7 +19,7 @@ use crate::{
 /// The state that a [`Feed`](super::Feed), all clones of its [`Relay`](super::Relay) and all their subscribers share.
 pub(super) struct RelayState {
     pub(super) log: Arc<ReplayLog<ExternalIds>>,
-    pub(super) upstream: Option<Arc<UpstreamReader>>,
+    pub(super) upstream: Option<Arc<UpstreamReader<Event>>>,
     pub(super) counters: Arc<RelayCounters>,
     /// Whether the feed was closed, and not merely dropped. Written before the log is closed.
     is_finished: AtomicBool,
@@ -31,7 +31,7 @@ const FEED_GONE_RETRY: Duration = Duration::from_secs(5);
 impl RelayState {
     pub(super) fn new(
         log: Arc<ReplayLog<ExternalIds>>,
-        upstream: Option<Arc<UpstreamReader>>,
+        upstream: Option<Arc<UpstreamReader<Event>>>,
         counters: Arc<RelayCounters>,
     ) -> Self {
         Self {

@@ -2,7 +2,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -13,19 +13,20 @@ use tokio::{
 };
 
 use super::{
-    cold_resume::{ColdResume, ColdResumeOutcome},
+    cold_resume::{ColdResume, ColdResumeLog, ColdResumeOutcome},
     relay_state::RelayState,
 };
 #[cfg(feature = "server")]
 use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
-    event::{Event, EventId, Item, ItemOrRun},
+    event::{Event, EventId, Gap, GapReason, Item, ItemOrRun},
     source::{
         StartPosition, TopicSet,
         log::{ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
         source_stream::SourceStream,
     },
+    sync::StoreWakerOutcome,
 };
 
 /// One subscriber of a [`Relay`](super::Relay): the stream of the events after its cursor, from the upstream if they are not in the log,
@@ -53,7 +54,7 @@ pub struct RelaySubscriber {
     relay: Arc<RelayState>,
     reader: LogReader<ExternalIds>,
     /// The cold resume of a client that does not read the log yet. `None` once the client reads the log.
-    cold_resume: Option<Box<ColdResume>>,
+    cold_resume: Option<Box<ColdResume<Event>>>,
     topics: Option<TopicSet>,
     /// The events of other topics since the last item. `None` if there are none.
     filtered_out: Option<FilteredOutEvents>,
@@ -174,7 +175,12 @@ impl RelaySubscriber {
         let Some(resume) = &mut self.cold_resume else {
             return Poll::Ready(None);
         };
-        let item = match ready!(resume.poll_next(&self.relay, &self.reader, cx)) {
+        let mut log = RelayLog {
+            relay: &self.relay,
+            reader: &self.reader,
+            topics: self.topics.as_ref(),
+        };
+        let item = match ready!(resume.poll_next(&mut log, cx)) {
             ColdResumeOutcome::Item(item) => item,
             ColdResumeOutcome::ReadLog(start) => {
                 self.reader.restart(start);
@@ -187,6 +193,53 @@ impl RelaySubscriber {
             }
         };
         Poll::Ready(Some(item))
+    }
+}
+
+/// The relay's log, with which the cold resume of a subscriber ends.
+struct RelayLog<'a> {
+    relay: &'a RelayState,
+    /// The subscriber's reader, which waits for the feed.
+    reader: &'a LogReader<ExternalIds>,
+    topics: Option<&'a TopicSet>,
+}
+
+impl ColdResumeLog for RelayLog<'_> {
+    type Event = Event;
+    type Start = ResolvedStart;
+
+    fn start_after(&mut self, cursor: &EventId) -> Option<ResolvedStart> {
+        self.relay.log.start_in_log(cursor)
+    }
+
+    fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
+        self.relay.start_at_oldest_counting_loss(cursor, reason)
+    }
+
+    fn end_of_feed_at(&mut self, position: u64) -> Option<ResolvedStart> {
+        let is_finished = self.relay.log.is_finished_at(position);
+        is_finished.then(|| ResolvedStart::after_position(position))
+    }
+
+    fn last_position(&self) -> u64 {
+        self.reader.last_log_position()
+    }
+
+    fn last_id(&self) -> Option<EventId> {
+        self.relay.log.last_id()
+    }
+
+    fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome {
+        self.reader.store_waker_unless_readable(waker, position)
+    }
+
+    fn item_for(&mut self, event: &Event) -> Option<Item> {
+        let is_selected = self.topics.is_none_or(|topics| topics.includes(event));
+        is_selected.then(|| Item::Event(event.clone()))
+    }
+
+    fn add_missed_on_return(&self, gap: &Gap) {
+        self.relay.add_missed_on_return(gap);
     }
 }
 

@@ -84,7 +84,7 @@ pub struct PageRequest {
 
 /// The cursor and the topics of a [`PageRequest`]. Clients with equal keys share a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct PageKey {
+pub(crate) struct PageKey {
     pub(super) after: EventId,
     pub(super) topics: Option<TopicSet>,
 }
@@ -98,12 +98,24 @@ pub(super) struct PageKey {
 /// let page = Page::new(vec![event]).after_gap(Gap::new(GapReason::Expired).missed(33)).scanned_to(EventId::from(50));
 /// # Ok::<(), tower_push::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[must_use]
-pub struct Page {
+pub struct Page<E = Event> {
     pub(super) gap: Option<Gap>,
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<E>,
     pub(super) scanned_to: Option<EventId>,
+}
+
+/// An event of a [`Page`].
+pub(crate) trait PageEvent: Send + Sync + 'static {
+    /// The event, whose id is the cursor that resumes after it.
+    fn event(&self) -> &Event;
+}
+
+impl PageEvent for Event {
+    fn event(&self) -> &Event {
+        self
+    }
 }
 
 /// The error of [`Upstream::read_page`].
@@ -192,12 +204,13 @@ impl PageRequest {
     }
 }
 
-impl Page {
+impl<E> Page<E> {
     /// Creates a page of events, in the order of the feed. Each event must have an id, which is the cursor that resumes after it.
-    pub fn new(events: Vec<Event>) -> Self {
+    pub fn new(events: Vec<E>) -> Self {
         Self {
+            gap: None,
             events,
-            ..Self::default()
+            scanned_to: None,
         }
     }
 
@@ -233,7 +246,7 @@ impl Page {
     ///     }
     /// }
     /// ```
-    pub fn into_parts(self) -> (Option<Gap>, Vec<Event>) {
+    pub fn into_parts(self) -> (Option<Gap>, Vec<E>) {
         (self.gap, self.events)
     }
 
@@ -251,11 +264,11 @@ impl Page {
         let has_next = !self.events.is_empty() || has_moved(&gap.resumed);
         (!has_next && !has_moved(&self.scanned_to)).then_some(gap.reason)
     }
+}
 
-    /// Returns whether each event has an id that can be a cursor.
-    pub(super) fn is_valid(&self) -> bool {
-        let mut ids = self.events.iter().map(Event::id);
-        ids.all(|id| id.is_some_and(|id| !id.is_finished()))
+impl<E> Default for Page<E> {
+    fn default() -> Self {
+        Self::new(Vec::new())
     }
 }
 
@@ -277,17 +290,17 @@ impl fmt::Display for UpstreamError {
     }
 }
 
-/// [`Upstream`] as a trait object.
-pub(super) trait ErasedUpstream: Send + Sync {
+/// An upstream whose pages have events of the type `E`, as a trait object.
+pub(crate) trait ErasedUpstream<E>: Send + Sync {
     fn read_page(
         &self,
         request: PageRequest,
-    ) -> Pin<Box<dyn Future<Output = Result<Page, UpstreamError>> + Send + '_>>;
+    ) -> Pin<Box<dyn Future<Output = Result<Page<E>, UpstreamError>> + Send + '_>>;
 
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering>;
 }
 
-impl<U: Upstream> ErasedUpstream for U {
+impl<U: Upstream> ErasedUpstream<Event> for U {
     fn read_page(
         &self,
         request: PageRequest,

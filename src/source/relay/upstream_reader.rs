@@ -9,7 +9,7 @@ use tokio::{
 use super::{
     page_cache::{FoundPage, PageCache, PageReadError, PageResult},
     relay_counts::RelayCounters,
-    upstream::{ErasedUpstream, PageKey, PageRequest, UpstreamError},
+    upstream::{ErasedUpstream, Page, PageEvent, PageKey, PageRequest, UpstreamError},
     upstream_limits::UpstreamLimits,
 };
 use crate::{
@@ -19,29 +19,29 @@ use crate::{
 };
 
 /// Reads pages from an upstream for all clients of a relay: each page once, a bounded number at a time.
-pub(super) struct UpstreamReader {
-    upstream: Arc<dyn ErasedUpstream>,
+pub(crate) struct UpstreamReader<E> {
+    upstream: Arc<dyn ErasedUpstream<E>>,
     limits: UpstreamLimits,
     /// One permit for each read that may be in progress at the same time.
     permits: Semaphore,
-    pages: Mutex<PageCache>,
+    pages: Mutex<PageCache<E>>,
     counters: Arc<RelayCounters>,
 }
 
 /// A read in progress. Its entry in the cache is finished when the read ends, even if the read panics or its runtime is shut down.
-struct PendingRead {
-    reader: Arc<UpstreamReader>,
+struct PendingRead<E: PageEvent> {
+    reader: Arc<UpstreamReader<E>>,
     key: PageKey,
     number: u64,
     /// The result of the read. An error until the read has succeeded.
-    result: PageResult,
+    result: PageResult<E>,
     /// The waiting clients have the receivers. Dropped when the read ends, which wakes the clients.
     _done: watch::Sender<()>,
 }
 
-impl UpstreamReader {
-    pub(super) fn new(
-        upstream: Arc<dyn ErasedUpstream>,
+impl<E: PageEvent> UpstreamReader<E> {
+    pub(crate) fn new(
+        upstream: Arc<dyn ErasedUpstream<E>>,
         limits: UpstreamLimits,
         counters: Arc<RelayCounters>,
     ) -> Self {
@@ -59,7 +59,7 @@ impl UpstreamReader {
     }
 
     /// Returns the time after which one client should return.
-    pub(super) fn random_retry(&self) -> Duration {
+    pub(crate) fn random_retry(&self) -> Duration {
         random::jittered(self.limits.retry, 0.5)
     }
 
@@ -71,7 +71,7 @@ impl UpstreamReader {
     pub(super) fn read_page(
         self: &Arc<Self>,
         key: PageKey,
-    ) -> impl Future<Output = PageResult> + Send + use<> {
+    ) -> impl Future<Output = PageResult<E>> + Send + use<E> {
         let reader = self.clone();
         async move {
             let asked_at = Instant::now();
@@ -88,7 +88,7 @@ impl UpstreamReader {
     }
 
     /// Finds a page, or begins to read it. Returns `Absent` if too many reads are queued.
-    fn find_or_begin_read(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage {
+    fn find_or_begin_read(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage<E> {
         let mut pages = lock(&self.pages);
         let found = pages.find(key, asked_at);
         if !matches!(found, FoundPage::Absent) {
@@ -121,21 +121,27 @@ impl UpstreamReader {
     }
 
     /// Waits for a permit, and then reads a page.
-    async fn read_upstream(&self, key: PageKey) -> PageResult {
+    async fn read_upstream(&self, key: PageKey) -> PageResult<E> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
         let request = PageRequest::from_key(key)
             .with_max_events(self.limits.page_events)
             .with_max_bytes(self.limits.page_bytes);
         match self.upstream.read_page(request).await {
-            Ok(page) if page.is_valid() => Ok(Arc::new(page)),
+            Ok(page) if has_cursors(&page) => Ok(Arc::new(page)),
             Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
             Ok(_) | Err(UpstreamError::Failed(_)) => Err(PageReadError::Unavailable),
         }
     }
 }
 
-impl PendingRead {
+/// Returns whether each event of a page has an id that can be a cursor.
+fn has_cursors<E: PageEvent>(page: &Page<E>) -> bool {
+    let mut ids = page.events.iter().map(|event| event.event().id());
+    ids.all(|id| id.is_some_and(|id| !id.is_finished()))
+}
+
+impl<E: PageEvent> PendingRead<E> {
     async fn run(mut self) {
         let read = self.reader.read_upstream(self.key.clone());
         if let Ok(result) = timeout(self.reader.limits.read_timeout, read).await {
@@ -144,7 +150,7 @@ impl PendingRead {
     }
 }
 
-impl Drop for PendingRead {
+impl<E: PageEvent> Drop for PendingRead<E> {
     fn drop(&mut self) {
         let result = std::mem::replace(&mut self.result, Err(PageReadError::Unavailable));
         if matches!(result, Err(PageReadError::Unavailable)) {

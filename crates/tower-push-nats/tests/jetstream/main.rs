@@ -6,3 +6,4 @@ mod faults;
 mod feed;
 mod nodes;
 mod publishing;
+mod random_faults;

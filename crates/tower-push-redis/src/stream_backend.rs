@@ -1,0 +1,62 @@
+use std::cmp::Ordering;
+
+use tower_push::{
+    EventId,
+    source::{
+        hub::{HubBackend, HubEvent},
+        relay::{Page, PageRequest, Upstream, UpstreamError},
+    },
+};
+
+use crate::{
+    error::Error, redis_publisher::RedisPublisher, redis_upstream::RedisUpstream,
+    stream_entry::StreamEntry,
+};
+
+/// The backend of a hub on a stream: adds entries, and reads the entries that are older than the hub's logs.
+pub(crate) struct StreamBackend {
+    publisher: RedisPublisher,
+    upstream: RedisUpstream,
+}
+
+impl StreamBackend {
+    pub(crate) fn new(publisher: RedisPublisher, upstream: RedisUpstream) -> Self {
+        Self {
+            publisher,
+            upstream,
+        }
+    }
+}
+
+impl HubBackend for StreamBackend {
+    async fn publish(
+        &self,
+        event: HubEvent,
+        idempotency_key: Option<Box<str>>,
+    ) -> Result<EventId, tower_push::Error> {
+        let published = self
+            .publisher
+            .publish_to_topics(&event, idempotency_key.as_deref());
+        published.await.map_err(publish_error)
+    }
+
+    async fn read_page(&self, request: PageRequest) -> Result<Page<HubEvent>, UpstreamError> {
+        let to_event = |entry: &StreamEntry| {
+            let event = entry.to_hub_event();
+            event.is_requested(&request).then_some(event)
+        };
+        self.upstream.read_page_with(&request, to_event).await
+    }
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        self.upstream.compare_ids(a, b)
+    }
+}
+
+/// Returns the hub's error for a publication that has failed, whose source is `error`.
+fn publish_error(error: Error) -> tower_push::Error {
+    match error.is_too_large() {
+        true => tower_push::Error::too_long(error),
+        false => tower_push::Error::publish_failed(error),
+    }
+}

@@ -1,0 +1,230 @@
+//! A hub on a stream: what is in the entries, and what clients of other servers get.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT};
+use tokio::time::timeout;
+use tower_push::{
+    Event, Hub, Item,
+    source::{
+        StartPosition,
+        hub::{HubBuilder, HubSubscriber, PublishOptions},
+    },
+};
+use tower_push_redis::RedisHub;
+
+use crate::nodes::{KEY, builder};
+
+async fn hub(server: &RedisServer) -> RedisHub {
+    hub_with(server, Hub::builder(), 1024).await
+}
+
+async fn hub_with(server: &RedisServer, hub: HubBuilder, log_events: usize) -> RedisHub {
+    let builder = builder(server).log_events(log_events);
+    builder.connect_hub(hub).await.unwrap()
+}
+
+fn subscribe(node: &RedisHub, topics: &[&str], start: StartPosition) -> HubSubscriber {
+    let source = node.hub().topics(topics.to_vec()).unwrap();
+    source.subscribe_from(start).unwrap()
+}
+
+async fn next_event(subscriber: &mut HubSubscriber) -> Event {
+    loop {
+        let item = timeout(TEST_TIMEOUT, subscriber.next()).await;
+        match item.expect("no item").expect("the end").unwrap() {
+            Item::Event(event) => return event,
+            Item::Cursor(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn expect_texts(subscriber: &mut HubSubscriber, texts: &[&str]) {
+    for text in texts {
+        let event = next_event(subscriber).await;
+        assert_eq!(event.payload().as_text(), Some(*text));
+    }
+}
+
+#[tokio::test]
+async fn entry_has_topics_and_options() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = hub(&server).await;
+    let options = PublishOptions::new().except("tab 7").without_history();
+    let topics = ["orders/42", "news"];
+    let id = node.hub().publish_and_wait(topics, "shipped", &options);
+    let id = id.await.unwrap();
+    let entry = server.command(&["XRANGE", KEY, "-", "+"]);
+    let lines: Vec<_> = entry.lines().collect();
+    let (entry_id, _) = id.as_str().split_once('~').unwrap();
+    assert_eq!(lines[0], entry_id);
+    let fields = "topic news topic orders/42 data shipped except tab 7 history no";
+    assert_eq!(lines[1..].join(" "), fields);
+}
+
+#[tokio::test]
+async fn client_moves_to_another_server() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [hub(&server).await, hub(&server).await];
+    let options = PublishOptions::new();
+    let publish = |node: usize, topic: &'static str, text: &'static str| {
+        let (hub, options) = (nodes[node].hub().clone(), options.clone());
+        async move { hub.publish_and_wait(topic, text, &options).await.unwrap() }
+    };
+    let first = publish(0, "a", "1").await;
+    let mut client = subscribe(&nodes[1], &["a", "b"], StartPosition::After(first));
+    publish(1, "b", "2").await;
+    let third = publish(0, "a", "3").await;
+    expect_texts(&mut client, &["2", "3"]).await;
+    publish(1, "c", "4").await;
+    publish(0, "b", "5").await;
+    publish(1, "a", "6").await;
+    // The client has another set of topics on the other server.
+    let mut client = subscribe(&nodes[0], &["b", "c"], StartPosition::After(third));
+    expect_texts(&mut client, &["4", "5"]).await;
+}
+
+#[tokio::test]
+async fn other_programs_publish_to_topics() {
+    let server = RedisServer::start(RedisProgram::Valkey, &[]);
+    let node = hub(&server).await;
+    let now = StartPosition::Now;
+    let mut clients = ["news", "sport"].map(|topic| subscribe(&node, &[topic], now.clone()));
+    let add = |fields: &str| {
+        let command = format!("XADD {KEY} * {fields}");
+        server.command(&command.split(' ').collect::<Vec<_>>());
+    };
+    add("data nowhere");
+    add("data hello topic sport topic news");
+    add("data unseen topic other");
+    add("data last topic news");
+    for (client, topic) in clients.iter_mut().zip(["news", "sport"]) {
+        let event = next_event(client).await;
+        assert_eq!(event.payload().as_text(), Some("hello"));
+        assert_eq!(event.topic().map(|topic| topic.as_str()), Some(topic));
+    }
+    expect_texts(&mut clients[0], &["last"]).await;
+}
+
+#[tokio::test]
+async fn idempotency_key_is_known_to_all_servers() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [hub(&server).await, hub(&server).await];
+    let once = PublishOptions::new().idempotency_key("order 42 shipped");
+    let publish = |node: usize, topic: &'static str| {
+        let (hub, once) = (nodes[node].hub().clone(), once.clone());
+        async move { hub.publish_and_wait(topic, "x", &once).await.unwrap() }
+    };
+    let first = publish(0, "a").await;
+    assert_eq!(publish(1, "a").await, first);
+    assert_ne!(publish(1, "b").await, first);
+    assert_eq!(server.command(&["XLEN", KEY]).trim(), "2");
+}
+
+#[tokio::test]
+async fn sender_gets_no_echo_from_any_server() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [hub(&server).await, hub(&server).await];
+    let hub = nodes[0].hub();
+    let options = PublishOptions::new();
+    let before = hub.publish_and_wait("room", "0", &options).await.unwrap();
+    let no_echo = options.clone().except("tab 1");
+    hub.publish_and_wait("room", "mine", &no_echo)
+        .await
+        .unwrap();
+    hub.publish_and_wait("room", "other", &options)
+        .await
+        .unwrap();
+    for node in &nodes {
+        let source = node.hub().topics("room").unwrap();
+        let start = StartPosition::After(before.clone());
+        let mut sender = source.clone().sender("tab 1").subscribe_from(start.clone());
+        expect_texts(sender.as_mut().unwrap(), &["other"]).await;
+        let mut stranger = source.sender("tab 2").subscribe_from(start).unwrap();
+        expect_texts(&mut stranger, &["mine", "other"]).await;
+    }
+}
+
+#[tokio::test]
+async fn cold_resumes_read_pages_by_topic() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = hub(&server).await;
+    let options = PublishOptions::new();
+    let start = node
+        .hub()
+        .publish_and_wait("a", "0", &options)
+        .await
+        .unwrap();
+    for number in 1..=600 {
+        let topic = if number % 100 == 0 { "a" } else { "b" };
+        let published = node
+            .hub()
+            .publish_and_wait(topic, number.to_string(), &options);
+        published.await.unwrap();
+    }
+    // This server has only the newest events.
+    let late = hub_with(&server, Hub::builder(), 10).await;
+    let clients = (0..100).map(|_| subscribe(&late, &["a"], StartPosition::After(start.clone())));
+    let clients: Vec<_> = clients.collect();
+    let reads = server.call_count("xrange");
+    for mut client in clients {
+        expect_texts(&mut client, &["100", "200", "300", "400", "500", "600"]).await;
+    }
+    let counts = late.hub().counts();
+    assert_eq!((counts.cold_resumes, counts.lost_cursors), (100, 0));
+    // The two readers look at their positions while they wait for entries.
+    let reads = server.call_count("xrange") - reads;
+    assert!(
+        counts.backend_reads <= 20 && reads < 40,
+        "{counts:?}, {reads} reads"
+    );
+}
+
+#[tokio::test]
+async fn publication_fails_with_error_of_this_crate() {
+    let mut server = RedisServer::start(RedisProgram::Redis, &[]);
+    let builder = builder(&server).publish_retry_time(Duration::ZERO);
+    let node = builder
+        .max_event_bytes(10)
+        .connect_hub(Hub::builder())
+        .await
+        .unwrap();
+    let options = PublishOptions::new();
+    let too_long = node
+        .hub()
+        .publish_and_wait("a", "eleven bytes", &options)
+        .await;
+    assert!(too_long.unwrap_err().is_too_long());
+    let without_wait = node.hub().publish("a", "x").unwrap_err();
+    assert!(without_wait.is_wait_required());
+    server.kill();
+    let failed = node
+        .hub()
+        .publish_and_wait("a", "x", &options)
+        .await
+        .unwrap_err();
+    assert!(failed.is_publish_failed());
+    let source = std::error::Error::source(&failed).unwrap();
+    let source = source.downcast_ref::<tower_push_redis::Error>().unwrap();
+    assert!(source.is_unavailable());
+}
+
+#[tokio::test]
+async fn streams_end_with_last_clone() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = hub(&server).await;
+    let mut client = subscribe(&node, &["a"], StartPosition::Now);
+    drop(node);
+    let last = async {
+        loop {
+            match client.next().await.unwrap().unwrap() {
+                Item::Ended { .. } => return,
+                Item::Cursor(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    timeout(TEST_TIMEOUT, last).await.expect("the end");
+}

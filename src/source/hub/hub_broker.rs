@@ -1,0 +1,191 @@
+use std::{fmt, sync::Arc, task::Waker, time::Duration};
+
+use super::{HubBackend, HubEvent, hub_backend::ErasedPublish};
+use crate::{
+    event::{EventId, GapReason},
+    source::{
+        log::IdIndex,
+        relay::{RelayCounters, UpstreamLimits, UpstreamReader},
+    },
+    sync::{
+        AtomicBool, AtomicU64, Mutex, Ordering, RwLock, StoreWakerOutcome, WaitList, WaiterKey,
+        lock, lock_for_reading, lock_for_writing,
+    },
+};
+
+/// What a hub with a broker has besides its topics: the ids of the recent events, and the ways to the broker.
+///
+/// # Invariant: no reader reads past a gap of the feed
+/// A gap of the feed has a position in the order of the hub. The feed holds the lock of the hub's table, stores the gap here, clears the logs of all
+/// topics, and then sets the hub's published position. A reader first loads the published position and then the position of the gap. So a
+/// reader that may read an event after the gap sees the gap before. A reader that finds a cleared log sees the gap, too.
+pub(super) struct HubBroker {
+    pub(super) publisher: Arc<dyn ErasedPublish>,
+    pub(super) upstream: Arc<UpstreamReader<HubEvent>>,
+    pub(super) counters: Arc<RelayCounters>,
+    /// The ids at all positions from a recent one on. Changed only under the lock of the hub's table.
+    ids: RwLock<IdIndex>,
+    /// The position of the last gap of the feed; 0 if there was none.
+    gap_position: AtomicU64,
+    last_gaps: Mutex<LastGaps>,
+    is_feed_gone: AtomicBool,
+    /// The cold resumes that wait for the feed.
+    waiting_resumes: WaitList,
+}
+
+/// A gap that the feed has announced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FeedGap {
+    pub(super) position: u64,
+    pub(super) reason: GapReason,
+}
+
+/// The reasons of the last gaps.
+#[derive(Clone, Copy, Debug)]
+struct LastGaps {
+    /// The reason of the last gap.
+    reason: GapReason,
+    /// The position of the last gap with the reason `epoch`; 0 if there was none.
+    epoch_position: u64,
+}
+
+impl LastGaps {
+    fn add(&mut self, gap: FeedGap) {
+        self.reason = gap.reason;
+        if gap.reason == GapReason::Epoch {
+            self.epoch_position = gap.position;
+        }
+    }
+
+    /// Returns the reason for a reader at `position`, which passes all later gaps at once.
+    fn reason_after(&self, position: u64) -> GapReason {
+        match self.epoch_position > position {
+            true => GapReason::Epoch,
+            false => self.reason,
+        }
+    }
+}
+
+/// The error of [`HubBroker::push_id`]: the hub has an event with this id.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct DuplicateId;
+
+impl HubBroker {
+    /// Creates the state of a hub that has no event yet. `start` is the id of the event before the first one that the feed pushes.
+    pub(super) fn new<B: HubBackend>(
+        backend: B,
+        start: EventId,
+        max_ids: usize,
+        limits: UpstreamLimits,
+    ) -> Self {
+        let backend = Arc::new(backend);
+        let counters = Arc::new(RelayCounters::default());
+        let upstream = UpstreamReader::new(backend.clone(), limits, counters.clone());
+        Self {
+            publisher: backend,
+            upstream: Arc::new(upstream),
+            counters,
+            ids: RwLock::new(IdIndex::new(Some(start), max_ids)),
+            gap_position: AtomicU64::new(0),
+            last_gaps: Mutex::new(LastGaps {
+                reason: GapReason::Epoch,
+                epoch_position: 0,
+            }),
+            is_feed_gone: AtomicBool::new(false),
+            waiting_resumes: WaitList::new(1),
+        }
+    }
+
+    /// Adds the id at the next position, which `take_position` returns. The caller holds the lock of the hub's table.
+    ///
+    /// # Errors
+    /// [`DuplicateId`] if the id is known already. In this case, no position is taken.
+    pub(super) fn push_id(
+        &self,
+        id: &EventId,
+        take_position: impl FnOnce() -> u64,
+    ) -> Result<(), DuplicateId> {
+        let mut ids = lock_for_writing(&self.ids);
+        if ids.contains(id) {
+            return Err(DuplicateId);
+        }
+        ids.push(id.clone());
+        ids.forget_trimmed(take_position());
+        Ok(())
+    }
+
+    /// Forgets all ids, and records a gap. The caller holds the lock of the hub's table.
+    pub(super) fn begin_anew(&self, gap: FeedGap, resumed: Option<EventId>) {
+        lock_for_writing(&self.ids).restart(gap.position, resumed);
+        lock(&self.last_gaps).add(gap);
+        self.gap_position.store(gap.position, Ordering::Release);
+        self.counters.add_gap();
+    }
+
+    /// Returns the last gap of the feed if a reader at `position` has not passed it.
+    #[inline]
+    pub(super) fn gap_after(&self, position: u64) -> Option<FeedGap> {
+        let gap_position = self.gap_position.load(Ordering::Acquire);
+        (gap_position > position).then(|| FeedGap {
+            position: gap_position,
+            reason: lock(&self.last_gaps).reason_after(position),
+        })
+    }
+
+    pub(super) fn id_at(&self, position: u64) -> Option<EventId> {
+        lock_for_reading(&self.ids).id_at(position).cloned()
+    }
+
+    pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
+        lock_for_reading(&self.ids).position_of(id)
+    }
+
+    /// Returns the position of the oldest event whose id is known.
+    pub(super) fn oldest_position(&self) -> u64 {
+        lock_for_reading(&self.ids).first_position()
+    }
+
+    pub(super) fn set_feed_gone(&self) {
+        self.is_feed_gone.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_feed_gone(&self) -> bool {
+        self.is_feed_gone.load(Ordering::Acquire)
+    }
+
+    /// Returns the time after which one client should return.
+    pub(super) fn random_retry(&self) -> Duration {
+        self.upstream.random_retry()
+    }
+
+    pub(super) fn register_resume(&self) -> WaiterKey {
+        self.waiting_resumes.register(0)
+    }
+
+    pub(super) fn deregister_resume(&self, key: &WaiterKey) {
+        self.waiting_resumes.deregister(key);
+    }
+
+    pub(super) fn store_waker_unless(
+        &self,
+        key: &WaiterKey,
+        waker: &Waker,
+        is_ready: impl FnOnce() -> bool,
+    ) -> StoreWakerOutcome {
+        self.waiting_resumes
+            .store_waker_unless(key, waker, is_ready)
+    }
+
+    /// Wakes the cold resumes that wait for the feed. The caller holds no lock.
+    pub(super) fn wake_resumes(&self) {
+        self.waiting_resumes.wake_all();
+    }
+}
+
+impl fmt::Debug for HubBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubBroker")
+            .field("is_feed_gone", &self.is_feed_gone())
+            .finish_non_exhaustive()
+    }
+}

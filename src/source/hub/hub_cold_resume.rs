@@ -1,0 +1,329 @@
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    HubEvent, TopicPattern,
+    hub_broker::HubBroker,
+    hub_state::{HubState, JoinError, JoinedTopics, TopicRequest},
+    pattern_table::PatternRequest,
+    topic_log::TopicStart,
+    topic_state::TopicState,
+    topic_table::DeferredDrops,
+};
+use crate::{
+    event::{Event, EventId, Gap, GapReason, Item, Topic},
+    source::{
+        TopicSet,
+        relay::{ColdResume, ColdResumeLog, ColdResumeOutcome},
+    },
+    sync::{StoreWakerOutcome, WaiterKey},
+};
+
+/// The topics and the patterns of a client that returns with a cursor after which the hub's logs do not have every event.
+#[derive(Clone, Debug)]
+pub(super) struct ColdTopics {
+    pub(super) cursor: EventId,
+    pub(super) topics: Vec<Topic>,
+    pub(super) patterns: Vec<TopicPattern>,
+}
+
+/// The cold resume of one client of a hub: the client reads pages of the broker until the logs have every later event, and then joins its topics.
+///
+/// # Invariant: no hole and no duplicate
+/// The client joins its topics under the lock of the hub's table, at the position of the last event that it has got from the pages, and only if
+/// no log has dropped an event after this position. So the pages have all events up to this position, and the logs have all later ones.
+pub(super) struct HubColdResume {
+    hub: Arc<HubState>,
+    resume: ColdResume<HubEvent>,
+    topics: ColdTopics,
+    waiter: WaiterKey,
+    /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
+    shared_ids: SharedEventIds,
+}
+
+/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client. At most
+/// [`MAX_SHARED_IDS`].
+#[derive(Debug, Default)]
+pub(super) struct SharedEventIds(HashSet<EventId>);
+
+const MAX_SHARED_IDS: usize = 1024;
+
+/// Where a client continues after a cold resume.
+pub(super) enum ColdResumeEnd {
+    /// The client has every event up to `position`, and has joined its topics there.
+    Joined {
+        position: u64,
+        joined: JoinedTopics,
+        /// The gap of a client whose cursor is lost.
+        gap: Option<Gap>,
+    },
+    /// The stream ends, and the client returns later.
+    Ended,
+}
+
+/// The logs of a hub, with which a cold resume ends.
+struct HubLogs<'a> {
+    hub: &'a HubState,
+    broker: &'a HubBroker,
+    topics: &'a ColdTopics,
+    sender: Option<&'a Arc<str>>,
+    waiter: &'a WaiterKey,
+    shared_ids: &'a mut SharedEventIds,
+}
+
+impl SharedEventIds {
+    fn insert(&mut self, event: &Event) {
+        if self.0.len() < MAX_SHARED_IDS {
+            self.0.extend(event.id().cloned());
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, event: &Event) -> bool {
+        event.id().is_some_and(|id| self.0.contains(id))
+    }
+}
+
+impl ColdTopics {
+    /// Returns the topics of the pages. `None` stands for all topics.
+    fn requested_topics(&self) -> Option<TopicSet> {
+        let topics = || TopicSet::new(self.topics.iter().cloned());
+        self.patterns.is_empty().then(topics)
+    }
+
+    /// Checks that the hub has room for the topics and allows the patterns. The client joins them later, when other clients may have taken the
+    /// room.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
+    pub(super) fn check_room(&self, hub: &HubState) -> Result<(), JoinError> {
+        let (topics, patterns) = self.requests(TopicStart::Now);
+        let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
+        hub.leave(joined.logs());
+        Ok(())
+    }
+
+    /// Returns the topic for which the client gets an event.
+    fn topic_of<'a>(&self, event: &'a HubEvent) -> Option<&'a Topic> {
+        let is_read = |topic: &&Topic| {
+            let mut patterns = self.patterns.iter();
+            self.topics.contains(topic) || patterns.any(|pattern| pattern.matches(topic))
+        };
+        event.topics().iter().find(is_read)
+    }
+
+    fn requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
+        let topic_request = |topic: &Topic| TopicRequest {
+            topic: topic.clone(),
+            start,
+            max_history: None,
+        };
+        let pattern_request = |pattern: &TopicPattern| PatternRequest {
+            pattern: pattern.clone(),
+            start,
+            max_history: None,
+        };
+        let topics = self.topics.iter().map(topic_request).collect();
+        (topics, self.patterns.iter().map(pattern_request).collect())
+    }
+}
+
+impl HubColdResume {
+    /// Creates a cold resume. Returns `None` if the hub has no broker.
+    pub(super) fn new(hub: Arc<HubState>, topics: ColdTopics) -> Option<Self> {
+        let broker = hub.broker()?;
+        broker.counters.add_cold_resume();
+        let requested = topics.requested_topics();
+        let cursor = topics.cursor.clone();
+        Some(Self {
+            resume: ColdResume::new(broker.upstream.clone(), requested, cursor),
+            waiter: broker.register_resume(),
+            hub,
+            topics,
+            shared_ids: SharedEventIds::default(),
+        })
+    }
+
+    /// Returns the topics that the client joins later.
+    #[cfg(feature = "json")]
+    pub(super) fn topics(&self) -> &[Topic] {
+        &self.topics.topics
+    }
+
+    /// Returns the cursor with which the client has returned.
+    pub(super) fn requested_cursor(&self) -> &EventId {
+        &self.topics.cursor
+    }
+
+    /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
+    pub(super) fn take_shared_ids(&mut self) -> SharedEventIds {
+        std::mem::take(&mut self.shared_ids)
+    }
+
+    /// Removes a topic that the client leaves.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_topic(&mut self, topic: &Topic) {
+        self.topics.topics.retain(|other| other != topic);
+        self.resume.set_topics(self.topics.requested_topics());
+    }
+
+    /// Removes a pattern that the client leaves.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_pattern(&mut self, pattern: &TopicPattern) {
+        self.topics.patterns.retain(|other| other != pattern);
+        self.resume.set_topics(self.topics.requested_topics());
+    }
+
+    /// Returns the next item of the pages, or where the client continues. The client does not get the events that leave out `sender`.
+    pub(super) fn poll_next(
+        &mut self,
+        sender: Option<&Arc<str>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<ColdResumeOutcome<ColdResumeEnd>> {
+        let Some(broker) = self.hub.broker() else {
+            return Poll::Ready(ColdResumeOutcome::Unavailable);
+        };
+        let mut logs = HubLogs {
+            hub: &self.hub,
+            broker,
+            topics: &self.topics,
+            sender,
+            waiter: &self.waiter,
+            shared_ids: &mut self.shared_ids,
+        };
+        let outcome = self.resume.poll_next(&mut logs, cx);
+        if let Poll::Ready(ColdResumeOutcome::Unavailable) = outcome {
+            broker.counters.add_unavailable();
+        }
+        outcome
+    }
+}
+
+impl Drop for HubColdResume {
+    fn drop(&mut self) {
+        if let Some(broker) = self.hub.broker() {
+            broker.deregister_resume(&self.waiter);
+        }
+    }
+}
+
+impl HubLogs<'_> {
+    fn join(&self, start: TopicStart) -> Option<JoinedTopics> {
+        let (topics, patterns) = self.topics.requests(start);
+        let drops = &mut DeferredDrops::default();
+        self.hub.join(&topics, &patterns, drops).ok()
+    }
+}
+
+impl ColdResumeLog for HubLogs<'_> {
+    type Event = HubEvent;
+    type Start = ColdResumeEnd;
+
+    fn start_after(&mut self, cursor: &EventId) -> Option<ColdResumeEnd> {
+        let position = self.hub.position_of(cursor)?;
+        let Some(joined) = self.join(TopicStart::AfterPosition(position)) else {
+            return Some(ColdResumeEnd::Ended);
+        };
+        if joined.has_missed_events() {
+            self.hub.leave(joined.logs());
+            return None;
+        }
+        Some(ColdResumeEnd::Joined {
+            position,
+            joined,
+            gap: None,
+        })
+    }
+
+    /// Returns the start after the cursor if its position is known: each topic has a gap of its own. Otherwise returns the start after the oldest event
+    /// whose id is known, of which the client has no later event.
+    fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> ColdResumeEnd {
+        self.broker.counters.add_lost_cursor();
+        let known_position = self.hub.position_of(cursor);
+        let position = known_position.unwrap_or_else(|| self.broker.oldest_position());
+        // A repeated value does no harm, but a missing one does.
+        let start = match self.hub.config.is_last_value && known_position.is_none() {
+            true => TopicStart::Oldest,
+            false => TopicStart::AfterPosition(position),
+        };
+        let Some(joined) = self.join(start) else {
+            return ColdResumeEnd::Ended;
+        };
+        let mut gap = Gap::new(reason).requested(cursor.clone());
+        gap.resumed = self.hub.id_at(position);
+        ColdResumeEnd::Joined {
+            position,
+            joined,
+            gap: known_position.is_none().then_some(gap),
+        }
+    }
+
+    fn end_of_feed_at(&mut self, position: u64) -> Option<ColdResumeEnd> {
+        let is_at_end = || self.hub.published_position() == position;
+        (self.broker.is_feed_gone() && is_at_end()).then_some(ColdResumeEnd::Ended)
+    }
+
+    fn last_position(&self) -> u64 {
+        self.hub.published_position()
+    }
+
+    fn last_id(&self) -> Option<EventId> {
+        self.hub.id_at(self.hub.published_position())
+    }
+
+    fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome {
+        let is_pushed = || self.hub.published_position() > position || self.broker.is_feed_gone();
+        self.broker
+            .store_waker_unless(self.waiter, waker, is_pushed)
+    }
+
+    fn item_for(&mut self, event: &HubEvent) -> Option<Item> {
+        let is_sent = event.except.is_none() || event.except.as_ref() != self.sender;
+        let topic = self.topics.topic_of(event)?;
+        let is_sent = is_sent && event.has_history();
+        if !is_sent {
+            return None;
+        }
+        if event.topics().len() > 1 {
+            self.shared_ids.insert(&event.event);
+        }
+        Some(Item::Event(event_for_topic(event, topic)))
+    }
+
+    fn add_missed_on_return(&self, gap: &Gap) {
+        let missed = gap.missed.unwrap_or(0);
+        self.hub.counters.add_missed_on_return(missed);
+    }
+}
+
+/// Returns the event of a page, named for one of its topics. An event that has this topic already shares its encoded bytes.
+fn event_for_topic(event: &HubEvent, topic: &Topic) -> Event {
+    let is_shared = event.event.topic() == Some(topic);
+    match is_shared {
+        true => event.event.clone(),
+        false => event
+            .event
+            .clone()
+            .into_unshared()
+            .with_event_topic(topic.clone()),
+    }
+}
+
+impl JoinedTopics {
+    /// Returns whether a log no longer has an event that the reader has not got.
+    pub(super) fn has_missed_events(&self) -> bool {
+        let mut topics = self.topics.iter();
+        topics.any(|joined| joined.missed.is_some())
+    }
+
+    /// Returns the logs that the reader has joined.
+    pub(super) fn logs(&self) -> impl Iterator<Item = &TopicState> {
+        self.topics.iter().map(|joined| &*joined.topic)
+    }
+}

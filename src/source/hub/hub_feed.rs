@@ -1,0 +1,169 @@
+use std::{fmt, sync::Weak};
+
+use super::{
+    HubEvent,
+    hub_broker::{DuplicateId, FeedGap},
+    hub_state::{HubState, Publication, copies_for_topics, drop_after_publication},
+    topic_state::TopicEvent,
+    topic_table::DeferredDrops,
+};
+use crate::{
+    event::{EventId, Gap},
+    source::{log::event_byte_len, relay::PushError},
+    sync::{Ordering, lock},
+};
+
+/// The writing half of a hub with a broker, from [`HubBuilder::build_with_backend`](super::HubBuilder::build_with_backend). The task that reads
+/// the broker pushes each event into the `HubFeed`.
+///
+/// Events are pushed strictly in the order of the broker: there is one `HubFeed`, it has no clones, and pushing takes `&mut self`. The methods
+/// never wait for a subscriber. The feed does not keep the hub: when the hub and all its subscribers are gone, pushing does nothing.
+///
+/// If the `HubFeed` is dropped, for example because its task has panicked, the subscribers' streams end after the last event, and the clients
+/// are told to return later.
+pub struct HubFeed {
+    hub: Weak<HubState>,
+}
+
+impl HubFeed {
+    pub(super) fn new(hub: Weak<HubState>) -> Self {
+        Self { hub }
+    }
+
+    /// Appends an event to the logs of its topics, and wakes the subscribers. The event's id is the cursor that resumes after it.
+    ///
+    /// # Errors
+    /// [`PushError`] if the event's id cannot be a cursor of this hub.
+    pub fn push(&mut self, event: HubEvent) -> Result<(), PushError> {
+        match event.event().id() {
+            None => return Err(PushError::MissingId),
+            Some(id) if id.is_finished() => return Err(PushError::ReservedId),
+            Some(_) => {}
+        }
+        match self.hub.upgrade() {
+            Some(hub) => hub.push_from_feed(event),
+            None => Ok(()),
+        }
+    }
+
+    /// Announces that events are missing after the last one that was pushed, in any topics. The logs of all topics begin anew: their events are
+    /// dropped, and earlier cursors lead to the backend.
+    ///
+    /// Every connected subscriber gets a gap with the `reason` of `gap`, and without a topic and a number. `resumed` is the id of the last of the
+    /// missing events, if it is known; the next event that is pushed follows it. The other fields of `gap` are not used.
+    pub fn gap(&mut self, gap: &Gap) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.begin_anew(gap);
+        }
+    }
+
+    /// Returns the id of the last event that was pushed, from which a reader that reconnects continues. Before the first event, returns the
+    /// id with which the hub was built; after a gap, the gap's `resumed`.
+    pub fn last_id(&self) -> Option<EventId> {
+        let hub = self.hub.upgrade()?;
+        hub.id_at(hub.published_position())
+    }
+}
+
+/// What a feed does to its hub.
+impl HubState {
+    /// Publishes an event to which the broker has given an id, at the next position.
+    fn push_from_feed(&self, event: HubEvent) -> Result<(), PushError> {
+        let HubEvent {
+            topics,
+            event,
+            except,
+            is_ephemeral,
+        } = event;
+        let (Some(broker), Some(id)) = (self.broker(), event.id().cloned()) else {
+            return Err(PushError::MissingId);
+        };
+        let byte_len = event_byte_len(&event);
+        let copies = match topics.as_slice() {
+            [] => None,
+            [first, others @ ..] => Some(copies_for_topics(event, first, others)),
+        };
+        let mut deferred_drops = DeferredDrops::default();
+        let mut woken = Vec::new();
+        let position = {
+            let table = &mut *lock(&self.table);
+            let pushed = broker.push_id(&id, || table.take_position());
+            pushed.map_err(|DuplicateId| PushError::DuplicateId)?;
+            let now = self.now();
+            let mut publication = Publication {
+                hub: self,
+                table,
+                except: except.as_ref(),
+                id: &id,
+                now,
+                deferred_drops: &mut deferred_drops,
+                is_ephemeral: is_ephemeral || self.config.has_no_history(),
+                woken_patterns: Vec::new(),
+            };
+            if let Some((first, others)) = copies {
+                for (topic, event) in topics.iter().zip([first].into_iter().chain(others)) {
+                    woken.extend(publication.append(topic, event));
+                }
+            }
+            woken.append(&mut publication.woken_patterns);
+            table.sweep(1, now, &self.config, &mut deferred_drops);
+            let position = table.last_position();
+            self.published_position.store(position, Ordering::Release);
+            position
+        };
+        self.counters.add_appended();
+        let event = TopicEvent { position, byte_len };
+        woken.iter().for_each(|topic| topic.on_published(event));
+        broker.wake_resumes();
+        drop_after_publication(deferred_drops);
+        Ok(())
+    }
+
+    /// Drops the events of all topics, and announces a gap to all readers.
+    fn begin_anew(&self, gap: &Gap) {
+        let Some(broker) = self.broker() else {
+            return;
+        };
+        let mut deferred_drops = DeferredDrops::default();
+        let (woken, position) = {
+            let table = &mut *lock(&self.table);
+            let position = table.take_position();
+            let reason = gap.reason;
+            broker.begin_anew(FeedGap { position, reason }, gap.resumed.clone());
+            let woken = table.begin_anew(position, &mut deferred_drops);
+            self.published_position.store(position, Ordering::Release);
+            (woken, position)
+        };
+        woken.iter().for_each(|topic| topic.flush_up_to(position));
+        broker.wake_resumes();
+        drop_after_publication(deferred_drops);
+    }
+
+    /// Ends the streams of all readers when they have read the last event.
+    fn end_feed(&self) {
+        let Some(broker) = self.broker() else {
+            return;
+        };
+        broker.set_feed_gone();
+        let topics = lock(&self.table).all_topics();
+        let position = self.published_position();
+        topics.iter().for_each(|topic| topic.flush_up_to(position));
+        broker.wake_resumes();
+    }
+}
+
+impl Drop for HubFeed {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.end_feed();
+        }
+    }
+}
+
+impl fmt::Debug for HubFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubFeed")
+            .field("last_id", &self.last_id())
+            .finish_non_exhaustive()
+    }
+}
