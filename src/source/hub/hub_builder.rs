@@ -273,7 +273,7 @@ impl HubBuilder {
     /// The crate `tower-push-redis` has such a hub on Redis Streams.
     ///
     /// The sources of the hub are those of a hub without a backend. [`Hub::publish_and_wait`], [`Hub::publisher`] and the
-    /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no [members](Hub::presence). It needs a
+    /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members. It needs a
     /// tokio runtime with a clock.
     ///
     /// ```
