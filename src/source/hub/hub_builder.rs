@@ -276,6 +276,11 @@ impl HubBuilder {
     /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members. It needs a
     /// tokio runtime with a clock.
     ///
+    /// # A known fault
+    /// A client of several topics can miss a gap: if it is so slow that one topic has dropped its events, gets later events of its other topics, loses
+    /// its connection before the gap arrives, and returns to another server. Until this is mended, give clients that must not miss a gap one
+    /// topic for each connection, or logs that are longer than the slowest client needs.
+    ///
     /// ```
     /// use tower_push::{Error, Event, EventId, Hub, source::{TopicSet, hub::{HubBackend, HubEvent}, relay::{Page, PageRequest, UpstreamError}}};
     ///
