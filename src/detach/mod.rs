@@ -14,7 +14,7 @@
 //!    [`DetachableBody`].
 //! 3. While hyper polls the body, the body computes a [`WireDigest`] of the chunks that hyper must write for its frames. When the inner body is
 //!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, it takes the inner body back.
-//! 4. The connection reports each write and flush of hyper. The `HandOver` computes the digest of the bytes behind the response's head.
+//! 4. The connection reports each write and flush of hyper. The `HandOver` computes a digest of the bytes that follow the response's head.
 //! 5. After each poll of hyper, the connection calls [`HandOver::take_proven_body`]. The body is returned if hyper has nothing left to write,
 //!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.
 //!

@@ -34,7 +34,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
     /// Prepares the stream for an event loop, which drives many connections in one task. The event loop polls the stream once more, and then
     /// whenever its waker is woken or the returned log changes.
     ///
-    /// The default is for streams that run the application's code, which may be slow.
+    /// By default, a stream needs a task of its own, because it may run the application's code, which may be slow.
     #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
         EventLoopJoin::NeedsOwnTask

@@ -36,7 +36,7 @@ enum PatternRemainder {
     Anything,
     /// One segment, and then this suffix.
     Segment(Arc<str>),
-    /// What the matcher of the program accepts. The prefix is the key of the pattern, and no part of the names.
+    /// Every name that the program's function accepts. The pattern's `prefix` then tells patterns apart, and names need not begin with it.
     Matcher(TopicMatcher),
 }
 

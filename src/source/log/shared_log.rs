@@ -321,7 +321,7 @@ impl SharedLog {
                 *run = Some(new_run);
                 EventLogReadOutcome::Events { up_to }
             }
-            // A single event is left in its block. The next run begins behind it.
+            // A single event is left in its block. The next run begins after this event.
             false => log.read(position, end_position, 0, buffer),
         };
         drop(log);
