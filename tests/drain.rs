@@ -122,6 +122,12 @@ impl GuardedFeed {
         }
     }
 
+    /// Returns an axum application with the feed at `/feed`.
+    fn axum_app(&self) -> axum::Router {
+        let feed = service(self.channel.clone()).transport(self.transports.clone());
+        axum::Router::new().route_service("/feed", feed)
+    }
+
     /// Returns a future that waits for `stop` and then starts the drain.
     fn start_drain_on_stop(&self) -> impl Future<Output = ()> + Send + 'static {
         let (stop, drain) = (self.stop.clone(), self.drain.clone());
@@ -309,13 +315,10 @@ async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn axum_notifies_every_client_before_stopping() {
     let feed = GuardedFeed::new();
-    let app = axum::Router::new().route_service(
-        "/feed",
-        service(feed.channel.clone()).transport(feed.transports.clone()),
-    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = axum::serve(listener, app).with_graceful_shutdown(feed.start_drain_on_stop());
+    let server =
+        axum::serve(listener, feed.axum_app()).with_graceful_shutdown(feed.start_drain_on_stop());
     let server = tokio::spawn(async move { server.await.unwrap() });
     feed.assert_graceful_stop(ClientCounts::within_fd_limit(), address, server)
         .await;
@@ -374,14 +377,10 @@ async fn warp_notifies_every_client_before_stopping() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tower_push_notifies_every_client_before_stopping() {
     let feed = GuardedFeed::new();
-    let app = axum::Router::new().route_service(
-        "/feed",
-        service(feed.channel.clone()).transport(feed.transports.clone()),
-    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(feed.start_drain_on_stop());
-    let server = tower_push::serve(listener, app).drain(&feed.drain);
+    let server = tower_push::serve(listener, feed.axum_app()).drain(&feed.drain);
     let server = tokio::spawn(async move { server.await.unwrap() });
     feed.assert_graceful_stop(ClientCounts::within_fd_limit(), address, server)
         .await;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use testkit::epoch_ids::{id, split_id};
 use tower_push::{
     Error, Event, EventId, Gap, GapReason, Hub,
     source::{
@@ -35,16 +36,6 @@ pub(crate) struct BrokerState {
     pub(crate) failures: usize,
     /// How long each call takes.
     pub(crate) delay: Duration,
-}
-
-pub(crate) fn id(epoch: u64, number: u64) -> EventId {
-    EventId::new(format!("{epoch}.{number}")).unwrap()
-}
-
-/// Returns the epoch and the number of an id.
-pub(crate) fn split_id(id: &EventId) -> (u64, u64) {
-    let (epoch, number) = id.as_str().split_once('.').unwrap();
-    (epoch.parse().unwrap(), number.parse().unwrap())
 }
 
 impl BrokerState {

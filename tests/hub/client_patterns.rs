@@ -8,18 +8,19 @@ use std::{
     task::Poll,
 };
 
-use futures_util::FutureExt;
 use http::StatusCode;
 use testkit::{body_text, get_request_head, poll_next, read_ready_items};
 use tower_push::{
-    Hub, Item, Push, PushSource,
+    Hub, Item, Push,
     event::Topic,
     source::{
-        FormBody, Rejection, StartPosition, Subscription,
-        hub::{ClientTopicsSource, HubSubscriber, TopicAccess, TopicPattern, Topics},
+        StartPosition, Subscription,
+        hub::{ClientTopicsSource, TopicAccess, TopicPattern, Topics},
     },
     transport::{Sse, Transport},
 };
+
+use crate::requests::{subscribe_to, subscribe_with_form, subscribe_with_long_form};
 
 fn hub() -> Hub {
     Hub::builder().max_patterns(8).build()
@@ -34,13 +35,6 @@ fn open_source(hub: &Hub) -> ClientTopicsSource {
     hub.subscribe(Topics::from_query("topic").at_most_patterns(2))
         .authorize(move |subscription, _| access(subscription))
         .authorize_patterns(move |subscription, _| access(subscription))
-}
-
-fn subscribe_to(source: &ClientTopicsSource, uri: &str) -> Result<HubSubscriber, Rejection> {
-    let head = get_request_head(uri, &[]);
-    let subscription = Subscription::new(&head, "test");
-    let subscribed = source.clone().subscribe(subscription).now_or_never();
-    subscribed.expect("the authorization is ready")
 }
 
 fn status_of(source: &ClientTopicsSource, uri: &str) -> u16 {
@@ -81,12 +75,8 @@ fn requests_name_patterns() {
 #[test]
 fn form_names_patterns() {
     let hub = hub();
-    let mut head = get_request_head("/", &[]);
-    let form = FormBody::new("pattern_prefix=a&pattern_segment=b%0Ac");
-    head.extensions.insert(form);
-    let subscription = Subscription::new(&head, "test");
-    let subscribed = open_source(&hub).subscribe(subscription).now_or_never();
-    let mut subscriber = subscribed.unwrap().unwrap();
+    let form = "pattern_prefix=a&pattern_segment=b%0Ac";
+    let mut subscriber = subscribe_with_form(&open_source(&hub), "/", form).unwrap();
     for name in ["ab", "bxc", "x"] {
         hub.publish(name, name).unwrap();
     }
@@ -181,12 +171,7 @@ fn bad_patterns_are_refused_without_cost() {
         assert_eq!(status_of(&source, uri), 400, "{uri:.60}");
     }
     // `QUERY` requests may be longer than a URL.
-    let mut head = get_request_head("/", &[]);
-    let form = (0..10_000).map(|number| format!("pattern_prefix={number}"));
-    let form = form.collect::<Vec<_>>().join("&");
-    head.extensions.insert(FormBody::new(form));
-    let refused = source.clone().subscribe(Subscription::new(&head, "test"));
-    let refused = refused.now_or_never().unwrap();
+    let refused = subscribe_with_long_form(&source, "pattern_prefix");
     assert_eq!(refused.unwrap_err().status(), 400);
     assert_eq!((asked.load(Ordering::Relaxed), hub.counts().topics), (0, 0));
     // Repetitions count, and are one pattern.

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
 use http::StatusCode;
 use testkit::{body_text, get_request_head, poll_next, read_ready_items};
 use tokio::time::Instant;
@@ -17,18 +16,13 @@ use tower_push::{
     Hub, Item, Push, PushSource,
     event::Topic,
     source::{
-        FormBody, Rejection, StartPosition, Subscription,
-        hub::{ClientTopicsSource, HubSubscriber, TopicAccess, Topics},
+        Rejection, StartPosition, Subscription,
+        hub::{TopicAccess, Topics},
     },
     transport::{Sse, Transport},
 };
 
-fn subscribe_to(source: &ClientTopicsSource, uri: &str) -> Result<HubSubscriber, Rejection> {
-    let head = get_request_head(uri, &[]);
-    let subscription = Subscription::new(&head, "test");
-    let subscribed = source.clone().subscribe(subscription).now_or_never();
-    subscribed.expect("the authorization is ready")
-}
+use crate::requests::{subscribe_to, subscribe_with_form, subscribe_with_long_form};
 
 /// Returns the status of the rejection, or the names of the topics that the client gets.
 fn topics_of(topics: Topics, uri: &str) -> String {
@@ -95,14 +89,7 @@ fn form_names_topics() {
     let source = hub
         .subscribe(Topics::from_query("topic"))
         .without_authorization();
-    let mut head = get_request_head("/?topic=a", &[]);
-    head.extensions.insert(FormBody::new("topic=b&fresh=b"));
-    let subscription = Subscription::new(&head, "test");
-    let mut subscriber = source
-        .subscribe(subscription)
-        .now_or_never()
-        .unwrap()
-        .unwrap();
+    let mut subscriber = subscribe_with_form(&source, "/?topic=a", "topic=b&fresh=b").unwrap();
     hub.publish("b", "1").unwrap();
     hub.publish("a", "2").unwrap();
     assert_eq!(read_ready_items(&mut subscriber), ["cursor", "1", "2"]);
@@ -411,12 +398,7 @@ fn many_topics_in_a_query_are_refused_without_cost() {
         assert_eq!(refused.unwrap_err().status(), 400);
     }
     // `QUERY` requests name their topics in a form, which may be longer.
-    let mut head = get_request_head("/", &[]);
-    let form = (0..10_000).map(|number| format!("topic={number}"));
-    let form = form.collect::<Vec<_>>().join("&");
-    head.extensions.insert(FormBody::new(form));
-    let refused = source.clone().subscribe(Subscription::new(&head, "test"));
-    let refused = refused.now_or_never().unwrap();
+    let refused = subscribe_with_long_form(&source, "topic");
     assert_eq!(refused.unwrap_err().status(), 400);
     assert_eq!((asked.load(Ordering::Relaxed), hub.counts().topics), (0, 0));
     // A name is decoded once.

@@ -12,6 +12,7 @@ mod pattern_commands;
 mod patterns;
 mod presence;
 mod publisher_ids;
+mod requests;
 mod stress;
 mod topic_labels;
 mod topics;

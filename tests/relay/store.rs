@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use testkit::epoch_ids::{id, split_id};
 use tower_push::{
     Event, EventId, Gap, GapReason,
     event::Topic,
@@ -41,16 +42,6 @@ pub(crate) enum Fault {
     Panic,
     Hang,
     EventWithoutId,
-}
-
-pub(crate) fn id(epoch: u64, number: u64) -> EventId {
-    EventId::new(format!("{epoch}.{number}")).unwrap()
-}
-
-/// Returns the epoch and the number of an id.
-pub(crate) fn split_id(id: &EventId) -> (u64, u64) {
-    let (epoch, number) = id.as_str().split_once('.').unwrap();
-    (epoch.parse().unwrap(), number.parse().unwrap())
 }
 
 /// The topic of the event with this number: one of three.

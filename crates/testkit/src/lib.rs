@@ -16,6 +16,7 @@
 //! | [`nats_server`] | NATS servers |
 //! | [`nginx`] | nginx with a configuration of the test |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
+//! | [`epoch_ids`], [`published_numbers`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`] | a client that moves from relay to relay |
 //! | [`redis_server`] | Redis and Valkey servers |
@@ -26,6 +27,7 @@ pub mod body;
 pub mod client;
 pub mod counting_io;
 pub mod current_exe_child;
+pub mod epoch_ids;
 pub mod event_stream;
 pub mod example_process;
 pub mod headers;
@@ -34,6 +36,7 @@ pub mod live_counter;
 pub mod nats_server;
 pub mod nginx;
 pub mod programs;
+pub mod published_numbers;
 pub mod random;
 pub mod record_client;
 pub mod records;
@@ -59,10 +62,11 @@ pub use self::{
     live_counter::LiveCounter,
     nats_server::NatsServer,
     nginx::Nginx,
+    published_numbers::PublishedNumbers,
     random::Random,
     record_client::RecordClient,
     redis_server::{RedisProgram, RedisServer, free_port},
-    relay_client::RelayClient,
+    relay_client::{RelayClient, read_relay_events},
     request::{empty_request, get_request_head},
     self_signed_certificate::SelfSignedCertificate,
     server::{TestServer, wait_for_connections},

@@ -9,6 +9,19 @@ use tower_push::{
 
 use crate::{TEST_TIMEOUT, item::describe_item};
 
+/// Reads this number of events from a relay. Panics at a gap.
+pub async fn read_relay_events(relay: &Relay, start: StartPosition, count: usize) {
+    let mut subscriber = relay.subscribe_from(start);
+    let mut read = 0;
+    while read < count {
+        match subscriber.next().await {
+            Some(Ok(Item::Event(_))) => read += 1,
+            Some(Ok(Item::Cursor(_))) => {}
+            other => panic!("{other:?} after {read} events"),
+        }
+    }
+}
+
 /// A client of one of several relays that show the same feed.
 #[derive(Debug)]
 pub struct RelayClient {

@@ -15,25 +15,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all};
-use testkit::NatsServer;
+use testkit::{NatsServer, read_relay_events};
 use tower_push::{Event, EventId, Item, source::StartPosition};
 use tower_push_nats::{JetStream, JetStreamBuilder, NatsServers};
 
 fn builder(server: &NatsServer) -> JetStreamBuilder {
     JetStream::builder(NatsServers::new(&server.url()).unwrap(), "events")
-}
-
-/// Reads this number of events. Panics at a gap.
-async fn read_events(node: &JetStream, start: StartPosition, count: usize) {
-    let mut subscriber = node.relay().subscribe_from(start);
-    let mut read = 0;
-    while read < count {
-        match subscriber.next().await {
-            Some(Ok(Item::Event(_))) => read += 1,
-            Some(Ok(Item::Cursor(_))) => {}
-            other => panic!("{other:?} after {read} events"),
-        }
-    }
 }
 
 /// Publishes this number of events of 100 bytes, many at a time. Returns the ids.
@@ -118,7 +105,7 @@ async fn measure_cold_resumes(clients: usize) -> Result<(), Box<dyn Error>> {
         let reads = (0..clients).map(|index| {
             let number = index % count;
             let start = StartPosition::After(cursors[number].clone());
-            read_events(&node, start, EVENTS - 1 - number)
+            read_relay_events(node.relay(), start, EVENTS - 1 - number)
         });
         join_all(reads).await;
         println!(

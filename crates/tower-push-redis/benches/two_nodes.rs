@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all};
-use testkit::{RedisProgram, RedisServer};
+use testkit::{RedisProgram, RedisServer, read_relay_events};
 use tower_push::{Event, EventId, Item, source::StartPosition};
 use tower_push_redis::{RedisServers, RedisStream, RedisStreamBuilder};
 
@@ -23,19 +23,6 @@ const KEY: &str = "events";
 
 fn builder(server: &RedisServer) -> RedisStreamBuilder {
     RedisStream::builder(RedisServers::single(server.url()).unwrap(), KEY)
-}
-
-/// Reads this number of events. Panics at a gap.
-async fn read_events(node: &RedisStream, start: StartPosition, count: usize) {
-    let mut subscriber = node.relay().subscribe_from(start);
-    let mut read = 0;
-    while read < count {
-        match subscriber.next().await {
-            Some(Ok(Item::Event(_))) => read += 1,
-            Some(Ok(Item::Cursor(_))) => {}
-            other => panic!("{other:?} after {read} events"),
-        }
-    }
 }
 
 #[tokio::main]
@@ -91,7 +78,7 @@ async fn measure_reader(events: usize) -> Result<(), Box<dyn Error>> {
         server.command(&["EVAL", &script, "1", KEY]);
         (server, Instant::now())
     });
-    let read = read_events(&node, StartPosition::Oldest, events);
+    let read = read_relay_events(node.relay(), StartPosition::Oldest, events);
     let ((), filled) = tokio::join!(read, fill);
     let (_server, filled_at) = filled?;
     let elapsed = filled_at.elapsed().max(Duration::from_nanos(1));
@@ -119,7 +106,7 @@ async fn measure_cold_resumes(clients: usize) -> Result<(), Box<dyn Error>> {
         let reads = (0..clients).map(|index| {
             let number = index % count;
             let start = StartPosition::After(cursors[number].clone());
-            read_events(&node, start, EVENTS - 1 - number)
+            read_relay_events(node.relay(), start, EVENTS - 1 - number)
         });
         join_all(reads).await;
         println!(

@@ -1,6 +1,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    slice,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -79,24 +80,24 @@ pub(super) struct CommandProcessor {
 }
 
 /// A command that waits.
-enum PendingCommand {
-    /// The command waits for the decision about its topic or pattern.
-    Decision {
+type PendingCommand = Pin<Box<dyn Future<Output = CommandOutcome> + Send>>;
+
+/// What a command has waited for.
+enum CommandOutcome {
+    /// The decision about the command's topic or pattern.
+    Decided {
         command: ClientCommand,
         /// The number of revocations before the decision.
         decided_after: u64,
-        decision: DecisionFuture,
+        decision: Result<AllowedTopics, Rejection>,
     },
-    /// The command waits until the hub's broker has its event.
-    Publication {
+    /// The answer of the hub's broker to the command's event.
+    Published {
         topic: Topic,
         reference: Option<Value>,
-        publication: PublicationFuture,
+        result: Result<EventId, Error>,
     },
 }
-
-type DecisionFuture = Pin<Box<dyn Future<Output = Result<AllowedTopics, Rejection>> + Send>>;
-type PublicationFuture = Pin<Box<dyn Future<Output = Result<EventId, Error>> + Send>>;
 
 /// Counts the commands in each second.
 struct RateLimiter {
@@ -141,8 +142,10 @@ impl CommandProcessor {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         for _ in 0..MAX_COMMANDS_PER_POLL {
-            if self.pending.is_some() {
-                ready!(self.poll_pending(reader, cx));
+            if let Some(pending) = &mut self.pending {
+                let outcome = ready!(pending.as_mut().poll(cx));
+                self.pending = None;
+                self.finish(outcome, reader);
                 continue;
             }
             let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
@@ -166,42 +169,20 @@ impl CommandProcessor {
         Poll::Pending
     }
 
-    /// Continues with the command that waits.
-    fn poll_pending(&mut self, reader: &mut HubReader, cx: &mut Context<'_>) -> Poll<()> {
-        match self.pending.take() {
-            Some(PendingCommand::Decision {
+    /// Continues with a command that has waited.
+    fn finish(&mut self, outcome: CommandOutcome, reader: &mut HubReader) {
+        match outcome {
+            CommandOutcome::Decided {
                 command,
                 decided_after,
-                mut decision,
-            }) => match decision.as_mut().poll(cx) {
-                Poll::Ready(decision) => self.execute(command, decided_after, decision, reader),
-                Poll::Pending => {
-                    self.pending = Some(PendingCommand::Decision {
-                        command,
-                        decided_after,
-                        decision,
-                    });
-                    return Poll::Pending;
-                }
-            },
-            Some(PendingCommand::Publication {
+                decision,
+            } => self.execute(command, decided_after, decision, reader),
+            CommandOutcome::Published {
                 topic,
                 reference,
-                mut publication,
-            }) => match publication.as_mut().poll(cx) {
-                Poll::Ready(result) => answer_publication(topic, result, reference, reader),
-                Poll::Pending => {
-                    self.pending = Some(PendingCommand::Publication {
-                        topic,
-                        reference,
-                        publication,
-                    });
-                    return Poll::Pending;
-                }
-            },
-            None => {}
+                result,
+            } => answer_publication(topic, result, reference, reader),
         }
-        Poll::Ready(())
     }
 
     /// Executes a command, or begins to ask whether the client may do it.
@@ -248,14 +229,16 @@ impl CommandProcessor {
     /// Begins to ask whether the client may do what the command says.
     fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
-        let requested = [command.requested.clone()];
-        self.pending = Some(PendingCommand::Decision {
-            command,
-            decided_after: reader.hub().revocations.count(),
-            decision: Box::pin(
-                async move { authorizer.authorize(&subscription, &requested).await },
-            ),
-        });
+        let decided_after = reader.hub().revocations.count();
+        self.pending = Some(Box::pin(async move {
+            let requested = slice::from_ref(&command.requested);
+            let decision = authorizer.authorize(&subscription, requested).await;
+            CommandOutcome::Decided {
+                command,
+                decided_after,
+                decision,
+            }
+        }));
     }
 
     /// Executes a command after the decision about its topic or pattern.
@@ -390,16 +373,19 @@ fn publish(command: ClientCommand, reader: &mut HubReader) -> Option<PendingComm
     }
     let (reference, hub) = (command.reference, reader.hub().clone());
     if hub.broker().is_none() {
-        let id = hub.publish(std::slice::from_ref(&topic), event, &options);
+        let id = hub.publish(slice::from_ref(&topic), event, &options);
         answer_publication(topic, Ok(id), reference, reader);
         return None;
     }
-    let topics = TopicSet::from(&topic);
-    Some(PendingCommand::Publication {
-        topic,
-        reference,
-        publication: Box::pin(async move { hub.publish_and_wait(topics, event, &options).await }),
-    })
+    Some(Box::pin(async move {
+        let topics = TopicSet::from(&topic);
+        let result = hub.publish_and_wait(topics, event, &options).await;
+        CommandOutcome::Published {
+            topic,
+            reference,
+            result,
+        }
+    }))
 }
 
 fn answer_publication(

@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc, task::Waker, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{HubBackend, HubEvent, hub_backend::ErasedPublish};
 use crate::{
@@ -8,8 +8,8 @@ use crate::{
         relay::{RelayCounters, UpstreamLimits, UpstreamReader},
     },
     sync::{
-        AtomicBool, AtomicU64, Mutex, Ordering, RwLock, StoreWakerOutcome, WaitList, WaiterKey,
-        lock, lock_for_reading, lock_for_writing,
+        AtomicBool, AtomicU64, Mutex, Ordering, RwLock, WaitList, lock, lock_for_reading,
+        lock_for_writing,
     },
 };
 
@@ -29,8 +29,8 @@ pub(super) struct HubBroker {
     gap_position: AtomicU64,
     last_gaps: Mutex<LastGaps>,
     is_feed_gone: AtomicBool,
-    /// The cold resumes that wait for the feed.
-    waiting_resumes: WaitList,
+    /// The cold resumes that wait for the feed. They are woken without a lock.
+    pub(super) waiting_resumes: WaitList,
 }
 
 /// A gap that the feed has announced.
@@ -115,7 +115,7 @@ impl HubBroker {
     }
 
     /// Forgets all ids, and records a gap. The caller holds the lock of the hub's table.
-    pub(super) fn begin_anew(&self, gap: FeedGap, resumed: Option<EventId>) {
+    pub(super) fn restart_after_gap(&self, gap: FeedGap, resumed: Option<EventId>) {
         lock_for_writing(&self.ids).restart(gap.position, resumed);
         lock(&self.last_gaps).add(gap);
         self.gap_position.store(gap.position, Ordering::Release);
@@ -156,29 +156,6 @@ impl HubBroker {
     /// Returns the time after which one client should return.
     pub(super) fn random_retry(&self) -> Duration {
         self.upstream.random_retry()
-    }
-
-    pub(super) fn register_resume(&self) -> WaiterKey {
-        self.waiting_resumes.register(0)
-    }
-
-    pub(super) fn deregister_resume(&self, key: &WaiterKey) {
-        self.waiting_resumes.deregister(key);
-    }
-
-    pub(super) fn store_waker_unless(
-        &self,
-        key: &WaiterKey,
-        waker: &Waker,
-        is_ready: impl FnOnce() -> bool,
-    ) -> StoreWakerOutcome {
-        self.waiting_resumes
-            .store_waker_unless(key, waker, is_ready)
-    }
-
-    /// Wakes the cold resumes that wait for the feed. The caller holds no lock.
-    pub(super) fn wake_resumes(&self) {
-        self.waiting_resumes.wake_all();
     }
 }
 

@@ -277,9 +277,10 @@ impl HubBuilder {
     /// tokio runtime with a clock.
     ///
     /// # A known fault
-    /// A client of several topics can miss a gap: if it is so slow that one topic has dropped its events, gets later events of its other topics, loses
-    /// its connection before the gap arrives, and returns to another server. Until this is mended, give clients that must not miss a gap one
-    /// topic for each connection, or logs that are longer than the slowest client needs.
+    /// A slow client of several topics can miss a gap. This happens if one topic has dropped events that the client has not got, the client then
+    /// gets later events of its other topics, its connection breaks before the gap arrives, and the client returns to another server. Until
+    /// this is mended, give a client that must not miss a gap one topic for each connection, or logs that hold more events than the client
+    /// can fall behind.
     ///
     /// ```
     /// use tower_push::{Error, Event, EventId, Hub, source::{TopicSet, hub::{HubBackend, HubEvent}, relay::{Page, PageRequest, UpstreamError}}};

@@ -7,8 +7,9 @@ use std::{
 use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
-    hub_state::{HubState, JoinError, JoinedTopics, TopicRequest},
+    hub_state::{HubState, JoinError, JoinedTopics, TopicRequest, copy_for_topic},
     pattern_table::PatternRequest,
+    reader_request::AllowedPattern,
     topic_log::TopicStart,
     topic_state::TopicState,
     topic_table::DeferredDrops,
@@ -124,11 +125,7 @@ impl ColdTopics {
             start,
             max_history: None,
         };
-        let pattern_request = |pattern: &TopicPattern| PatternRequest {
-            pattern: pattern.clone(),
-            start,
-            max_history: None,
-        };
+        let pattern_request = |pattern| AllowedPattern::from(pattern).request(start);
         let topics = self.topics.iter().map(topic_request).collect();
         (topics, self.patterns.iter().map(pattern_request).collect())
     }
@@ -143,7 +140,7 @@ impl HubColdResume {
         let cursor = topics.cursor.clone();
         Some(Self {
             resume: ColdResume::new(broker.upstream.clone(), requested, cursor),
-            waiter: broker.register_resume(),
+            waiter: broker.waiting_resumes.register(0),
             hub,
             topics,
             shared_ids: SharedEventIds::default(),
@@ -208,7 +205,7 @@ impl HubColdResume {
 impl Drop for HubColdResume {
     fn drop(&mut self) {
         if let Some(broker) = self.hub.broker() {
-            broker.deregister_resume(&self.waiter);
+            broker.waiting_resumes.deregister(&self.waiter);
         }
     }
 }
@@ -280,16 +277,16 @@ impl ColdResumeLog for HubLogs<'_> {
     fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome {
         let is_pushed = || self.hub.published_position() > position || self.broker.is_feed_gone();
         self.broker
+            .waiting_resumes
             .store_waker_unless(self.waiter, waker, is_pushed)
     }
 
     fn item_for(&mut self, event: &HubEvent) -> Option<Item> {
-        let is_sent = event.except.is_none() || event.except.as_ref() != self.sender;
-        let topic = self.topics.topic_of(event)?;
-        let is_sent = is_sent && event.has_history();
-        if !is_sent {
+        let is_left_out = event.except.is_some() && event.except.as_ref() == self.sender;
+        if is_left_out || !event.has_history() {
             return None;
         }
+        let topic = self.topics.topic_of(event)?;
         if event.topics().len() > 1 {
             self.shared_ids.insert(&event.event);
         }
@@ -304,14 +301,10 @@ impl ColdResumeLog for HubLogs<'_> {
 
 /// Returns the event of a page, named for one of its topics. An event that has this topic already shares its encoded bytes.
 fn event_for_topic(event: &HubEvent, topic: &Topic) -> Event {
-    let is_shared = event.event.topic() == Some(topic);
-    match is_shared {
-        true => event.event.clone(),
-        false => event
-            .event
-            .clone()
-            .into_unshared()
-            .with_event_topic(topic.clone()),
+    let HubEvent { event, .. } = event;
+    match event.topic() == Some(topic) {
+        true => event.clone(),
+        false => copy_for_topic(event.clone(), topic),
     }
 }
 

@@ -35,11 +35,7 @@ impl HubFeed {
     /// # Errors
     /// [`PushError`] if the event's id cannot be a cursor of this hub.
     pub fn push(&mut self, event: HubEvent) -> Result<(), PushError> {
-        match event.event().id() {
-            None => return Err(PushError::MissingId),
-            Some(id) if id.is_finished() => return Err(PushError::ReservedId),
-            Some(_) => {}
-        }
+        PushError::check_id(event.event())?;
         match self.hub.upgrade() {
             Some(hub) => hub.push_from_feed(event),
             None => Ok(()),
@@ -53,7 +49,7 @@ impl HubFeed {
     /// missing events, if it is known; the next event that is pushed follows it. The other fields of `gap` are not used.
     pub fn gap(&mut self, gap: &Gap) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.begin_anew(gap);
+            hub.restart_after_gap(gap);
         }
     }
 
@@ -114,13 +110,13 @@ impl HubState {
         self.counters.add_appended();
         let event = TopicEvent { position, byte_len };
         woken.iter().for_each(|topic| topic.on_published(event));
-        broker.wake_resumes();
+        broker.waiting_resumes.wake_all();
         drop_after_publication(deferred_drops);
         Ok(())
     }
 
     /// Drops the events of all topics, and announces a gap to all readers.
-    fn begin_anew(&self, gap: &Gap) {
+    fn restart_after_gap(&self, gap: &Gap) {
         let Some(broker) = self.broker() else {
             return;
         };
@@ -129,13 +125,13 @@ impl HubState {
             let table = &mut *lock(&self.table);
             let position = table.take_position();
             let reason = gap.reason;
-            broker.begin_anew(FeedGap { position, reason }, gap.resumed.clone());
-            let woken = table.begin_anew(position, &mut deferred_drops);
+            broker.restart_after_gap(FeedGap { position, reason }, gap.resumed.clone());
+            let woken = table.restart_after_gap(position, &mut deferred_drops);
             self.published_position.store(position, Ordering::Release);
             (woken, position)
         };
         woken.iter().for_each(|topic| topic.flush_up_to(position));
-        broker.wake_resumes();
+        broker.waiting_resumes.wake_all();
         drop_after_publication(deferred_drops);
     }
 
@@ -148,7 +144,7 @@ impl HubState {
         let topics = lock(&self.table).all_topics();
         let position = self.published_position();
         topics.iter().for_each(|topic| topic.flush_up_to(position));
-        broker.wake_resumes();
+        broker.waiting_resumes.wake_all();
     }
 }
 

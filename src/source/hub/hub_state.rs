@@ -466,13 +466,17 @@ pub(super) fn copies_for_topics(
     first_topic: &Topic,
     other_topics: &[Topic],
 ) -> (Event, Vec<Event>) {
-    let for_topic =
-        |event: Event, topic: &Topic| event.into_unshared().with_event_topic(topic.clone());
     let others = other_topics.iter();
     let others = others
-        .map(|topic| for_topic(event.clone(), topic))
+        .map(|topic| copy_for_topic(event.clone(), topic))
         .collect();
-    (for_topic(event, first_topic), others)
+    (copy_for_topic(event, first_topic), others)
+}
+
+/// Returns the event with the name of one of its topics.
+#[inline]
+pub(super) fn copy_for_topic(event: Event, topic: &Topic) -> Event {
+    event.into_unshared().with_event_topic(topic.clone())
 }
 
 /// Drops what a publication has removed. The new event is published already, so a panic while events are dropped must not reach the caller.

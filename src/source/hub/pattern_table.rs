@@ -93,15 +93,15 @@ impl PatternTable {
         logs
     }
 
-    /// Drops all events of the logs: see [`TopicTable::begin_anew`].
-    pub(super) fn begin_anew(
+    /// Drops all events of the logs: see [`TopicTable::restart_after_gap`].
+    pub(super) fn restart_after_gap(
         &self,
         position: u64,
         deferred_drops: &mut DeferredDrops,
     ) -> impl Iterator<Item = Arc<TopicState>> {
         let logs = self.slots.values().map(|slot| &slot.log);
         logs.map(move |log| {
-            log.begin_anew(position, &mut deferred_drops.events);
+            log.restart_after_gap(position, &mut deferred_drops.events);
             log.clone()
         })
     }

@@ -218,7 +218,7 @@ impl TopicLog {
     }
 
     /// Drops all events, because the feed of the hub has a gap at `position`: events of this topic may be missing.
-    pub(super) fn begin_anew(&mut self, position: u64, trimmed: &mut Vec<Event>) {
+    pub(super) fn restart_after_gap(&mut self, position: u64, trimmed: &mut Vec<Event>) {
         trimmed.extend(self.entries.drain(..).map(|entry| entry.event));
         self.byte_len = 0;
         self.first_position = u64::MAX;

@@ -177,8 +177,8 @@ impl TopicState {
     }
 
     /// Drops all events of the log, because the feed of the hub has a gap at `position`. The caller holds the lock of the hub's table.
-    pub(super) fn begin_anew(&self, position: u64, trimmed: &mut Vec<Event>) {
-        self.log_for_writing().begin_anew(position, trimmed);
+    pub(super) fn restart_after_gap(&self, position: u64, trimmed: &mut Vec<Event>) {
+        self.log_for_writing().restart_after_gap(position, trimmed);
         self.set_last_position(position);
     }
 

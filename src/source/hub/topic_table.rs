@@ -359,12 +359,15 @@ impl TopicTable {
 
     /// Drops all events, because the feed has a gap at `position`. Removes the topics without subscribers. Returns the other topics, whose
     /// readers must be woken.
-    pub(super) fn begin_anew(
+    pub(super) fn restart_after_gap(
         &mut self,
         position: u64,
         deferred_drops: &mut DeferredDrops,
     ) -> Vec<Arc<TopicState>> {
-        let mut woken: Vec<_> = self.patterns.begin_anew(position, deferred_drops).collect();
+        let mut woken: Vec<_> = self
+            .patterns
+            .restart_after_gap(position, deferred_drops)
+            .collect();
         self.byte_len = 0;
         for index in 0..self.slots.len() {
             let Some(slot) = self.slot(index) else {
@@ -372,7 +375,7 @@ impl TopicTable {
             };
             let topic = slot.topic.clone();
             let is_idle = slot.subscribers == 0;
-            topic.begin_anew(position, &mut deferred_drops.events);
+            topic.restart_after_gap(position, &mut deferred_drops.events);
             match is_idle {
                 true => self.evict_topic(index, deferred_drops),
                 false => woken.push(topic),

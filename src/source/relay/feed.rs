@@ -45,6 +45,20 @@ pub enum PushError {
     DuplicateId,
 }
 
+impl PushError {
+    /// Checks that the event has an id from which clients can resume.
+    ///
+    /// # Errors
+    /// [`MissingId`](Self::MissingId) or [`ReservedId`](Self::ReservedId).
+    pub(crate) fn check_id(event: &Event) -> Result<(), Self> {
+        match event.id() {
+            None => Err(Self::MissingId),
+            Some(id) if id.is_finished() => Err(Self::ReservedId),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
 impl Feed {
     pub(super) fn new(relay: Arc<RelayState>) -> Self {
         Self { relay }
@@ -65,11 +79,7 @@ impl Feed {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn push(&mut self, event: Event) -> Result<(), PushError> {
-        match event.id() {
-            None => return Err(PushError::MissingId),
-            Some(id) if id.is_finished() => return Err(PushError::ReservedId),
-            Some(_) => {}
-        }
+        PushError::check_id(&event)?;
         match self.relay.log.append(event, |event, _| event) {
             // Only the feed closes the log.
             Ok(_) | Err(AppendError::Closed) => Ok(()),

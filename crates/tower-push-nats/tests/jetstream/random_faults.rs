@@ -11,33 +11,17 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::{NatsServer, Random, RelayClient, wait_until};
+use testkit::{NatsServer, PublishedNumbers, Random, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_nats::JetStream;
 
 use crate::nodes::{Operator, STREAM, node, node_with_short_log};
 
-/// The numbers of the events that the server has acknowledged, and of those that it has lost. Clients that have not got the latter learn nothing of
-/// them.
-#[derive(Default)]
-struct Published {
-    acknowledged: BTreeSet<u64>,
-    lost: BTreeSet<u64>,
-}
-
-impl Published {
-    /// Returns an event that a client must have between two events, if there is one.
-    fn missing_between(&self, from: u64, to: u64) -> Option<u64> {
-        let mut between = self.acknowledged.range(from + 1..to);
-        between.find(|number| !self.lost.contains(number)).copied()
-    }
-}
-
 struct Run {
     seed: u64,
     nodes: Vec<JetStream>,
-    published: Mutex<Published>,
+    published: Mutex<PublishedNumbers>,
     is_paused: AtomicBool,
     is_over: AtomicBool,
 }

@@ -10,33 +10,17 @@ use std::{
     time::Duration,
 };
 
-use testkit::{Random, RedisProgram, RedisServer, RelayClient, wait_until};
+use testkit::{PublishedNumbers, Random, RedisProgram, RedisServer, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_redis::RedisStream;
 
 use crate::nodes::{KEY, node, node_with_short_log};
 
-/// The numbers of the events that Redis has acknowledged, and of those that it has lost or that were deleted afterwards. Clients that have not got
-/// the latter learn nothing of them.
-#[derive(Default)]
-struct Published {
-    acknowledged: BTreeSet<u64>,
-    lost: BTreeSet<u64>,
-}
-
-impl Published {
-    /// Returns an event that a client must have between two events, if there is one.
-    fn missing_between(&self, from: u64, to: u64) -> Option<u64> {
-        let mut between = self.acknowledged.range(from + 1..to);
-        between.find(|number| !self.lost.contains(number)).copied()
-    }
-}
-
 struct Run {
     seed: u64,
     nodes: Vec<RedisStream>,
-    published: Mutex<Published>,
+    published: Mutex<PublishedNumbers>,
     is_paused: AtomicBool,
     is_over: AtomicBool,
 }
