@@ -304,7 +304,6 @@ impl Model {
         // The gap in topics that match a pattern precedes all events of the server, and does not move the cursor.
         let is_before_events = gap.reason == GapReason::Expired && gap.resumed == client.cursor;
         let accounted_up_to = resumed.filter(|_| !is_before_events);
-        let mut changes_epoch = gap.reason == GapReason::Epoch;
         if let Some(place) = resumed {
             client.extend_gaps(place);
         }
@@ -318,14 +317,15 @@ impl Model {
             }
             client.gap_topics.push(topic);
             if let (Some((epoch, _)), Some((resumed_epoch, _))) = (*accounted, resumed) {
-                changes_epoch |= epoch != resumed_epoch;
+                assert!(
+                    epoch == resumed_epoch || gap.reason == GapReason::Epoch,
+                    "{gap:?}"
+                );
             }
             let fresh_from = client.fresh_from.get(topic).copied();
             *accounted = accounted_up_to.max(accounted_up_to.and(fresh_from));
         }
-        // The broker may be created anew while a client, which has an old cursor, reads a page: one gap is for both.
-        assert!(!changes_epoch || gap.reason != GapReason::Lagged, "{gap:?}");
-        if changes_epoch && gap.topic.is_none() {
+        if gap.reason == GapReason::Epoch && gap.topic.is_none() {
             client.received_now.clear();
             client.last.clear();
         }

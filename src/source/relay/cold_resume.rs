@@ -257,14 +257,19 @@ impl<E: PageEvent> ColdResume<E> {
 
     /// Ends the resume of a client that has read as many events as it may, and is not in the log yet.
     fn give_up<L: ColdResumeLog<Event = E>>(&self, log: &mut L) -> ColdResumeOutcome<L::Start> {
-        let is_ahead =
-            |last_id| self.upstream.compare_ids(&self.cursor, &last_id) == Some(Ordering::Greater);
-        // A log without an id has just begun, or begun anew.
-        if log.last_id().is_none_or(is_ahead) {
-            // The feed lags far behind the client. The client continues with its cursor when it returns.
+        let compare_with_cursor = |id: &EventId| self.upstream.compare_ids(&self.cursor, id);
+        // A log without an id has just begun, or restarted.
+        let Some(last_id) = log.last_id() else {
             return ColdResumeOutcome::Unavailable;
-        }
-        let start = log.start_after_loss(&self.cursor, GapReason::Expired);
-        ColdResumeOutcome::ReadLog(start)
+        };
+        let reason = match compare_with_cursor(&last_id) {
+            // The feed lags far behind the client. The client continues with its cursor when it returns.
+            Some(Ordering::Greater) => return ColdResumeOutcome::Unavailable,
+            Some(_) => GapReason::Expired,
+            // The upstream can compare the cursor, but not with an id of the log: the feed was created anew.
+            None if compare_with_cursor(&self.cursor).is_some() => GapReason::Epoch,
+            None => GapReason::Expired,
+        };
+        ColdResumeOutcome::ReadLog(log.start_after_loss(&self.cursor, reason))
     }
 }
