@@ -276,12 +276,6 @@ impl HubBuilder {
     /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members. It needs a
     /// tokio runtime with a clock.
     ///
-    /// # A known fault
-    /// A slow client of several topics can miss a gap. This happens if one topic has dropped events that the client has not got, the client then
-    /// gets later events of its other topics, its connection breaks before the gap arrives, and the client returns to another server. Until
-    /// this is mended, give a client that must not miss a gap one topic for each connection, or logs that hold more events than the client
-    /// can fall behind.
-    ///
     /// ```
     /// use tower_push::{Error, Event, EventId, Hub, source::{TopicSet, hub::{HubBackend, HubEvent}, relay::{Page, PageRequest, UpstreamError}}};
     ///

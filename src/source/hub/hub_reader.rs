@@ -1,6 +1,30 @@
+//! The reader of one subscriber of a hub: it merges the logs of the subscriber's topics, and decides where gaps stand and what the cursor is.
+//!
+//! # Invariant: what a cursor promises
+//! If an item moves the client's cursor to the position `p`, then for each event of the client's topics up to `p`, the client has got the
+//! event or a gap in the event's topic, with this item or with an earlier one. So the client loses nothing in silence if its connection breaks
+//! after any item, and it resumes from its cursor. In a hub with a broker this holds on every server, and so does not depend on which events the
+//! logs of a server still have. The cursor may go back: then the client gets events twice.
+//!
+//! # Where a gap stands
+//! - **In a hub with a broker**, a gap precedes all events that the client has not got. Its cursor is the position of the reader, which is
+//!   before the first missing event, so that several gaps have the same cursor and each may be the last item that the client gets. The cursor
+//!   moves past the last missing event with the last item of the batch, or with an event after it. If a gap stood after events of other topics,
+//!   those would move the cursor past missing events: another server may still have them all, and would announce nothing.
+//! - **In a hub without a broker**, a gap stands at its last missing event, and its cursor is there. Before the gap, events of other topics
+//!   may have moved the cursor past the first missing event. A client that resumes from there gets the gap, because the logs of the only server
+//!   still lack its last missing event. A gap in topics that match a pattern precedes all events, as in a hub with a broker.
+//! - **A gap of the feed** is a gap in all topics, and has a position of its own. The reader passes it before it reads a later event. The gap
+//!   includes those of the logs that end before it. A gap of a log that ends after it follows.
+//!
+//! # The cursors of records while a gap is owed
+//! While the client has not got a gap, no item gets the cursor `catch_up_end`, and an event has its own id as the cursor. During a cold resume
+//! of some of the client's topics, the cursor stays where it was when the client returned.
+
 use std::{
     collections::VecDeque,
     fmt,
+    ops::RangeInclusive,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -39,9 +63,9 @@ use crate::{
 /// One subscriber's view of a hub: what it has read of each of its topics, and at most a few events that are about to be sent.
 ///
 /// The reader merges the logs of its topics by position. The reader never reads a log beyond the position that was published when the read
-/// began, so it misses no event: see [`HubState`].
+/// began, so it misses no event: see [`HubState`]. The documentation of the module says where gaps stand.
 ///
-/// # Cursors
+/// # Cursors while the reader catches up
 /// While the reader reads the logs from different places, some topics are ahead of the reader's position: up to `catch_up_end`, the reader
 /// has their events already. An event before this position has its own id as the cursor, from which a client may get events twice and misses
 /// none. After the last of these events, the cursor is `catch_up_end`.
@@ -98,11 +122,12 @@ pub(super) struct TopicReader {
     pub(super) history_end: Option<HistoryEnd>,
 }
 
-/// A gap in one topic, or in topics that match a pattern, at a position in the order of the hub.
+/// A gap in one topic, or in topics that match a pattern, that the client has not got yet.
 pub(super) struct TopicGap {
-    /// The position of the last missing event. The position of the client's cursor if the gap
-    /// [precedes all events](Self::precedes_all_events).
-    pub(super) position: u64,
+    /// The position of the last missing event. If the gap is about topics that match a pattern, no missing event has a later position.
+    pub(super) last_missing_position: u64,
+    /// Whether the gap stands before all events that the client has not got. Otherwise, the gap stands at its last missing event.
+    pub(super) precedes_all_events: bool,
     /// `None` if the missing events are of topics that match a pattern.
     pub(super) topic: Option<Topic>,
     pub(super) reason: GapReason,
@@ -111,9 +136,12 @@ pub(super) struct TopicGap {
 }
 
 impl TopicGap {
-    /// Returns whether the gap is about topics that match a pattern and have lost events after the client's cursor.
-    fn precedes_all_events(&self) -> bool {
-        self.topic.is_none() && self.reason == GapReason::Expired
+    /// Returns the position at which the gap stands among the events; 0 if the gap precedes all of them.
+    fn position(&self) -> u64 {
+        match self.precedes_all_events {
+            true => 0,
+            false => self.last_missing_position,
+        }
     }
 }
 
@@ -208,17 +236,20 @@ impl HubReader {
             missed,
             first_position,
             history_end,
+            resume_position,
         } = joined;
         if let Some(first) = first_position {
             self.position = self.position.min(first - 1);
         }
         if let Some(missed) = missed {
-            let is_pattern = topic.pattern().is_some();
-            let before_gap = missed.last_position - u64::from(!is_pattern);
-            self.position = self.position.min(before_gap);
             let count = missed.count.unwrap_or(0);
             self.hub.counters.add_missed_on_return(count);
-            self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
+            let before_last = missed.last_position - 1;
+            let precedes_all_events =
+                self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
+            // The cursor of a gap that precedes all events is before the first missing event.
+            let before_gap = resume_position.filter(|_| precedes_all_events);
+            self.position = self.position.min(before_gap.unwrap_or(before_last));
         }
         let key = topic.register_reader();
         self.topics.push(TopicReader {
@@ -270,23 +301,28 @@ impl HubReader {
         !self.gaps.is_empty() || self.items.iter().any(is_gap)
     }
 
+    /// Adds a gap to those that the client gets. Returns whether the gap precedes all events.
     fn push_gap(
         &mut self,
         topic: &TopicState,
         missed: MissedTopicEvents,
         reason: GapReason,
         requested: Option<EventId>,
-    ) {
-        let position = missed.last_position;
-        let index = self.gaps.partition_point(|gap| gap.position <= position);
+    ) -> bool {
+        let is_lost_pattern = topic.pattern().is_some() && reason == GapReason::Expired;
+        let precedes_all_events = is_lost_pattern || self.hub.broker().is_some();
         let gap = TopicGap {
-            position,
+            last_missing_position: missed.last_position,
+            precedes_all_events,
             topic: topic.topic_name().cloned(),
             reason,
             missed: missed.count,
             requested,
         };
+        let position = gap.position();
+        let index = self.gaps.partition_point(|gap| gap.position() <= position);
         self.gaps.insert(index, gap);
+        precedes_all_events
     }
 
     /// Returns the next item. [`Item::Expired`] is the last one: the client has lost its access to a topic.
@@ -501,8 +537,8 @@ impl HubReader {
             }
         }
         let ends_catch_up = self.position < self.catch_up_end && is_caught_up;
-        self.position = end_position;
-        self.queue_items(events, end_position, ends_catch_up);
+        let start_position = std::mem::replace(&mut self.position, end_position);
+        self.queue_items(events, start_position..=end_position, ends_catch_up);
         match self.items.is_empty() {
             false => BatchReadOutcome::Items,
             true => BatchReadOutcome::Again,
@@ -515,13 +551,20 @@ impl HubReader {
         self.hub.config.is_last_value && topic.pattern().is_none() && !topic.log().is_empty()
     }
 
-    /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last
-    /// queued item is `catch_up_end`.
-    fn queue_items(&mut self, events: Vec<(u64, Event)>, end_position: u64, ends_catch_up: bool) {
+    /// Queues events and the gaps up to the end of `positions` in the order of their positions. The reader had all events up to the start of
+    /// `positions`, and has all events up to the end. If `ends_catch_up`, the cursor after the last queued item is `catch_up_end`.
+    fn queue_items(
+        &mut self,
+        events: Vec<(u64, Event)>,
+        positions: RangeInclusive<u64>,
+        ends_catch_up: bool,
+    ) {
+        let (start_position, end_position) = positions.into_inner();
         let mut queue = VecDeque::with_capacity(events.len());
         let mut events = events.into_iter().peekable();
+        let mut last_missing_position = 0;
         loop {
-            let gap_position = self.gaps.front().map(|gap| gap.position);
+            let gap_position = self.gaps.front().map(TopicGap::position);
             let gap_position = gap_position.filter(|position| *position <= end_position);
             let next_event =
                 events.next_if(|(position, _)| gap_position.is_none_or(|gap| *position < gap));
@@ -534,17 +577,15 @@ impl HubReader {
                 let Some(gap) = self.gaps.pop_front() else {
                     break;
                 };
-                // At the gap's position, another topic may have a gap, too, or still have the event. Until the client has those, its cursor is
-                // before the position, so that a connection that breaks in between loses none of them.
-                let is_gap_next = self
-                    .gaps
-                    .front()
-                    .is_some_and(|next| next.position == gap.position);
-                let is_event_next = events.peek().is_some_and(|(position, event)| {
-                    *position == gap.position && event.id().is_some()
-                });
-                let is_unread = !gap.precedes_all_events() && (is_gap_next || is_event_next);
-                self.cursor_position = gap.position - u64::from(is_unread);
+                last_missing_position = gap.last_missing_position.max(last_missing_position);
+                let next_event_position = events
+                    .peek()
+                    .filter(|(_, event)| event.id().is_some())
+                    .map(|(position, _)| *position);
+                self.cursor_position = match gap.precedes_all_events {
+                    true => start_position,
+                    false => self.position_before_next(gap.position(), next_event_position),
+                };
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
                 queue.extend(self.member_lists(gap.topic.as_ref()).map(Item::Event));
@@ -555,8 +596,15 @@ impl HubReader {
             }
         }
         // A later gap may begin before the end of the catch-up, and precedes the cursor that says that the client has everything up to there.
-        if ends_catch_up && !queue.is_empty() && self.gaps.is_empty() {
-            self.set_cursor_of_last(&mut queue);
+        if !queue.is_empty() && self.gaps.is_empty() {
+            if ends_catch_up {
+                self.set_cursor_of_last(&mut queue, self.catch_up_end);
+            } else if self.cursor_position < last_missing_position
+                && last_missing_position <= end_position
+            {
+                // A client that returns is not told of the gap again.
+                self.set_cursor_of_last(&mut queue, last_missing_position);
+            }
         }
         match self.items.is_empty() {
             true => self.items = queue,
@@ -564,12 +612,24 @@ impl HubReader {
         }
     }
 
-    /// Sets the cursor of the last item to `catch_up_end`. If the id at this position is not known, the cursor stays behind.
-    fn set_cursor_of_last(&mut self, queue: &mut VecDeque<Item>) {
-        let Some(cursor) = self.hub.id_at(self.catch_up_end) else {
+    /// Returns the position of the cursor of a gap that stands at `gap_position`.
+    ///
+    /// At this position, another topic may have a gap, too, or still have the event. Until the client has those, its cursor is before the
+    /// position, so that a connection that breaks in between loses none of them.
+    fn position_before_next(&self, gap_position: u64, next_event_position: Option<u64>) -> u64 {
+        let next_gap = self.gaps.front();
+        let is_gap_next = next_gap.is_some_and(|next| next.position() == gap_position);
+        let is_event_next = next_event_position == Some(gap_position);
+        gap_position - u64::from(is_gap_next || is_event_next)
+    }
+
+    /// Sets the cursor of the last item to the id at `position`, up to which the client has everything then. If this id is not known, the cursor
+    /// stays behind.
+    fn set_cursor_of_last(&mut self, queue: &mut VecDeque<Item>, position: u64) {
+        let Some(cursor) = self.hub.id_at(position) else {
             return;
         };
-        self.cursor_position = self.catch_up_end;
+        self.cursor_position = position;
         match queue.pop_back() {
             Some(Item::Event(event)) if event.id().is_some() => {
                 queue.push_back(Item::EventWithCursor { event, cursor });
@@ -681,7 +741,7 @@ impl HubReader {
         let FeedGap { position, reason } = feed_gap;
         self.position = position;
         self.cursor_position = position;
-        self.gaps.retain(|gap| gap.position > position);
+        self.gaps.retain(|gap| gap.last_missing_position > position);
         for reader in &mut self.topics {
             reader.topic.log().skip_gap(&mut reader.ordinals);
         }

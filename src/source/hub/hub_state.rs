@@ -81,6 +81,8 @@ pub(super) struct JoinedTopic {
     pub(super) first_position: Option<u64>,
     /// The end of the events that the reader reads from the log. `None` if the reader gets all events of the topic from the log.
     pub(super) history_end: Option<HistoryEnd>,
+    /// The position of the cursor from which the client resumes the topic. `None` if the client begins without a cursor.
+    pub(super) resume_position: Option<u64>,
 }
 
 /// The result of [`HubState::join`].
@@ -366,6 +368,7 @@ impl HubState {
                 missed,
                 first_position,
                 history_end: None,
+                resume_position: request.start.resume_position(),
             });
         }
         for request in patterns {

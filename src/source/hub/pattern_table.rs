@@ -147,6 +147,7 @@ impl PatternTable {
             missed: None,
             first_position: None,
             history_end: None,
+            resume_position: None,
         })
     }
 
@@ -227,6 +228,7 @@ impl TopicTable {
                     missed: resolved.missed,
                     first_position,
                     history_end,
+                    resume_position: start.resume_position(),
                 },
             ));
         }
@@ -239,8 +241,9 @@ impl TopicTable {
             let lost_position = removed.max(left_out_position);
             // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
             // event after one of the missing ones has the gap, too.
+            live.resume_position = Some(position);
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
-                last_position: position,
+                last_position: self.last_position(),
                 count: None,
             });
         }

@@ -68,7 +68,7 @@ pub(super) struct ReaderOrdinals {
 /// Events of one topic that a reader has not read and that the log no longer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MissedTopicEvents {
-    /// The position of the last missing event.
+    /// The position of the last missing event. An upper bound of this position for the topics that match a pattern.
     pub(super) last_position: u64,
     /// The number of missing events, if it is known.
     pub(super) count: Option<u64>,
@@ -95,6 +95,16 @@ pub(super) enum TopicStart {
     Last(usize),
     /// After all events up to this position.
     AfterPosition(u64),
+}
+
+impl TopicStart {
+    /// Returns the position of the cursor of a reader that resumes.
+    pub(super) fn resume_position(self) -> Option<u64> {
+        match self {
+            Self::AfterPosition(position) => Some(position),
+            Self::Now | Self::Oldest | Self::Last(_) => None,
+        }
+    }
 }
 
 /// The result of [`TopicLog::resolve_start`].
