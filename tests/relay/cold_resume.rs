@@ -4,7 +4,7 @@ use std::{task::Poll, time::Duration};
 
 use futures_util::{StreamExt, future::join_all};
 use testkit::{body_text, describe_item, get_request_head, poll_next, read_ready_items};
-use tokio::time::{advance, timeout};
+use tokio::time::{Instant, advance, timeout};
 use tower_push::{
     Event, Gap, GapReason, Item, KeepAlive, Push, Relay,
     event::Topic,
@@ -283,6 +283,25 @@ async fn cursor_that_feed_skips_is_asked_again() {
     relay.store.append(1);
     relay.push_rest(28);
     assert_eq!(read_items(&mut ahead).await, ["29"]);
+}
+
+/// The store has removed the event of the client's cursor, and the feed announces that.
+#[tokio::test(start_paused = true)]
+async fn gap_of_feed_ends_wait_for_feed() {
+    let mut relay = StoreRelay::new(20, 20, builder());
+    relay.store.append(5);
+    let mut ahead = relay.resume(25);
+    assert_eq!(read_items(&mut ahead).await, [""; 0]);
+    relay.store.append(3);
+    relay.store.lock().trim(26);
+    let start = Instant::now();
+    relay
+        .feed
+        .gap(&Gap::new(GapReason::Expired).resumed(id(0, 26)));
+    let items = [ahead.next().await, ahead.next().await, ahead.next().await];
+    let items = items.map(|item| describe_item(item.unwrap()));
+    assert_eq!(items, ["expired Some(1)", "27", "28"]);
+    assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

@@ -122,10 +122,16 @@ impl HubBroker {
         self.counters.add_gap();
     }
 
+    /// Returns the position of the last gap of the feed; 0 if there was none.
+    #[inline]
+    pub(super) fn last_gap_position(&self) -> u64 {
+        self.gap_position.load(Ordering::Acquire)
+    }
+
     /// Returns the last gap of the feed if a reader at `position` has not passed it.
     #[inline]
     pub(super) fn gap_after(&self, position: u64) -> Option<FeedGap> {
-        let gap_position = self.gap_position.load(Ordering::Acquire);
+        let gap_position = self.last_gap_position();
         (gap_position > position).then(|| FeedGap {
             position: gap_position,
             reason: lock(&self.last_gaps).reason_after(position),

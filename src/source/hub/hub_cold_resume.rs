@@ -270,6 +270,10 @@ impl ColdResumeLog for HubLogs<'_> {
         self.hub.published_position()
     }
 
+    fn last_gap_position(&self) -> u64 {
+        self.broker.last_gap_position()
+    }
+
     fn last_id(&self) -> Option<EventId> {
         self.hub.id_at(self.hub.published_position())
     }

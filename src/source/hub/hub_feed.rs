@@ -120,6 +120,7 @@ impl HubState {
         let Some(broker) = self.broker() else {
             return;
         };
+        broker.upstream.prepare_for_gap();
         let mut deferred_drops = DeferredDrops::default();
         let (woken, position) = {
             let table = &mut *lock(&self.table);

@@ -159,6 +159,11 @@ impl EventLog {
         }
     }
 
+    /// Returns the position that stands for the missing events of the last gap; 0 if there was no gap.
+    pub(crate) fn last_gap_position(&self) -> u64 {
+        self.discontinuity.map_or(0, |last| last.position)
+    }
+
     /// Trims the oldest events until an event of `byte_len` bytes fits in. The caller appends the event after this call, so that
     /// the log never exceeds its limit.
     fn make_room_for(&mut self, byte_len: usize) {

@@ -40,6 +40,8 @@ pub(crate) struct ColdResume<E> {
     /// The number of events that the upstream may still look at for this client. An event counts when the client takes it from its page,
     /// so that a page that is read anew does not count twice.
     remaining_scan: usize,
+    /// The position of the last gap of the feed when the cursor was last looked up.
+    gap_position: u64,
     step: ColdResumeStep<E>,
 }
 
@@ -50,8 +52,8 @@ enum ColdResumeStep<E> {
     /// Waits for a page.
     ReadPage(Pin<Box<dyn Future<Output = PageResult<E>> + Send>>),
     /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
-    /// client waits until the feed has pushed the event of the cursor. If the timer ends first, the client asks the upstream again, because
-    /// the feed may have skipped this event.
+    /// client waits until the feed has pushed the event of the cursor. If the feed announces a gap, or the timer ends first, the client asks the
+    /// upstream again, because the feed may have skipped this event.
     WaitForFeed(Pin<Box<Sleep>>),
 }
 
@@ -82,6 +84,9 @@ pub(crate) trait ColdResumeLog {
 
     /// Returns the position of the newest event that the feed has pushed.
     fn last_position(&self) -> u64;
+
+    /// Returns the position of the last gap that the feed has announced; 0 if there was none.
+    fn last_gap_position(&self) -> u64;
 
     /// Returns the id of the newest event that the feed has pushed, if it is known.
     fn last_id(&self) -> Option<EventId>;
@@ -122,6 +127,7 @@ impl<E: PageEvent> ColdResume<E> {
             cursor,
             is_gap_after_cursor_sent: false,
             page: None,
+            gap_position: 0,
             step: ColdResumeStep::LookUp,
         }
     }
@@ -144,6 +150,7 @@ impl<E: PageEvent> ColdResume<E> {
             }
             match &mut self.step {
                 ColdResumeStep::LookUp => {
+                    self.gap_position = log.last_gap_position();
                     if let Some(start) = log.start_after(&self.cursor) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                     }
@@ -184,7 +191,8 @@ impl<E: PageEvent> ColdResume<E> {
                     if let Some(end) = log.end_of_feed_at(last_position) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(end));
                     }
-                    if recheck.as_mut().poll(cx).is_ready() {
+                    let has_gap = log.last_gap_position() > self.gap_position;
+                    if has_gap || recheck.as_mut().poll(cx).is_ready() {
                         self.step = ColdResumeStep::LookUp;
                     } else if log
                         .store_waker_unless_pushed(cx.waker(), last_position)

@@ -106,6 +106,9 @@ impl Feed {
     /// ```
     pub fn gap(&mut self, gap: &Gap) {
         self.relay.counters.add_gap();
+        if let Some(upstream) = &self.relay.upstream {
+            upstream.prepare_for_gap();
+        }
         self.relay.log.restart_after_gap(gap);
     }
 

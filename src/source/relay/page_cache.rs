@@ -19,6 +19,8 @@ pub(super) struct PageCache<E> {
     finished: VecDeque<(PageKey, u64)>,
     /// The number of the next read.
     next_number: u64,
+    /// Transient answers of reads with smaller numbers are not used any more.
+    min_transient_number: u64,
     pending_reads: usize,
     /// The sum of the finished entries' `byte_len`.
     byte_len: usize,
@@ -38,6 +40,8 @@ enum ReadState<E> {
     Finished {
         result: PageResult<E>,
         byte_len: usize,
+        /// Whether the answer may soon be wrong: there are no events yet, or the upstream has failed.
+        is_transient: bool,
         /// The time up to which clients with this key get this result. A client that asks later causes another read.
         reusable_until: Instant,
     },
@@ -86,6 +90,7 @@ impl<E: PageEvent> PageCache<E> {
             entries: HashMap::new(),
             finished: VecDeque::new(),
             next_number: 0,
+            min_transient_number: 0,
             pending_reads: 0,
             byte_len: 0,
             max_bytes,
@@ -99,15 +104,28 @@ impl<E: PageEvent> PageCache<E> {
 
     /// Returns the page of `key`, for a client that asked for it at `asked_at`.
     pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> FoundPage<E> {
-        match self.entries.get(key).map(|entry| &entry.state) {
-            Some(ReadState::Pending(done)) => FoundPage::Pending(done.clone()),
-            Some(ReadState::Finished {
+        let Some(entry) = self.entries.get(key) else {
+            return FoundPage::Absent;
+        };
+        match &entry.state {
+            ReadState::Pending(done) => FoundPage::Pending(done.clone()),
+            ReadState::Finished {
                 result,
+                is_transient,
                 reusable_until,
                 ..
-            }) if *reusable_until >= asked_at => FoundPage::Finished(result.clone()),
-            _ => FoundPage::Absent,
+            } if *reusable_until >= asked_at
+                && (!is_transient || entry.number >= self.min_transient_number) =>
+            {
+                FoundPage::Finished(result.clone())
+            }
+            ReadState::Finished { .. } => FoundPage::Absent,
         }
+    }
+
+    /// Forgets the transient answers of all reads so far, also of those in progress.
+    pub(super) fn forget_transient_answers(&mut self) {
+        self.min_transient_number = self.next_number;
     }
 
     /// Adds a read in progress. The channel `done` closes when the read ends.
@@ -151,6 +169,7 @@ impl<E: PageEvent> PageCache<E> {
         let state = ReadState::Finished {
             result,
             byte_len,
+            is_transient,
             reusable_until: now
                 + match is_transient {
                     true => TRANSIENT_REUSE_TIME,
@@ -275,6 +294,25 @@ mod tests {
         assert_eq!(cache.byte_len, 0);
         let _ = cache.finish_read(key(1), number, page(7), later);
         assert_eq!((cache.entries.len(), cache.byte_len), (1, 7));
+    }
+
+    #[test]
+    fn transient_answers_are_forgotten() {
+        let now = Instant::now();
+        let mut cache = PageCache::new(100);
+        let numbers = [1, 2, 3].map(|after| begin(&mut cache, after));
+        let empty = || Ok(Arc::new(Page::default()));
+        let _ = cache.finish_read(key(1), numbers[0], empty(), now);
+        let _ = cache.finish_read(key(2), numbers[1], page(5), now);
+        cache.forget_transient_answers();
+        let _ = cache.finish_read(key(3), numbers[2], empty(), now);
+        assert_eq!(
+            [1, 2, 3].map(|after| is_finished(&cache, after, now)),
+            [false, true, false]
+        );
+        let number = begin(&mut cache, 3);
+        let _ = cache.finish_read(key(3), number, empty(), now);
+        assert!(is_finished(&cache, 3, now));
     }
 
     #[test]

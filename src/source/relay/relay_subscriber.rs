@@ -23,7 +23,7 @@ use crate::{
     event::{Event, EventId, Gap, GapReason, Item, ItemOrRun},
     source::{
         StartPosition, TopicSet,
-        log::{ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
+        log::{EventLog, ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
         source_stream::SourceStream,
     },
     sync::StoreWakerOutcome,
@@ -223,6 +223,10 @@ impl ColdResumeLog for RelayLog<'_> {
 
     fn last_position(&self) -> u64 {
         self.reader.last_log_position()
+    }
+
+    fn last_gap_position(&self) -> u64 {
+        self.relay.log.inspect_log(EventLog::last_gap_position)
     }
 
     fn last_id(&self) -> Option<EventId> {

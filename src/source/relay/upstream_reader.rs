@@ -63,6 +63,12 @@ impl<E: PageEvent> UpstreamReader<E> {
         random::jittered(self.limits.retry, 0.5)
     }
 
+    /// Forgets the answers that may be wrong after a gap of the feed: that there are no events yet. Called before the log has the gap, so that a
+    /// client that knows of the gap reads anew.
+    pub(crate) fn prepare_for_gap(&self) {
+        lock(&self.pages).forget_transient_answers();
+    }
+
     pub(super) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         self.upstream.compare_ids(a, b)
     }
