@@ -91,7 +91,8 @@ fn random_step() -> impl Strategy<Value = Step> {
 /// The limits of the hubs.
 #[derive(Clone, Debug)]
 struct Limits {
-    max_events: usize,
+    /// The number of events that each server keeps of a topic.
+    max_events: [usize; NODES],
     max_ids: usize,
     max_topics: usize,
     page_events: usize,
@@ -100,7 +101,8 @@ struct Limits {
 }
 
 fn random_limits() -> impl Strategy<Value = Limits> {
-    let small = (1_usize..6, 6_usize..30, 1_usize..5);
+    let max_events = prop_oneof![1_usize..6, Just(100)];
+    let small = ([max_events.clone(), max_events], 6_usize..30, 1_usize..5);
     let upstream = (1_usize..8, 1_usize..60, 0_usize..400);
     (small, upstream).prop_map(
         |((max_events, max_ids, max_topics), (page_events, max_scan, cache_bytes))| Limits {
@@ -115,13 +117,14 @@ fn random_limits() -> impl Strategy<Value = Limits> {
 }
 
 impl Limits {
-    fn hub(&self) -> HubBuilder {
+    /// Returns the builder of the hub of a server.
+    fn hub(&self, node: usize) -> HubBuilder {
         let upstream = UpstreamLimits::new()
             .page_events(self.page_events)
             .max_scan(self.max_scan)
             .cache_bytes(self.cache_bytes);
         Hub::builder()
-            .max_events(self.max_events)
+            .max_events(self.max_events[node])
             .max_ids(self.max_ids)
             .max_topics(self.max_topics)
             .max_patterns(CLIENTS)
@@ -383,7 +386,7 @@ impl Model {
                 Step::Recreate => self.broker.lock().recreate(),
                 Step::Fail => self.broker.lock().failures += 1,
                 Step::Restart { node, tail } => {
-                    self.nodes[node] = self.broker.node(self.limits.hub(), tail);
+                    self.nodes[node] = self.broker.node(self.limits.hub(node), tail);
                 }
                 Step::Subscribe {
                     client,
@@ -432,7 +435,9 @@ const READ_TIME: Duration = Duration::from_millis(1);
 async fn run_steps(limits: Limits, steps: Vec<Step>) {
     let broker = Broker::default();
     broker.lock().delay = READ_TIME;
-    let nodes = (0..NODES).map(|_| broker.node(limits.hub(), 0)).collect();
+    let nodes = (0..NODES)
+        .map(|node| broker.node(limits.hub(node), 0))
+        .collect();
     let model = Model {
         broker,
         limits,
@@ -464,9 +469,10 @@ proptest! {
     }
 }
 
-fn limits(max_events: usize, max_ids: usize, max_topics: usize, page_events: usize) -> Limits {
+/// Returns the limits of servers that keep one event of each topic.
+fn limits(max_ids: usize, max_topics: usize, page_events: usize) -> Limits {
     Limits {
-        max_events,
+        max_events: [1; NODES],
         max_ids,
         max_topics,
         page_events,
@@ -517,7 +523,7 @@ fn recreation_after_last_page_is_an_epoch_gap() {
         Step::Recreate,
     ]);
     steps.push(publish(1));
-    run_to_end(limits(1, 6, 2, 2), steps);
+    run_to_end(limits(6, 2, 2), steps);
 }
 
 /// The log of one topic of a returning client has lost an event after a gap of the feed that the client has not got.
@@ -537,7 +543,7 @@ fn gap_in_topic_follows_gap_of_feed() {
         subscribe(0, 11, 1),
         Step::Recreate,
     ]);
-    run_to_end(limits(1, 8, 3, 1), steps);
+    run_to_end(limits(8, 3, 1), steps);
 }
 
 /// A gap of the feed ends before the gap of the page that the client has got.
@@ -553,5 +559,5 @@ fn gap_of_page_ends_after_gap_of_feed() {
     ];
     steps.extend([subscribe(1, 15, 1), publish(1), Step::Trim(3), publish(2)]);
     steps.extend([feed(1), Step::Trim(1)]);
-    run_to_end(limits(1, 8, 4, 1), steps);
+    run_to_end(limits(8, 4, 1), steps);
 }

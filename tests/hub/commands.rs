@@ -68,19 +68,16 @@ impl Client {
         assert_eq!(self.next().await, expected);
     }
 
-    /// Reads messages until one contains `end`. Returns the ids of the events before it.
-    pub(crate) async fn event_ids_until(&mut self, end: &str) -> Vec<EventId> {
-        let mut ids = Vec::new();
+    /// Reads messages until one contains `end`. Returns the texts of the events before it.
+    pub(crate) async fn event_texts_until(&mut self, end: &str) -> Vec<String> {
+        let mut texts = Vec::new();
         loop {
             let message = self.next().await;
             if message.contains(end) {
-                return ids;
+                return texts;
             }
             let record: Value = serde_json::from_str(&message).unwrap();
-            if record.get("topic").is_some() {
-                let id = record["id"].as_str().unwrap();
-                ids.push(EventId::new(id.to_owned()).unwrap());
-            }
+            texts.extend(record["data"].as_str().map(str::to_owned));
         }
     }
 

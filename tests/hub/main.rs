@@ -2,6 +2,7 @@
 //! clients choose, and patterns of topics.
 
 mod broker;
+mod broker_gaps;
 mod broker_hub;
 mod broker_model;
 mod client_patterns;

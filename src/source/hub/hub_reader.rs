@@ -85,6 +85,8 @@ pub(super) struct HubReader {
     buffer: ReadBuffer,
     /// Gaps that the client has not got yet, because events before them are unread.
     gaps: VecDeque<TopicGap>,
+    /// Unread events without history, each with its position, from the log of a pattern that the client has left. `None` if there are none.
+    pub(super) left_events: Option<Box<VecDeque<(u64, Event)>>>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
     /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
@@ -184,6 +186,7 @@ impl HubReader {
             items: VecDeque::new(),
             buffer: ReadBuffer::default(),
             gaps: VecDeque::new(),
+            left_events: None,
             sender,
             history_end_position: 0,
             is_parked: false,
@@ -434,7 +437,7 @@ impl HubReader {
             return BatchReadOutcome::UpToDate;
         }
         let is_catching_up = self.position < self.catch_up_end;
-        if is_catching_up || !self.gaps.is_empty() {
+        if is_catching_up || !self.gaps.is_empty() || self.left_events.is_some() {
             let bound = match is_catching_up {
                 true => published.min(self.catch_up_end),
                 false => published,
@@ -529,6 +532,7 @@ impl HubReader {
             mut events,
             end_position,
         } = batch.finish(&mut self.topics);
+        self.take_left_events(&mut events, end_position);
         let is_caught_up = end_position >= self.catch_up_end;
         if let Some(ids) = &self.resumed_ids {
             events.retain(|(_, event)| !ids.contains(event));
@@ -542,6 +546,20 @@ impl HubReader {
         match self.items.is_empty() {
             false => BatchReadOutcome::Items,
             true => BatchReadOutcome::Again,
+        }
+    }
+
+    /// Adds the events of `left_events` up to `end_position` to the events of a batch. An event that was published to several topics may be in both.
+    fn take_left_events(&mut self, events: &mut Vec<(u64, Event)>, end_position: u64) {
+        let Some(left) = &mut self.left_events else {
+            return;
+        };
+        let len = left.partition_point(|(position, _)| *position <= end_position);
+        events.extend(left.drain(..len));
+        events.sort_by_key(|(position, _)| *position);
+        events.dedup_by_key(|(position, _)| *position);
+        if left.is_empty() {
+            self.left_events = None;
         }
     }
 
@@ -742,6 +760,7 @@ impl HubReader {
         self.position = position;
         self.cursor_position = position;
         self.gaps.retain(|gap| gap.last_missing_position > position);
+        self.left_events = None;
         for reader in &mut self.topics {
             reader.topic.log().skip_gap(&mut reader.ordinals);
         }
@@ -873,6 +892,9 @@ impl HubReader {
             return;
         }
         self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
+        if let Some(events) = &mut self.left_events {
+            events.retain(|(_, event)| event.topic() != Some(topic));
+        }
         let index = self
             .topics
             .iter()
@@ -915,14 +937,17 @@ enum TopicReadOutcome {
 impl TopicReader {
     /// Returns whether the reader gets all further events of the topic from the log of a pattern.
     pub(super) fn has_read_history(&self) -> bool {
-        self.unread_history_len() == Some(0)
+        self.history_end.is_some_and(|HistoryEnd { ordinals, .. }| {
+            ordinals.retained <= self.ordinals.retained
+                && ordinals.ephemeral <= self.ordinals.ephemeral
+        })
     }
 
-    /// Returns the number of unread events before those that the reader gets from the log of a pattern. Returns `None` if the reader gets
-    /// all events from the log of the topic.
+    /// Returns the number of unread events with history before those that the reader gets from the log of a pattern. Returns `None` if the
+    /// reader gets all events from the log of the topic.
     pub(super) fn unread_history_len(&self) -> Option<u64> {
-        let end = self.history_end?;
-        Some(end.ordinal.saturating_sub(self.ordinals.retained))
+        let end = self.history_end?.ordinals;
+        Some(end.retained.saturating_sub(self.ordinals.retained))
     }
 
     /// Takes events up to the position `bound` from the topic's log.

@@ -64,16 +64,24 @@ impl MergedBatch {
             return Err(FeedGapFound);
         }
         let history_len = reader.unread_history_len();
-        let history_end = reader.history_end.map_or(u64::MAX, |end| end.position);
-        let mut missed = log.skip_missed(&mut reader.ordinals);
+        let missed = log.skip_missed(&mut reader.ordinals);
+        // Events that are missing after the end of the history are in the log of the pattern.
+        let mut missed = missed.filter(|_| history_len != Some(0));
         if let Some(missed) = &mut missed {
-            // The reader gets the events after its history from the log of a pattern.
+            // The reader gets the events after the end of the history from the log of a pattern.
             let counts = missed.count.into_iter().chain(history_len);
             missed.count = missed.count.and(counts.min());
-            missed.last_position = missed.last_position.min(history_end);
+            let history_end = reader.history_end.map(|end| end.last_retained_position);
+            missed.last_position = missed.last_position.min(history_end.unwrap_or(u64::MAX));
         }
-        for (entry, is_ephemeral) in log.unread_entries(&mut reader.ordinals) {
-            if entry.position > self.end_position.min(history_end) {
+        let entries = log.unread_entries(&mut reader.ordinals);
+        let mut passed = reader.ordinals;
+        for (entry, is_ephemeral) in entries {
+            passed.pass_entry(is_ephemeral);
+            let history_end = reader.history_end;
+            let is_after_history =
+                history_end.is_some_and(|end| end.is_before(passed, is_ephemeral));
+            if is_after_history || entry.position > self.end_position {
                 break;
             }
             let index = self

@@ -218,7 +218,7 @@ impl TopicTable {
                 continue;
             }
             let last_position = log.last_history_position();
-            let history_end = Some(log.history_end());
+            let history_end = Some(log.history_end_at(self.last_position()));
             drop(log);
             history.push((
                 last_position,
@@ -254,7 +254,10 @@ impl TopicTable {
                 .topic_name()
                 .is_some_and(|name| pattern.matches(name))
             {
-                joined.history_end = Some(joined.topic.log().history_end());
+                let log = joined.topic.log();
+                let history_end = log.history_end_at(self.last_position());
+                drop(log);
+                joined.history_end = Some(history_end);
             }
         }
         joined.push(live);

@@ -4,12 +4,14 @@
 //! While a pattern is added or removed, the reader changes from one log to the other: the log of the topic has the events up to a position, and
 //! the log of the pattern has those after it.
 
+use std::slice;
+
 use super::{
-    hub_reader::HubReader,
+    hub_reader::{HubReader, TopicReader},
     hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest},
     pattern_table::PatternRequest,
     subscribed_topics::SubscribedTopics,
-    topic_log::TopicStart,
+    topic_log::{EPHEMERAL_LIMITS, TopicStart},
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
 };
@@ -113,13 +115,13 @@ impl HubReader {
         if let Some(resume) = &mut self.cold_resume {
             resume.remove_pattern(pattern);
         }
-        let hub = self.hub().clone();
         let is_log = |other: Option<&TopicPattern>| other == Some(pattern);
         let mut readers = self.topics.iter();
         let Some(index) = readers.position(|reader| is_log(reader.topic.pattern())) else {
             return Vec::new();
         };
-        let mut left = vec![self.topics.swap_remove(index)];
+        let pattern_reader = self.topics.swap_remove(index);
+        let mut left = Vec::new();
         let readers = self.topics.iter();
         let patterns = readers.filter_map(|reader| reader.topic.pattern().cloned());
         let patterns: Vec<_> = patterns.collect();
@@ -137,15 +139,27 @@ impl HubReader {
                 Some(_) => left.push(reader),
             }
         }
-        for reader in &left {
-            reader.topic.deregister_reader(&reader.key);
-        }
-        hub.leave(left.iter().map(|reader| &*reader.topic));
-        self.return_to_topics(subscribed)
+        self.leave(&left);
+        let lost = self.return_to_topics(&pattern_reader, subscribed);
+        self.leave(slice::from_ref(&pattern_reader));
+        lost
     }
 
-    /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer.
-    fn return_to_topics(&mut self, subscribed: &SubscribedTopics) -> Vec<(Topic, JoinError)> {
+    /// Leaves topics and patterns that are no longer the reader's.
+    fn leave(&self, readers: &[TopicReader]) {
+        for reader in readers {
+            reader.topic.deregister_reader(&reader.key);
+        }
+        let topics = readers.iter().map(|reader| &*reader.topic);
+        self.hub().leave(topics);
+    }
+
+    /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer, but has not left yet.
+    fn return_to_topics(
+        &mut self,
+        pattern_reader: &TopicReader,
+        subscribed: &SubscribedTopics,
+    ) -> Vec<(Topic, JoinError)> {
         // The reader has all events up to this position.
         let start = TopicStart::AfterPosition(self.position().max(self.catch_up_end));
         let mut lost = Vec::new();
@@ -163,6 +177,7 @@ impl HubReader {
             match self.hub().join(requests, &[], &mut deferred_drops) {
                 Ok(joined) => {
                     self.held_position = joined.published_position;
+                    self.keep_left_events(pattern_reader, topic, joined.published_position);
                     for topic in joined.topics {
                         self.add_topic(topic, None);
                     }
@@ -171,5 +186,34 @@ impl HubReader {
             }
         }
         lost
+    }
+
+    /// Keeps the unread events without history of a topic, from the log of a pattern up to `end_position`: the log of the topic has only later ones.
+    fn keep_left_events(&mut self, pattern_reader: &TopicReader, topic: &Topic, end_position: u64) {
+        let TopicReader {
+            topic: pattern_topic,
+            ordinals,
+            ..
+        } = pattern_reader;
+        let sender = self.sender().cloned();
+        let log = pattern_topic.log();
+        let unread = log.unread_ephemeral_entries(*ordinals, end_position);
+        let unread = unread
+            .filter(|entry| entry.event.topic() == Some(topic) && entry.is_for(sender.as_ref()));
+        let unread: Vec<_> = unread
+            .map(|entry| (entry.position, entry.event.clone()))
+            .collect();
+        if unread.is_empty() {
+            return;
+        }
+        let left_events = self.left_events.get_or_insert_default();
+        left_events.extend(unread);
+        left_events
+            .make_contiguous()
+            .sort_by_key(|(position, _)| *position);
+        let excess = left_events
+            .len()
+            .saturating_sub(EPHEMERAL_LIMITS.max_events);
+        left_events.drain(..excess);
     }
 }

@@ -78,10 +78,20 @@ pub(super) struct MissedTopicEvents {
 /// topic from the log of the pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HistoryEnd {
-    /// The ordinal of the newest event with history.
-    pub(super) ordinal: u64,
-    /// The position of this event; 0 if the topic has had none.
-    pub(super) position: u64,
+    /// The ordinals of the last events that the reader gets from the log of the topic.
+    pub(super) ordinals: ReaderOrdinals,
+    /// The position of the last event with history up to there; 0 if the topic has had none.
+    pub(super) last_retained_position: u64,
+}
+
+impl HistoryEnd {
+    /// Returns whether the history ends before the last event that a reader at `ordinals` has passed: an event without history if `is_ephemeral`.
+    pub(super) fn is_before(self, ordinals: ReaderOrdinals, is_ephemeral: bool) -> bool {
+        match is_ephemeral {
+            true => self.ordinals.ephemeral < ordinals.ephemeral,
+            false => self.ordinals.retained < ordinals.retained,
+        }
+    }
 }
 
 /// Where a subscriber begins in a topic.
@@ -264,25 +274,41 @@ impl TopicLog {
         }
     }
 
-    /// Returns the end of the topic's history.
-    pub(super) fn history_end(&self) -> HistoryEnd {
+    /// Returns the end of the topic's history when `position` was the newest position of the hub.
+    pub(super) fn history_end_at(&self, position: u64) -> HistoryEnd {
+        let count_later = |entries: &VecDeque<TopicLogEntry>| {
+            let entries = entries.iter().rev();
+            let later = entries.take_while(|entry| entry.position > position);
+            later.count() as u64
+        };
+        let ephemeral = self.ephemeral.as_ref();
+        let ephemeral = ephemeral.map_or(0, |log| log.last_ordinal - count_later(&log.entries));
+        let later = count_later(&self.entries);
+        let last_retained = self.entries.iter().rev().nth(later as usize);
         HistoryEnd {
-            ordinal: self.last_ordinal,
-            position: self.last_history_position(),
+            ordinals: ReaderOrdinals {
+                retained: self.last_ordinal - later,
+                ephemeral,
+            },
+            last_retained_position: last_retained
+                .map_or(self.last_dropped_position, |entry| entry.position),
         }
     }
 
-    /// Returns the end of the topic's history when `position` was the newest position of the hub.
+    /// Returns the events without history after `ordinals` and up to `position`, oldest first.
     #[cfg(feature = "json")]
-    pub(super) fn history_end_at(&self, position: u64) -> HistoryEnd {
-        let entries = self.entries.iter().rev();
-        let later = entries.take_while(|entry| entry.position > position);
-        let later = later.count();
-        let last = self.entries.iter().rev().nth(later);
-        HistoryEnd {
-            ordinal: self.last_ordinal - later as u64,
-            position: last.map_or(self.last_dropped_position, |entry| entry.position),
-        }
+    pub(super) fn unread_ephemeral_entries(
+        &self,
+        ordinals: ReaderOrdinals,
+        position: u64,
+    ) -> impl Iterator<Item = &TopicLogEntry> {
+        let ephemeral = self.ephemeral.as_ref();
+        let unread = ephemeral.into_iter().flat_map(move |log| {
+            let unread_len = log.last_ordinal.saturating_sub(ordinals.ephemeral);
+            let read_len = (log.entries.len() as u64).saturating_sub(unread_len);
+            log.entries.range(read_len as usize..)
+        });
+        unread.take_while(move |entry| entry.position <= position)
     }
 
     /// Returns the number of events in the log.
