@@ -4,6 +4,8 @@ mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
+mod hub;
+mod hub_random_faults;
 mod nodes;
 mod publishing;
 mod random_faults;
