@@ -289,6 +289,7 @@ impl HubState {
             let mut publication = Publication {
                 hub: self,
                 table,
+                topics,
                 except: options.except.as_ref(),
                 id: &id,
                 now,
@@ -526,6 +527,8 @@ impl PublishedEvent {
 pub(super) struct Publication<'a> {
     pub(super) hub: &'a HubState,
     pub(super) table: &'a mut TopicTable,
+    /// All topics of the event.
+    pub(super) topics: &'a [Topic],
     /// The sender whose own subscribers do not get the event.
     pub(super) except: Option<&'a Arc<str>>,
     pub(super) id: &'a EventId,
@@ -582,7 +585,9 @@ impl Publication<'_> {
         let patterns = &self.table.patterns;
         let woken = patterns.append(
             name,
+            self.topics,
             event,
+            position,
             new_entry,
             self.is_ephemeral,
             self.deferred_drops,
