@@ -19,7 +19,7 @@ use crate::{
     detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
     event_loop::{ConnectionPoll, DrivenConnection, WakeCause},
     guard::DrainStartWaiter,
-    source::PushStream,
+    source::BoxItemStream,
     transport::{ItemOutput, ItemWriter, StreamingOutput},
 };
 
@@ -28,7 +28,7 @@ use crate::{
 /// While the stream is idle, it holds no buffer.
 pub(super) struct DetachedStream<IO> {
     /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
-    output: Option<StreamingOutput<ItemWriter<PushStream>>>,
+    output: Option<StreamingOutput<ItemWriter<BoxItemStream>>>,
     /// While the stream is open: when it became idle, or `None` from a write until the next idle poll. After the last chunk: when the writing
     /// side was shut down.
     idle_since: Option<Instant>,

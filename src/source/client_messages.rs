@@ -143,7 +143,7 @@ impl QueueState {
     }
 
     /// Waits until the queue has room, or the receiver is dropped.
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_capacity(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.is_full() && !matches!(self.receiver, ReceiverState::Dropped) {
             self.sender = Some(cx.waker().clone());
             return Poll::Pending;
@@ -175,14 +175,14 @@ impl ClientMessageSender {
 
     /// Waits until the queue has room, or the receiver is dropped.
     pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.lock().poll_room(cx)
+        self.0.lock().poll_capacity(cx)
     }
 
     /// Waits until the queue has room, and returns a new batch to fill with messages until the batch [is
     /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
-        ready!(queue.poll_room(cx));
+        ready!(queue.poll_capacity(cx));
         if !queue.has_receiver() {
             return Poll::Ready(None);
         }

@@ -7,7 +7,8 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    AnsweringSource, EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription,
+    AnsweringSource, EarlyResponseSource, PrecededSource, Rejection, Subscription,
+    ValueHoldingSource,
 };
 use crate::{
     BoxError,
@@ -179,12 +180,12 @@ pub trait PushSource {
     ///     Ok(Push::new(tokio_stream::iter(["one", "two"]).holding(permit)))
     /// }
     /// ```
-    fn holding<T>(self, value: T) -> HoldingSource<Self, T>
+    fn holding<T>(self, value: T) -> ValueHoldingSource<Self, T>
     where
         Self: Sized + Send,
         T: Send + 'static,
     {
-        HoldingSource::new(self, value)
+        ValueHoldingSource::new(self, value)
     }
 
     /// Returns a source that passes each client's messages to `answer`, and sends the client the answers among the items of this source. Only

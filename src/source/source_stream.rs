@@ -27,7 +27,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>>;
 
     /// Lets the stream yield the events that its log holds back in a flush window. Returns their number.
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         0
     }
 

@@ -107,14 +107,14 @@ impl ConsumerReader {
         self.request_number += 1;
         self.api
             .connection
-            .send(subject, self.current_answers(), request)
+            .send(subject, self.reply_subject(), request)
             .await?;
         self.requested = BATCH_MESSAGES;
         Ok(())
     }
 
     /// Returns the subject for answers to the current request.
-    fn current_answers(&self) -> String {
+    fn reply_subject(&self) -> String {
         format!("{}.{}", self.answers, self.request_number)
     }
 
@@ -124,7 +124,7 @@ impl ConsumerReader {
             tokio::select! {
                 biased;
                 message = self.subscriber.next() => Ok(message),
-                error = connection.broken(&mut self.watch) => Err(error),
+                error = connection.wait_until_broken(&mut self.watch) => Err(error),
             }
         };
         match timeout(HEARTBEAT_INTERVAL * 2, message).await {
@@ -152,7 +152,7 @@ impl ConsumerReader {
     fn handle_delivery(&mut self, message: Message) -> Result<Delivery, Error> {
         let delivered = DeliveredMessage::parse(message)?;
         if delivered.delivery != self.delivered + 1 {
-            return Err(lost_delivery());
+            return Err(lost_message_error());
         }
         self.delivered += 1;
         self.requested = self.requested.saturating_sub(1);
@@ -166,20 +166,20 @@ impl ConsumerReader {
         let last = last.and_then(|last| last.as_str().parse::<u64>().ok());
         match last.is_none_or(|last| last == self.delivered) {
             true => Ok(Delivery::Heartbeat),
-            false => Err(lost_delivery()),
+            false => Err(lost_message_error()),
         }
     }
 
     /// Handles the end of a request. The end of a request that has delivered all of its messages comes after the next request.
     fn end_request(&mut self, message: &Message) -> Delivery {
-        if *message.subject == *self.current_answers() {
+        if *message.subject == *self.reply_subject() {
             self.requested = 0;
         }
         Delivery::RequestEnded
     }
 }
 
-fn lost_delivery() -> Error {
+fn lost_message_error() -> Error {
     Error::unavailable("a message was lost on its way")
 }
 

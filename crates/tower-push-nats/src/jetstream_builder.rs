@@ -19,7 +19,7 @@ use crate::{
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_connection::StreamConnection,
-    stream_reader::{StreamReader, log_start},
+    stream_reader::{StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
 
@@ -244,13 +244,14 @@ impl JetStreamBuilder {
     ) -> Result<(T, StreamConnection), Error> {
         let ends_at = Instant::now() + self.connect_wait;
         let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
-        let position = retry_until(ends_at, || log_start(&api, &info, self.log_limits)).await?;
+        let position =
+            retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
         let upstream = JetStreamUpstream::new(api.clone());
         let (sink, log) = make_log(position.to_event_id(), upstream);
         let metrics = Arc::new(ReaderMetrics::new());
         let limits = self.log_limits;
         let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
-        let consumer = reader.fill_until(ends_at).await?;
+        let consumer = reader.fill_log_until(ends_at).await?;
         let task = tokio::spawn(reader.run(consumer));
         let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
         Ok((log, StreamConnection::new(publisher, api, metrics, task)))

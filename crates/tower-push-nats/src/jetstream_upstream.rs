@@ -119,7 +119,7 @@ fn page_after(
         Some(_) => Gap::new(GapReason::Expired),
         None => Gap::new(GapReason::Expired).missed(missed),
     };
-    let later = first_of_page(later, request);
+    let later = messages_of_page(later, request);
     let [first, ..] = later else {
         if last_sequence > cursor.sequence {
             let gap = gap(last_sequence - cursor.sequence);
@@ -147,7 +147,10 @@ fn page_after(
 
 /// Returns the messages of a page. The first message is in the page, however large it is. The page ends before removed messages, so that the gap
 /// for these is at the beginning of the next page.
-fn first_of_page<'a>(messages: &'a [StreamMessage], request: &PageRequest) -> &'a [StreamMessage] {
+fn messages_of_page<'a>(
+    messages: &'a [StreamMessage],
+    request: &PageRequest,
+) -> &'a [StreamMessage] {
     let mut bytes = 0;
     let mut next_sequence = messages.first().map(|message| message.sequence);
     let fitting = messages

@@ -85,7 +85,7 @@ impl NatsConnection {
         match self.client.connection_state() {
             State::Connected => Ok(ConnectionWatch {
                 changes,
-                connects: self.connects(),
+                connects: self.connect_count(),
             }),
             State::Pending | State::Disconnected => {
                 Err(Error::unavailable("there is no connection"))
@@ -94,19 +94,23 @@ impl NatsConnection {
     }
 
     /// Waits until the connection of a watch is broken.
-    pub(crate) async fn broken(&self, watch: &mut ConnectionWatch) -> Error {
-        self.interruption(watch, None).await
+    pub(crate) async fn wait_until_broken(&self, watch: &mut ConnectionWatch) -> Error {
+        self.wait_for_interruption(watch, None).await
     }
 
     /// Waits until the connection is broken, or the server refuses the subject of a request, or a subscription.
-    async fn interruption(&self, watch: &mut ConnectionWatch, subject: Option<&str>) -> Error {
+    async fn wait_for_interruption(
+        &self,
+        watch: &mut ConnectionWatch,
+        subject: Option<&str>,
+    ) -> Error {
         loop {
             // The events hold the sender, so that this never fails.
             if watch.changes.changed().await.is_err() {
                 return Error::disconnected();
             }
             let is_connected = self.client.connection_state() == State::Connected;
-            if !is_connected || self.connects() != watch.connects {
+            if !is_connected || self.connect_count() != watch.connects {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
@@ -117,7 +121,7 @@ impl NatsConnection {
         }
     }
 
-    fn connects(&self) -> u64 {
+    fn connect_count(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
@@ -136,7 +140,7 @@ impl NatsConnection {
         let answer = async {
             tokio::select! {
                 answer = self.client.send_request(subject.clone(), request) => Ok(answer?),
-                error = self.interruption(&mut watch, Some(&subject)) => Err(error),
+                error = self.wait_for_interruption(&mut watch, Some(&subject)) => Err(error),
             }
         };
         match timeout(self.timeout, answer).await {

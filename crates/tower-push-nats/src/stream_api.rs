@@ -90,7 +90,7 @@ impl StreamApi {
     /// Describes the stream.
     pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
         let info = self.call(self.subject("STREAM.INFO"), Vec::new());
-        self.remember(info.await??)
+        self.store_fingerprint(info.await??)
     }
 
     /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
@@ -115,11 +115,11 @@ impl StreamApi {
         match created {
             // Another process has created the stream.
             Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
-            created => self.remember(created?),
+            created => self.store_fingerprint(created?),
         }
     }
 
-    fn remember(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
+    fn store_fingerprint(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
         let mut fingerprint = self
             .fingerprint
             .lock()
@@ -201,7 +201,7 @@ impl StreamApi {
         let read = async {
             tokio::select! {
                 messages = read => messages,
-                error = self.connection.broken(&mut watch) => Err(error),
+                error = self.connection.wait_until_broken(&mut watch) => Err(error),
             }
         };
         match timeout(self.connection.timeout(), read).await {

@@ -269,7 +269,10 @@ impl<S: EntrySink> StreamReader<S> {
     ) -> Result<(), Error> {
         let tail = LogTail::read(&self.connector, connection, self.limits, &mut self.estimate);
         let mut tail = tail.await?;
-        let known = tail.entries.iter().rposition(|entry| self.is_known(entry));
+        let known = tail
+            .entries
+            .iter()
+            .rposition(|entry| self.is_recently_read(entry));
         // The number of recent entries that are still in the stream.
         let mut known_recent = 0;
         if let Some(known) = known {
@@ -292,7 +295,7 @@ impl<S: EntrySink> StreamReader<S> {
     }
 
     /// Returns whether the reader has read this entry recently.
-    fn is_known(&self, entry: &StreamEntry) -> bool {
+    fn is_recently_read(&self, entry: &StreamEntry) -> bool {
         let mut recent = self.recent.iter().rev();
         let found = recent.find(|(id, _)| *id == entry.id);
         found.is_some_and(|(_, fingerprint)| *fingerprint == entry.fingerprint())

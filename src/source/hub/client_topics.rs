@@ -342,7 +342,7 @@ impl PushSource for ClientTopicsSource {
             let present: Vec<_> = allowed
                 .topics
                 .iter()
-                .filter_map(AllowedTopic::present_member)
+                .filter_map(AllowedTopic::presence_member)
                 .collect();
             let request = ReaderRequest {
                 topics: allowed.topics,

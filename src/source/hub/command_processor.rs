@@ -347,7 +347,7 @@ fn join_topic(
         max_history: allowed.max_history,
     };
     let members = reader.join_topic(&request, cursor, &allowed.presence, is_new)?;
-    reader.enter(allowed.present_member().into_iter().collect())?;
+    reader.enter(allowed.presence_member().into_iter().collect())?;
     Ok(members)
 }
 

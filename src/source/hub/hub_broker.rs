@@ -29,7 +29,7 @@ pub(super) struct HubBroker {
     gap_position: AtomicU64,
     last_gaps: Mutex<LastGaps>,
     is_feed_gone: AtomicBool,
-    /// The cold resumes that wait for the feed. They are woken without a lock.
+    /// The resumes from the broker that wait for the feed. They are woken without a lock.
     pub(super) waiting_resumes: WaitList,
 }
 
@@ -66,7 +66,7 @@ impl LastGaps {
     }
 }
 
-/// The error of [`HubBroker::push_id`]: the hub has an event with this id.
+/// The error of [`HubBroker::append_id`]: the hub has an event with this id.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DuplicateId;
 
@@ -96,21 +96,21 @@ impl HubBroker {
         }
     }
 
-    /// Adds the id at the next position, which `take_position` returns. The caller holds the lock of the hub's table.
+    /// Adds the id of a new event, at the position that `allocate_position` returns. The caller holds the lock of the hub's table.
     ///
     /// # Errors
-    /// [`DuplicateId`] if the id is known already. In this case, no position is taken.
-    pub(super) fn push_id(
+    /// [`DuplicateId`] if the id is known already. In this case, `allocate_position` is not called.
+    pub(super) fn append_id(
         &self,
         id: &EventId,
-        take_position: impl FnOnce() -> u64,
+        allocate_position: impl FnOnce() -> u64,
     ) -> Result<(), DuplicateId> {
         let mut ids = lock_for_writing(&self.ids);
         if ids.contains(id) {
             return Err(DuplicateId);
         }
         ids.push(id.clone());
-        ids.forget_trimmed(take_position());
+        ids.forget_trimmed(allocate_position());
         Ok(())
     }
 
@@ -154,8 +154,8 @@ impl HubBroker {
     }
 
     /// Returns the time after which one client should return.
-    pub(super) fn random_retry(&self) -> Duration {
-        self.upstream.random_retry()
+    pub(super) fn random_retry_delay(&self) -> Duration {
+        self.upstream.random_retry_delay()
     }
 }
 

@@ -70,7 +70,7 @@ impl HubConfig {
 
     /// Returns how many events a topic may hold back: half of what its log has room for, with and without history. A value that is replaced
     /// while it is held back is no loss.
-    pub(super) fn max_held(&self) -> HeldEvents {
+    pub(super) fn max_held_events(&self) -> HeldEvents {
         let limits = match self.is_last_value || self.has_no_history() {
             true => &EPHEMERAL_LIMITS,
             false => &self.topic_limits,

@@ -83,7 +83,7 @@ impl HubState {
         let mut woken = Vec::new();
         let position = {
             let table = &mut *lock(&self.table);
-            let pushed = broker.push_id(&id, || table.take_position());
+            let pushed = broker.append_id(&id, || table.allocate_position());
             pushed.map_err(|DuplicateId| PushError::DuplicateId)?;
             let now = self.now();
             let mut publication = Publication {
@@ -123,7 +123,7 @@ impl HubState {
         let mut deferred_drops = DeferredDrops::default();
         let (woken, position) = {
             let table = &mut *lock(&self.table);
-            let position = table.take_position();
+            let position = table.allocate_position();
             let reason = gap.reason;
             broker.restart_after_gap(FeedGap { position, reason }, gap.resumed.clone());
             let woken = table.restart_after_gap(position, &mut deferred_drops);

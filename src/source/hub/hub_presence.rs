@@ -144,7 +144,7 @@ impl HubState {
             let change = change.map_err(|TooManyMembers| too_many_members_rejection())?;
             change.and_then(|change| self.publish_change(change))
         };
-        finish(published);
+        finish_publication(published);
         Ok(MemberConnection {
             hub: self.clone(),
             topic: topic.clone(),
@@ -173,7 +173,7 @@ impl HubState {
                 change.and_then(|change| self.publish_change(change)),
             )
         };
-        finish(published);
+        finish_publication(published);
         Ok(is_member)
     }
 
@@ -189,7 +189,7 @@ impl HubState {
             let change = presence.table.leave(topic, key, leaves_at);
             change.and_then(|change| self.publish_change(change))
         };
-        finish(published);
+        finish_publication(published);
     }
 
     /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
@@ -228,7 +228,7 @@ impl HubState {
 
     /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
     /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
-    pub(super) fn topic_of_members(&self, events: &Topic) -> Topic {
+    pub(super) fn base_topic_of(&self, events: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
         let base = events.as_str().strip_suffix(suffix);
         let base = base.and_then(|base| Topic::new(base).ok());
@@ -239,7 +239,7 @@ impl HubState {
 impl HubState {
     /// Publishes the event of a change, while the members are locked.
     fn publish_change(&self, change: PresenceChange) -> Option<PublishedEvent> {
-        let topic = self.topic_of_events(&change.topic).ok()?;
+        let topic = self.presence_topic_of(&change.topic).ok()?;
         let event = control_events::presence_changed(&change);
         let options = PublishOptions::new();
         let publish = || self.publish_under_lock(std::slice::from_ref(&topic), event, &options);
@@ -247,7 +247,7 @@ impl HubState {
     }
 
     /// Returns the topic that has the events of the members of `topic`.
-    fn topic_of_events(&self, topic: &Topic) -> Result<Topic, Rejection> {
+    fn presence_topic_of(&self, topic: &Topic) -> Result<Topic, Rejection> {
         let suffix = &*self.config.presence.topic_suffix;
         if suffix.is_empty() {
             return Ok(topic.clone());
@@ -262,7 +262,7 @@ impl HubState {
             let message = "a hub with a broker has no members";
             return Err(Rejection::new(StatusCode::NOT_IMPLEMENTED).message(message));
         }
-        self.topic_of_events(topic)?;
+        self.presence_topic_of(topic)?;
         let mut budget = LengthBudget(self.config.presence.max_member_len);
         let fits = budget.write_all(key.as_bytes()).is_ok();
         match fits && serde_json::to_writer(&mut budget, value).is_ok() {
@@ -293,7 +293,7 @@ impl Write for LengthBudget {
     }
 }
 
-fn finish(published: Option<PublishedEvent>) {
+fn finish_publication(published: Option<PublishedEvent>) {
     if let Some(published) = published {
         published.finish();
     }

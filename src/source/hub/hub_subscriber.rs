@@ -120,8 +120,8 @@ impl SourceStream for HubSubscriber {
         self.poll_next(cx).map_ok(ItemOrRun::Item)
     }
 
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
-        self.get_mut().reader.release_held_events()
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_and_count_held_events()
     }
 }
 

@@ -67,7 +67,7 @@ impl HubReader {
     }
 
     fn has_reader_of(&self, topic: &Topic) -> bool {
-        if self.cold_topics().contains(topic) {
+        if self.backend_resume_topics().contains(topic) {
             return true;
         }
         let mut topics = self.topics.iter();
@@ -110,7 +110,7 @@ impl HubReader {
         subscribed: &SubscribedTopics,
     ) -> Vec<(Topic, JoinError)> {
         self.deregister_pattern_access(pattern);
-        if let Some(resume) = &mut self.cold_resume {
+        if let Some(resume) = &mut self.backend_resume {
             resume.remove_pattern(pattern);
         }
         let hub = self.hub().clone();

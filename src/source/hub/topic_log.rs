@@ -129,7 +129,7 @@ impl TopicLogEntry {
 
     /// Returns whether a subscriber with this sender name gets the event.
     #[inline]
-    pub(super) fn is_for(&self, sender: Option<&Arc<str>>) -> bool {
+    pub(super) fn is_visible_to(&self, sender: Option<&Arc<str>>) -> bool {
         self.except.is_none() || self.except.as_ref() != sender
     }
 }
@@ -421,7 +421,7 @@ impl TopicLog {
 impl ReaderOrdinals {
     /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
     #[inline]
-    pub(super) fn pass_entry(&mut self, is_ephemeral: bool) {
+    pub(super) fn skip_entry(&mut self, is_ephemeral: bool) {
         match is_ephemeral {
             true => self.ephemeral += 1,
             false => self.retained += 1,

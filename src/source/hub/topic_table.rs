@@ -86,8 +86,8 @@ impl TopicTable {
         self.last_position
     }
 
-    /// Takes the next position.
-    pub(super) fn take_position(&mut self) -> u64 {
+    /// Returns the next position, and counts it as used.
+    pub(super) fn allocate_position(&mut self) -> u64 {
         self.last_position += 1;
         self.last_position
     }

@@ -305,7 +305,11 @@ impl EventLog {
     ///
     /// A run ends at a multiple of [`RUN_BLOCK_LEN`], so that readers from different positions get the same runs from there on. The history
     /// of a run begins behind such a position.
-    pub(super) fn run_after(&self, position: u64, end_position: u64) -> (EventRun, usize) {
+    pub(super) fn run_and_byte_len_after(
+        &self,
+        position: u64,
+        end_position: u64,
+    ) -> (EventRun, usize) {
         let before_oldest = self.position_before_oldest();
         let before_block = position / RUN_BLOCK_LEN * RUN_BLOCK_LEN;
         let first = position.saturating_sub(before_oldest) as usize;
@@ -314,8 +318,9 @@ impl EventLog {
         let max_len = (end_position - position) as usize;
 
         let history = self.entries.range(block_start.min(first)..first);
-        let (history_len, _) = count_within(history.rev(), first, MAX_HISTORY_BYTES);
-        let (len, byte_len) = count_within(self.entries.range(first..), max_len, MAX_RUN_BYTES);
+        let (history_len, _) = count_and_bytes_within(history.rev(), first, MAX_HISTORY_BYTES);
+        let (len, byte_len) =
+            count_and_bytes_within(self.entries.range(first..), max_len, MAX_RUN_BYTES);
         let len = len.max(1).min(self.entries.len() - first);
         let events = |range| (self.entries.range(range)).map(|entry| entry.event.clone());
         let history = events(first - history_len..first);
@@ -394,7 +399,7 @@ fn fill_buffer<'a>(
 }
 
 /// Returns how many of the first entries, at most `max_len`, have at most `max_bytes` together, and how many bytes these have.
-fn count_within<'a>(
+fn count_and_bytes_within<'a>(
     entries: impl Iterator<Item = &'a LogEntry>,
     max_len: usize,
     max_bytes: usize,
@@ -515,7 +520,7 @@ mod tests {
         for number in 1..=150 {
             append(&mut log, &number.to_string());
         }
-        let run = |position| log.run_after(position, u64::MAX).0;
+        let run = |position| log.run_and_byte_len_after(position, u64::MAX).0;
         let last = |position| run(position).last_position();
         assert_eq!(
             (last(50), last(63), last(64), last(149)),
@@ -526,7 +531,7 @@ mod tests {
         assert_eq!(run_texts(run(52).history()), ["51", "52"]);
         assert_eq!(run_texts(run(66).history()), ["65", "66"]);
         assert!(run(64).history().is_empty());
-        assert_eq!(log.run_after(98, u64::MAX).1, 2 + 29 * 3);
+        assert_eq!(log.run_and_byte_len_after(98, u64::MAX).1, 2 + 29 * 3);
         let has_events = |position, count| log.has_events_after(position, u64::MAX, count);
         assert!(has_events(50, 100) && has_events(149, 1));
         assert!(!has_events(49, 1) && !has_events(149, 2) && !has_events(200, 1));
@@ -540,10 +545,13 @@ mod tests {
             append(&mut log, &kib);
         }
         append(&mut log, &"y".repeat(100_000));
-        assert_eq!(log.run_after(0, u64::MAX).0.events().len(), 16);
-        assert_eq!(log.run_after(36, u64::MAX).0.history().len(), 32);
-        assert_eq!(log.run_after(39, u64::MAX).0.events().len(), 1);
-        assert_eq!(log.run_after(40, u64::MAX).0.events().len(), 1);
+        assert_eq!(log.run_and_byte_len_after(0, u64::MAX).0.events().len(), 16);
+        assert_eq!(
+            log.run_and_byte_len_after(36, u64::MAX).0.history().len(),
+            32
+        );
+        assert_eq!(log.run_and_byte_len_after(39, u64::MAX).0.events().len(), 1);
+        assert_eq!(log.run_and_byte_len_after(40, u64::MAX).0.events().len(), 1);
     }
 
     #[test]

@@ -101,10 +101,10 @@ impl<I: LogIds> LogReader<I> {
         }
     }
 
-    /// Makes the reader wait with its group: from now on, the reader stores no waker. The caller polls the reader once more, and then
-    /// whenever the status of the returned log changes.
+    /// Leaves the waking of the reader's task to the caller: from now on, the reader stores no waker. The caller polls the reader once more, and
+    /// then whenever the status of the returned log changes.
     #[cfg(feature = "server")]
-    pub(crate) fn wait_with_group(&mut self) -> Arc<dyn WatchedLog>
+    pub(crate) fn delegate_wakeups(&mut self) -> Arc<dyn WatchedLog>
     where
         I: Send + Sync + 'static,
     {
@@ -116,7 +116,7 @@ impl<I: LogIds> LogReader<I> {
 
     /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
     /// may hold back events, else 0.
-    pub(crate) fn release_held_events(&mut self) -> u32 {
+    pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
         self.held_position = self.log.held_position();
         let unread = self.held_position.saturating_sub(self.position);
         u32::try_from(unread).unwrap_or(u32::MAX)
@@ -249,7 +249,7 @@ impl<I: LogIds> LogReader<I> {
         let reason = match (missed.discontinuity, self.requested_cursor()) {
             (Some(reason), _) => reason,
             (None, Some(_)) => {
-                counters.add_missed_on_return(count);
+                counters.add_missed_on_resume(count);
                 GapReason::Expired
             }
             (None, None) => {

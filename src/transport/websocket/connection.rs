@@ -28,7 +28,7 @@ use crate::{
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::pending_retry::PendingRetry,
+    transport::repoll_policy::RepollPolicy,
 };
 #[cfg(feature = "server")]
 use crate::{event_loop::EventLoopSet, source::EventLoopJoin};
@@ -51,7 +51,7 @@ pub(super) struct UpgradingConnection {
     /// Boxed because a timer is large, and is dropped with the upgrade.
     timer: Pin<Box<MovingDeadlineTimer>>,
     #[cfg(feature = "server")]
-    offer: Option<UpgradeOffer>,
+    adopter: Option<WebSocketAdopter>,
 }
 
 /// An upgraded socket, with everything that drives it. While the connection is idle, it owns no buffer.
@@ -64,7 +64,7 @@ pub(crate) struct WebSocketConnection<IO> {
 /// Lets a server take upgraded sockets of its own connections back from hyper. Part of a request's extensions.
 #[cfg(feature = "server")]
 #[derive(Clone, Debug)]
-pub(crate) struct UpgradeOffer {
+pub(crate) struct WebSocketAdopter {
     pub(crate) event_loops: Arc<EventLoopSet>,
     pub(crate) adopt: AdoptFn,
 }
@@ -130,14 +130,14 @@ impl ConnectionTask {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         driver: SessionDriver,
-        #[cfg(feature = "server")] offer: Option<UpgradeOffer>,
+        #[cfg(feature = "server")] adopter: Option<WebSocketAdopter>,
     ) -> Self {
         Self::Upgrading(UpgradingConnection {
             on_upgrade,
             driver: Some(driver),
             timer: Box::pin(MovingDeadlineTimer::default()),
             #[cfg(feature = "server")]
-            offer,
+            adopter,
         })
     }
 }
@@ -185,12 +185,14 @@ impl UpgradingConnection {
             driver.session.handle_upgraded(tokio_now());
         }
         #[cfg(feature = "server")]
-        let upgraded = match &self.offer {
+        let upgraded = match &self.adopter {
             None => upgraded,
-            Some(offer) => match (offer.adopt)(&offer.event_loops, upgraded, &mut self.driver) {
-                Ok(()) => return Poll::Ready(None),
-                Err(upgraded) => upgraded,
-            },
+            Some(adopter) => {
+                match (adopter.adopt)(&adopter.event_loops, upgraded, &mut self.driver) {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(upgraded) => upgraded,
+                }
+            }
         };
         let driver = self.driver.take();
         Poll::Ready(driver.map(|driver| driver.into_connection(upgraded)))
@@ -240,7 +242,7 @@ impl SessionDriver {
         self.keep_unprocessed(input, Bytes::copy_from_slice);
     }
 
-    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`](crate::source::PushStream).
+    /// Prepares the source's stream for an event loop. See [`BoxItemStream::join_event_loop`](crate::source::BoxItemStream).
     ///
     /// A connection whose messages a source receives does not fit: the source is the application's code.
     #[cfg(feature = "server")]
@@ -443,7 +445,7 @@ impl SessionDriver {
         let Some(items) = self.items.open_mut() else {
             return Poll::Pending;
         };
-        let mut retry = PendingRetry::default();
+        let mut retry = RepollPolicy::default();
         for _ in 0..MAX_ITEMS_PER_ROUND {
             if !self.session.wants_item() {
                 break;

@@ -10,7 +10,7 @@ use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 #[cfg(feature = "websocket")]
 use super::ConnectionReader;
 use super::{
-    FeedConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
+    EventConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
     item_reader::ItemReader,
 };
 use crate::{error::Error, item::ClientItem};
@@ -180,7 +180,7 @@ impl Subscriber {
     /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
     /// waiting for events.
     fn end_poll(&mut self, now: Instant) {
-        let SubscriberState::Reading(FeedConnection {
+        let SubscriberState::Reading(EventConnection {
             has_items, since, ..
         }) = self.state
         else {
@@ -248,7 +248,7 @@ impl Subscriber {
     ) {
         let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
         let mut websocket = match state {
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => websocket,

@@ -143,7 +143,7 @@ enum SubscriberState {
     /// The body of a response that is no feed is read, to be reported in an error.
     ReadingError(Box<PendingResponse>),
     /// A feed is read.
-    Reading(FeedConnection),
+    Reading(EventConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
@@ -158,7 +158,7 @@ enum SubscriberState {
 
 /// A response that is a feed.
 #[derive(Debug)]
-struct FeedConnection {
+struct EventConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
@@ -516,7 +516,7 @@ impl Subscriber {
         #[cfg(feature = "websocket")]
         if matches!(
             &self.state,
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(_),
                 ..
             })

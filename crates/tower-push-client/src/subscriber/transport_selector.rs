@@ -58,7 +58,7 @@ impl TransportSelector {
     }
 
     /// Whether the current transport may be given up because nothing arrives: it has never worked, and there is another one to try.
-    pub(crate) fn may_give_up_current(&self) -> bool {
+    pub(crate) fn may_switch_transport(&self) -> bool {
         self.worked != Some(self.index) && self.has_untried_transport()
     }
 

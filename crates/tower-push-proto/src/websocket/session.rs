@@ -127,13 +127,13 @@ pub struct Session {
     last_activity: Instant,
     unsolicited_frames: UnsolicitedFrameCounter,
     /// What most sessions do not have at most times. `None` if all of its fields are `None`.
-    transient: Option<Box<TransientState>>,
+    transient: Option<Box<RarelyUsedState>>,
     reads_paused: bool,
 }
 
 /// The state of a session that waits for the client, or that is about to close.
 #[derive(Debug, Default)]
-struct TransientState {
+struct RarelyUsedState {
     /// When the last ping was sent, if the client has shown no activity since.
     unanswered_ping: Option<Instant>,
     /// When the first byte of the client's incomplete message arrived. `None` between messages.
@@ -350,7 +350,7 @@ impl Session {
 
     /// Changes the transient state, unless all of its fields are `None`.
     #[inline]
-    fn change_transient(&mut self, change: impl FnOnce(&mut TransientState)) {
+    fn change_transient(&mut self, change: impl FnOnce(&mut RarelyUsedState)) {
         if let Some(transient) = &mut self.transient {
             change(transient);
             if transient.is_empty() {
@@ -799,7 +799,7 @@ impl Session {
     }
 }
 
-impl TransientState {
+impl RarelyUsedState {
     fn is_empty(&self) -> bool {
         self.unanswered_ping.is_none()
             && self.message_started.is_none()
