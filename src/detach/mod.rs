@@ -10,10 +10,11 @@
 //!
 //! # Protocol
 //! 1. The connection calls [`HandOver::begin_request`] for each request, and puts the returned offer into the request's extensions.
-//! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. Its response gets a
+//! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. The transport's response gets a
 //!    [`DetachableBody`].
 //! 3. While hyper polls the body, the body computes a [`WireDigest`] of the chunks that hyper must write for its frames. When the inner body is
-//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, it takes the inner body back.
+//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, the `DetachableBody` takes the
+//!    inner body back.
 //! 4. The connection reports each write and flush of hyper. The `HandOver` computes a digest of the bytes that follow the response's head.
 //! 5. After each poll of hyper, the connection calls [`HandOver::take_detachable_body`]. The body is returned if hyper has nothing left to write,
 //!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.

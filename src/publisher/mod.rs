@@ -153,7 +153,7 @@ impl PublisherState {
         Ok(published_response(&ids, form))
     }
 
-    /// Asks for each topic whether the request may publish to it. A topic that several publications name is asked for once.
+    /// Asks for each topic whether the request may publish to it. The function is asked only once about a topic that several publications name.
     async fn authorize(
         &self,
         head: &Arc<Parts>,
@@ -184,8 +184,8 @@ impl PublisherState {
     /// Publishes all events, one after another. Returns their ids.
     ///
     /// # Errors
-    /// None in a hub without a broker: topics and events were checked before. In a hub with a broker, the first event that is not published
-    /// ends the publication, and the events before it are published.
+    /// Never fails in a hub without a broker, because topics and events were checked before. In a hub with a broker, the first event that is
+    /// not published ends the publication, and the events before it are published.
     async fn publish(
         &self,
         head: &Parts,

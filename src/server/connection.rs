@@ -223,7 +223,7 @@ where
         let output = body.as_mut().take_output();
         let Some(mut output) = output.and_then(|output| output.downcast::<ItemOutput>().ok())
         else {
-            // The transports give only such bodies to the hand-over.
+            // Never the case: the transports give only bodies whose output is an `ItemOutput` to the hand-over.
             return Ok(());
         };
         drop(body);
@@ -252,7 +252,8 @@ where
     };
     let (io, permit) = io.into_inner().into_parts();
     driver.set_first_input(&read_buf);
-    // hyper's buffer is freed before the connection is moved to memory of its own, which would otherwise keep the freed memory apart.
+    // hyper's buffer is freed before the connection is moved to an allocation of its own. Otherwise this allocation would lie behind the
+    // buffer, and the freed memory would stay fragmented.
     drop(read_buf);
     let fit = driver.join_event_loop();
     let socket = UpgradedSocket {

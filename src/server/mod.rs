@@ -315,7 +315,7 @@ impl ServerBuilder {
     /// Sets whether streams [leave hyper](self#detached-streams): `true` by default.
     ///
     /// Set it to `false` if a layer acts on the body of a response after its first bytes, for example to cut it at a deadline.
-    /// [`Push::detach`](crate::Push::detach) is the same for one push.
+    /// [`Push::detach`](crate::Push::detach) sets this for one push.
     pub fn detach(mut self, detach: bool) -> Self {
         self.0.can_detach = detach;
         self

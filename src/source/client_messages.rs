@@ -190,7 +190,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // The queue is usually empty. In this case, the batch borrows the queue's allocation, and `send` gives the allocation back.
+            // If the queue is empty, as it usually is, the batch borrows the queue's allocation, and `send` gives the allocation back.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),
@@ -316,7 +316,7 @@ impl Drop for ClientMessageSender {
 pub(super) enum ClientMessagesSlot {
     /// The receiving half has not been taken.
     Unclaimed(Arc<MessageQueue>),
-    /// The receiving half, until it is taken. Its messages are queued in the meantime.
+    /// The receiving half, until it is taken. The client's messages are queued in the meantime.
     Claimed(Arc<Mutex<Option<ClientMessages>>>),
 }
 

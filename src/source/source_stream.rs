@@ -70,7 +70,7 @@ where
     })
 }
 
-/// Boxes a reader of one of our own logs: each of them has one line. Returns any other stream as the error.
+/// Boxes a reader of one of our own logs: the function has one line for each type of reader. Returns any other stream as the error.
 fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S> {
     let mut stream = Some(stream);
     let boxed = None

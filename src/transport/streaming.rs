@@ -320,7 +320,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BoxError>>> {
         if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            // Not 0, because `frames` may hold another frame of the same run.
+            // `frames_in_a_row` restarts at 1 and not at 0, because `frames` may hold another frame of the same run.
             self.frames_in_a_row = 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -17,13 +17,13 @@ use crate::{
 /// Reads the messages of one consumer, in requests of a bounded size.
 ///
 /// # Invariant: no hole
-/// Each message is the one that the consumer has delivered after the message before. If a message is lost on its way, the connection breaks, or the
-/// consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
+/// The reader checks that no delivery of the consumer is missing between two messages. If a message is lost on its way, the connection breaks,
+/// or the consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
 #[derive(Debug)]
 pub(crate) struct ConsumerReader {
     api: Arc<StreamApi>,
     request_subject: String,
-    /// The beginning of the subjects for answers. Each request has a number, with which its subject for answers ends.
+    /// The prefix of the subjects for answers. A subject for answers ends with the number of its request.
     answers: String,
     request_number: u64,
     subscriber: Subscriber,
@@ -39,9 +39,9 @@ pub(crate) struct ConsumerReader {
 #[derive(Debug)]
 pub(crate) enum Delivery {
     Message(DeliveredMessage),
-    /// There is no message now.
+    /// A heartbeat: the server has no message for the consumer now.
     Heartbeat,
-    /// A request has ended. There may be more messages.
+    /// The server has ended a request for messages. There may be more messages.
     RequestEnded,
 }
 
@@ -138,10 +138,10 @@ impl ConsumerReader {
         match message.status.map(|status| status.as_u16()) {
             None | Some(200) => self.handle_delivery(message),
             Some(100) => self.handle_heartbeat(&message),
-            // The request has ended.
+            // The server has ended the request.
             Some(404 | 408) => Ok(self.end_request(&message)),
             Some(409) if is_end_of_request(description) => Ok(self.end_request(&message)),
-            // For example, the consumer is deleted, or the server shuts down.
+            // Any other status: for example, the consumer is deleted, or the server shuts down.
             Some(_) => Err(Error::unavailable(match description.is_empty() {
                 true => "the consumer is gone",
                 false => description,
@@ -170,7 +170,7 @@ impl ConsumerReader {
         }
     }
 
-    /// Handles the end of a request. The end of a request that has delivered all of its messages comes after the next request.
+    /// Handles the end of a request. If a request has delivered all of its messages, its end arrives after the next request was sent.
     fn end_request(&mut self, message: &Message) -> Delivery {
         if *message.subject == *self.reply_subject() {
             self.requested = 0;

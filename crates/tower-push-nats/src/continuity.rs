@@ -2,7 +2,7 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{api_response::StreamContents, stream_cursor::StreamCursor};
 
-/// Whether a stream is still the one in which a position was, with everything up to the position.
+/// The result of comparing a reader's position with a stream: whether the stream still has everything up to the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Continuity {
     /// The messages after the position are those with higher sequence numbers. Missing numbers are messages that were removed.
@@ -31,7 +31,7 @@ pub(crate) fn check_continuity(
     }
 }
 
-/// The limits of the newest messages with which a log begins.
+/// How many of the newest messages, and how many of their bytes, a log begins with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogTailLimits {
     pub(crate) max_messages: usize,
@@ -39,7 +39,8 @@ pub(crate) struct LogTailLimits {
 }
 
 impl LogTailLimits {
-    /// Returns the sequence number before the newest messages. The number of bytes is an estimate by the average of the stream.
+    /// Returns the sequence number before the newest messages that fit the limits. The bytes of these messages are estimated by the average
+    /// size of the stream's messages.
     pub(crate) fn start_sequence(&self, contents: StreamContents) -> u64 {
         let average = contents.bytes / contents.messages.max(1);
         let fitting = self.max_bytes as u64 / average.max(1);

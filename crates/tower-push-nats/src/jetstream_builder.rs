@@ -96,7 +96,8 @@ impl JetStreamBuilder {
     /// Sets the subject of events without a topic. The subject of an event with a topic is this prefix, a dot, and the topic: an event of the
     /// topic `orders.42` has the subject `events.orders.42` if the prefix is `events`. The default is the name of the stream.
     ///
-    /// With an empty prefix, the topic is the subject. So a stream with any subjects can be read, and only events with a topic can be published.
+    /// With an empty prefix, the topic is the subject. So with an empty prefix, a stream with any subjects can be read, and only events with a
+    /// topic can be published.
     ///
     /// A topic is any text. In the subject, characters that have a meaning there, white space, and characters outside of ASCII are written as `%`
     /// and two hexadecimal digits.
@@ -137,7 +138,7 @@ impl JetStreamBuilder {
     ///
     /// The stream has the subjects of the [prefix](Self::subject_prefix) and allows direct reads. [`max_len`](Self::max_len),
     /// [`max_age`](Self::max_age), [`replicas`](Self::replicas), [`in_memory`](Self::in_memory) and
-    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. They do not change a stream that exists.
+    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. These settings do not change a stream that exists.
     pub fn create_stream(mut self, is_created: bool) -> Self {
         self.new_stream.is_created = is_created;
         self

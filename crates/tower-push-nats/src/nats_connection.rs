@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{error::Error, nats_servers::NatsServers};
 
-/// The connection of this process to the servers. The client reconnects by itself.
+/// The connection of this process to the servers. The NATS client inside reconnects by itself.
 #[derive(Debug)]
 pub(crate) struct NatsConnection {
     client: Client,
@@ -78,7 +78,8 @@ impl NatsConnection {
     /// Returns a watch of the connection as it is now.
     ///
     /// # Errors
-    /// [`Error::is_unavailable`] if there is no connection now. The client would keep what is sent until it has one.
+    /// [`Error::is_unavailable`] if there is no connection now. The NATS client would keep a message that is sent now until it is connected
+    /// again.
     pub(crate) fn watch(&self) -> Result<ConnectionWatch, Error> {
         // The receiver is created first, so that it notices a change after the check.
         let changes = self.events.changes.subscribe();
@@ -105,7 +106,7 @@ impl NatsConnection {
         subject: Option<&str>,
     ) -> Error {
         loop {
-            // The events hold the sender, so that this never fails.
+            // `self.events` holds the sender, so waiting for a change never fails.
             if watch.changes.changed().await.is_err() {
                 return Error::disconnected();
             }
@@ -188,7 +189,7 @@ impl NatsConnection {
     /// A request during an attempt to connect would break the connection that comes out of this attempt, so there is none.
     pub(crate) async fn leave_silent_server(&self) -> Error {
         if self.client.connection_state() == State::Connected {
-            // The client's queue can be full.
+            // The queue of the NATS client can be full.
             let _ = timeout(self.timeout, self.client.force_reconnect()).await;
         }
         Error::timeout()
@@ -199,7 +200,7 @@ impl NatsConnection {
         let mut changes = self.events.changes.subscribe();
         let connected = async {
             while self.client.connection_state() != State::Connected {
-                // The client sends the event after it has set the state.
+                // The NATS client sends the connection event only after it has set its state.
                 if changes.changed().await.is_err() {
                     return;
                 }
@@ -223,7 +224,7 @@ impl ConnectionEvents {
         self.changes.send_replace(());
     }
 
-    /// Returns the server's refusal if it concerns this subject, or a subscription for answers.
+    /// Returns the server's newest refusal, if this refusal concerns `subject` or a subscription for answers.
     fn refusal_of(&self, subject: &str) -> Option<String> {
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         let is_subject = |text: &mut String| {

@@ -170,7 +170,8 @@ impl StreamApi {
         }
     }
 
-    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. This server can lag.
+    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. The server that answers can lag behind
+    /// the leader.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
@@ -187,7 +188,7 @@ impl StreamApi {
             while let Some(answer) = answers.next().await {
                 match answer.status.map(|status| status.as_u16()) {
                     None | Some(200) => messages.push(StreamMessage::from_direct_read(&answer)?),
-                    // The end of the batch, or there are no messages.
+                    // This status ends the batch, or says that there are no messages.
                     Some(204 | 404) => return Ok(messages),
                     Some(503) => return Err(Error::unavailable("no server has the stream")),
                     Some(_) => {
@@ -210,7 +211,7 @@ impl StreamApi {
         }
     }
 
-    /// Creates a consumer that begins at the sequence number `from`. The server keeps it in memory, and expects no acknowledgements.
+    /// Creates a consumer that begins at the sequence number `from`. The server keeps the consumer in memory, and expects no acknowledgements.
     pub(crate) async fn create_consumer(&self, from: u64) -> Result<ConsumerInfo, Error> {
         let name = format!("tower-push-{:016x}", random::bits());
         let request = json!({

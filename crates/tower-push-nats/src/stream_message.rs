@@ -151,7 +151,7 @@ impl StreamMessage {
 }
 
 impl DeliveredMessage {
-    /// Reads a message of a consumer. Its subject for acknowledgements says which message of the stream it is.
+    /// Reads a message of a consumer. The message's subject for acknowledgements says which message of the stream it is.
     pub(crate) fn parse(message: Message) -> Result<Self, Error> {
         let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
         let delivery = delivery.ok_or_else(incomplete)?;

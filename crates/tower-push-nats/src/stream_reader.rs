@@ -30,8 +30,8 @@ pub(crate) struct StreamReader<S> {
     sink: S,
     /// The last message that was read, or the sequence number before the first one.
     position: StreamCursor,
-    /// The sequence numbers and fingerprints of the messages that were read last. From them, the reader finds the position at which to continue
-    /// after a server has lost the newest messages.
+    /// The sequence numbers and fingerprints of the messages that were read last. With these numbers, the reader finds the position at which to
+    /// continue after a server has lost the newest messages.
     recent: VecDeque<(u64, Fingerprint)>,
     limits: LogTailLimits,
     metrics: Arc<ReaderMetrics>,
@@ -41,7 +41,8 @@ pub(crate) struct StreamReader<S> {
 /// The interval of comparisons of the position with the stream.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The time after which a loss of messages is checked again. A new leader of a stream may not have applied all messages yet.
+/// The time after which a loss of messages is checked again. The reader checks again because a new leader of a stream may not have applied all
+/// messages yet.
 const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
 /// The number of messages in `recent`.
@@ -94,7 +95,7 @@ impl<S: EventSink> StreamReader<S> {
                     self.push(&delivered.message);
                 }
                 Delivery::RequestEnded => {}
-                // The messages were removed meanwhile.
+                // The pending messages were removed from the stream meanwhile.
                 Delivery::Heartbeat => break,
             }
         }
@@ -149,8 +150,8 @@ impl<S: EventSink> StreamReader<S> {
         }
     }
 
-    /// Creates a consumer of the messages after the position. Before this, announces a gap if the stream is not that of the position. Returns
-    /// also the number of messages that the consumer will deliver at once.
+    /// Announces a gap if the stream is not that of the position, and then creates a consumer of the messages after the position. Returns also
+    /// the number of messages that the consumer will deliver at once.
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
         match self.compare_with_stream(&info).await? {
@@ -168,13 +169,13 @@ impl<S: EventSink> StreamReader<S> {
                 self.restart_with_gap(start);
             }
         }
-        // The server would accept a number beyond the end of the stream, and skip the messages before it.
+        // `position` is not beyond the end of the stream: the server would accept such a sequence number, and skip the messages before it.
         let consumer = self.api.create_consumer(self.position.sequence + 1).await?;
         let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
         let info = self.api.info().await?;
         match self.compare_with_stream(&info).await? {
             Continuity::Intact => Ok((reader, consumer.num_pending)),
-            // The next attempt announces the gap.
+            // The reader tries again after this error, and then announces the gap.
             _ => Err(Error::unavailable("the stream was replaced")),
         }
     }
@@ -215,7 +216,7 @@ impl<S: EventSink> StreamReader<S> {
             },
             None => {
                 let start = log_start_cursor(&self.api, info, self.limits).await?;
-                // Clients have got the messages before the recent ones.
+                // Even the oldest recent message is lost. Clients have got the messages before it.
                 let first_new = oldest.map_or(0, |oldest| oldest.saturating_sub(1));
                 match first_new.min(info.state.last_seq) {
                     sequence if sequence > start.sequence => {
@@ -237,7 +238,7 @@ impl<S: EventSink> StreamReader<S> {
         self.set_position(start);
     }
 
-    /// Pushes a message. Before this, announces a gap if the messages before it were removed.
+    /// Announces a gap if the messages before `message` were removed, and pushes `message`.
     fn push(&mut self, message: &StreamMessage) {
         let stream = self.position.stream;
         let missed = message.sequence.saturating_sub(self.position.sequence + 1);

@@ -27,9 +27,9 @@ use crate::{
 
 /// Adds events to a stream. Clones share a connection.
 ///
-/// A publication is one command, `XADD`. It ends when the Redis server has added the entry. The event then reaches all processes that read
-/// the stream. Redis copies the entry to replicas and to the disk later: a failover can lose an event that was published, and clients that
-/// have seen this event get a gap.
+/// A publication is one command, `XADD`. The publication ends when the Redis server has added the entry. The event then reaches all processes
+/// that read the stream. Redis copies the entry to replicas and to the disk later: a failover can lose an event that was published, and clients
+/// that have seen this event get a gap.
 #[derive(Clone, Debug)]
 pub struct RedisPublisher {
     shared: Arc<PublisherState>,
@@ -62,8 +62,7 @@ pub(crate) struct PublisherConfig {
 pub struct Publication {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
-    /// Whether an event had been published with the same key before. In this case, `id` is the id of that event, and nothing was published
-    /// now.
+    /// Whether an event had been published with the same key before. If so, `id` is the id of that event, and nothing was published now.
     pub is_duplicate: bool,
 }
 

@@ -18,8 +18,8 @@ use crate::{
 /// | `topic` | the event's topic; optional. An event of a hub has a field for each of its topics |
 /// | `format` | `text` (the default), `json` or `binary` |
 ///
-/// [`hub_entry`](crate::hub_entry) has two fields more, for events of a hub. Other fields are not used. An entry that has no `data`, or whose type or topic is invalid, becomes an event whose payload is a JSON object of
-/// all fields, so that no entry is skipped.
+/// The entry of a hub's event has two more fields: see [`hub_entry`](crate::hub_entry). Other fields are not used. An entry that has no `data`,
+/// or whose type or topic is invalid, becomes an event whose payload is a JSON object of all fields, so that no entry is skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEntry {
     pub(crate) id: EntryId,

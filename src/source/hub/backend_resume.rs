@@ -93,7 +93,7 @@ impl SharedEventIds {
 }
 
 impl BackendResumeTopics {
-    /// Returns the topics of the pages. `None` stands for all topics.
+    /// Returns the topics whose events are requested from the broker. `None` stands for all topics.
     fn requested_topics(&self) -> Option<TopicSet> {
         let topics = || TopicSet::new(self.topics.iter().cloned());
         self.patterns.is_empty().then(topics)
@@ -178,7 +178,8 @@ impl BackendResume {
         self.resume.set_topics(self.topics.requested_topics());
     }
 
-    /// Returns the next item of the pages, or where the client continues. The client does not get the events that leave out `sender`.
+    /// Returns the next item of the pages, or where the client continues. The client does not get the events that were published with `sender`
+    /// as the excluded sender.
     pub(super) fn poll_next(
         &mut self,
         sender: Option<&Arc<str>>,
@@ -239,13 +240,13 @@ impl UpstreamResumeLog for HubLogs<'_> {
         })
     }
 
-    /// Returns the start after the cursor if its position is known: each topic has a gap of its own. Otherwise returns the start after the oldest event
-    /// whose id is known, of which the client has no later event.
+    /// If the position of the cursor is known, the client starts after the cursor, and each topic has a gap of its own. If the position is not
+    /// known, the client starts after the oldest event whose id the hub knows, because the client has no later event.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> BackendResumeEnd {
         self.broker.counters.add_lost_cursor();
         let known_position = self.hub.position_of(cursor);
         let position = known_position.unwrap_or_else(|| self.broker.oldest_position());
-        // A repeated value does no harm, but a missing one does.
+        // A client of a hub of last values may get a value twice, but must not miss one.
         let start = match self.hub.config.is_last_value && known_position.is_none() {
             true => TopicStart::Oldest,
             false => TopicStart::AfterPosition(position),
@@ -300,7 +301,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
     }
 }
 
-/// Returns the event of a page, named for one of its topics. An event that has this topic already shares its encoded bytes.
+/// Returns an event of a page with `topic` as its topic. An event that has this topic already shares its encoded bytes.
 fn event_for_topic(event: &HubEvent, topic: &Topic) -> Event {
     let HubEvent { event, .. } = event;
     match event.topic() == Some(topic) {

@@ -23,13 +23,13 @@ pub(super) struct HubBroker {
     pub(super) publisher: Arc<dyn ErasedPublish>,
     pub(super) upstream: Arc<UpstreamReader<HubEvent>>,
     pub(super) counters: Arc<RelayCounters>,
-    /// The ids at all positions from a recent one on. Changed only under the lock of the hub's table.
+    /// The ids of the recent events: of each position from a certain one on. The ids change only under the lock of the hub's table.
     ids: RwLock<IdIndex>,
     /// The position of the last gap of the feed; 0 if there was none.
     gap_position: AtomicU64,
     last_gaps: Mutex<LastGaps>,
     is_feed_gone: AtomicBool,
-    /// The resumes from the broker that wait for the feed. They are woken without a lock.
+    /// The resumes from the broker that wait for the feed. The hub wakes these resumes without a lock.
     pub(super) waiting_resumes: WaitList,
 }
 
@@ -57,7 +57,7 @@ impl LastGaps {
         }
     }
 
-    /// Returns the reason for a reader at `position`, which passes all later gaps at once.
+    /// Returns the reason of the one gap that a reader at `position` gets in place of all later gaps.
     fn reason_after(&self, position: u64) -> GapReason {
         match self.epoch_position > position {
             true => GapReason::Epoch,
@@ -99,7 +99,7 @@ impl HubBroker {
     /// Adds the id of a new event, at the position that `allocate_position` returns. The caller holds the lock of the hub's table.
     ///
     /// # Errors
-    /// [`DuplicateId`] if the id is known already. In this case, `allocate_position` is not called.
+    /// [`DuplicateId`] if the id is known already: `allocate_position` is not called.
     pub(super) fn append_id(
         &self,
         id: &EventId,

@@ -168,7 +168,7 @@ impl HubBuilder {
     /// Sets the time after which a topic is removed with its history if nobody publishes to it or subscribes to it. The default is 5
     /// minutes. A topic without history is removed when its last subscriber leaves.
     ///
-    /// The hub has no task of its own. It removes an idle topic while other topics are used.
+    /// The hub has no task of its own. The hub removes an idle topic while other topics are used.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.config.idle_timeout = timeout;
         self

@@ -33,7 +33,7 @@ pub(super) struct LockedPresence {
     departure_task: Option<JoinHandle<()>>,
 }
 
-/// Keeps one connection of a member of a topic, from [`TopicPresence::enter`](super::TopicPresence::enter).
+/// Keeps one connection of a member of a topic counted until it is dropped. From [`TopicPresence::enter`](super::TopicPresence::enter).
 ///
 /// When the last `MemberConnection` of the member is dropped, the member leaves after the [grace time](super::PresenceOptions::grace).
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl LockedPresence {
         self.table.members(topic)
     }
 
-    /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a runtime.
+    /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a tokio runtime.
     fn ensure_departure_task(&mut self, hub: &Arc<HubState>) -> bool {
         // `is_finished` is also true for a task whose runtime has shut down.
         let is_running = |task: &JoinHandle<()>| !task.is_finished();
@@ -184,7 +184,7 @@ impl HubState {
             let grace = self.config.presence.grace;
             let has_grace = has_grace && !grace.is_zero();
             let leaves_at = has_grace.then(|| self.now().saturating_add(grace));
-            // Outside of a runtime nothing measures the grace time.
+            // Outside of a tokio runtime no task measures the grace time, so the member leaves at once.
             let leaves_at = leaves_at.filter(|_| presence.ensure_departure_task(self));
             let change = presence.table.leave(topic, key, leaves_at);
             change.and_then(|change| self.publish_change(change))

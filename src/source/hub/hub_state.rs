@@ -171,7 +171,7 @@ impl HubState {
         }
     }
 
-    /// Returns the id of the newest event. If it is not known, returns an id that no event has.
+    /// Returns the id of the newest event. If this id is not known, returns an id that no event has.
     pub(super) fn last_id(&self) -> EventId {
         let position = self.published_position();
         let id = self.id_at(position);
@@ -207,7 +207,7 @@ impl HubState {
         !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
-    /// Publishes an event to `topics`, at one position. The hub has no broker.
+    /// Publishes an event to `topics`, at one position. The caller has checked that the hub has no broker.
     #[inline]
     pub(super) fn publish(
         &self,
@@ -332,7 +332,7 @@ impl HubState {
     /// lock.
     ///
     /// # Errors
-    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. The reader has joined nothing then.
     pub(super) fn join(
         &self,
         requests: &[TopicRequest],

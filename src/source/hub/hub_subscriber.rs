@@ -37,7 +37,7 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct HubSubscriber {
     reader: HubReader,
-    /// Executes the client's commands. `None` if the source accepts none.
+    /// Executes the client's commands. `None` if the source accepts no commands.
     #[cfg(feature = "json")]
     command_processor: Option<Box<CommandProcessor>>,
     is_disconnected: bool,

@@ -19,14 +19,14 @@ use crate::{
     source::{StartPosition, TopicSet},
 };
 
-/// What a subscriber asks a hub for.
+/// A subscriber's request to a hub: the topics and patterns, and where to begin in them.
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
     pub(super) patterns: Vec<AllowedPattern>,
-    /// Topics that begin like those of a client without a cursor.
+    /// Topics in which the client begins like a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
-    /// Where the topics of a client without a cursor begin.
+    /// Where a client without a cursor begins.
     pub(super) first_start: StartPosition,
     /// Where this client begins.
     pub(super) start: StartPosition,
@@ -102,9 +102,9 @@ struct TopicJoinPlan {
 /// What a client with a cursor reads from the broker of a hub.
 struct BackendResumePlan {
     topics: BackendResumeTopics,
-    /// Topics of which the client may not get all events. Their logs are joined at once, and events may be missing before.
+    /// Topics of which the client may not get all events. The client joins the logs of these topics at once, and may have missed events before.
     limited_topics: Vec<Topic>,
-    /// Whether there are patterns like `limited_topics`.
+    /// Whether the request has patterns of whose topics the client may not get all events.
     has_limited_patterns: bool,
 }
 
@@ -250,7 +250,7 @@ impl ReaderRequest {
         plan
     }
 
-    /// Returns whether the topic begins like one of a client without a cursor.
+    /// Returns whether the client begins in this topic like a client without a cursor.
     fn is_fresh(&self, topic: &Topic) -> bool {
         let fresh = self.fresh_topics.as_ref();
         fresh.is_some_and(|fresh| fresh.contains(topic))
@@ -281,8 +281,8 @@ impl ReaderRequest {
         listed.map(|allowed| allowed.topic.clone()).collect()
     }
 
-    /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A list has
-    /// exactly those changes that the reader does not get as events.
+    /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A
+    /// list includes exactly those changes that the reader does not get as events.
     #[cfg(feature = "json")]
     fn join_and_list_members(
         &self,

@@ -205,7 +205,7 @@ impl Topics {
     }
 }
 
-/// The maximum length of a sender's name, in bytes. A longer name counts as none.
+/// The maximum length of a sender's name, in bytes. A longer name is ignored.
 const MAX_SENDER_LEN: usize = 128;
 
 fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {

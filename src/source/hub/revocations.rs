@@ -42,7 +42,7 @@ pub(super) struct RevocableSubscription {
     flag: Arc<RevocationFlag>,
 }
 
-/// The error of [`Revocations::register`]: access was revoked since the decision, so the caller must decide again.
+/// The error of [`Revocations::register`]: access was revoked after the decision, so the caller must decide again.
 #[derive(Debug)]
 pub(super) struct AccessChanged;
 
@@ -61,7 +61,7 @@ impl RevocableSubscription {
 }
 
 impl Revocations {
-    /// Returns the number of revocations so far. Read it before access is decided.
+    /// Returns the number of revocations so far. The caller reads this number before it decides about access.
     pub(super) fn count(&self) -> u64 {
         lock(&self.0).revocations
     }

@@ -59,9 +59,9 @@ pub(super) struct TopicLogEntry {
 /// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReaderOrdinals {
-    /// The ordinal of an event with history.
+    /// The ordinal of the last event with history that the reader has passed.
     pub(super) retained: u64,
-    /// The ordinal of an event without history.
+    /// The ordinal of the last event without history that the reader has passed.
     pub(super) ephemeral: u64,
 }
 
@@ -433,7 +433,7 @@ impl ReaderOrdinals {
 pub(super) struct UnreadEntries<'a> {
     retained: vec_deque::Iter<'a, TopicLogEntry>,
     ephemeral: Option<Peekable<vec_deque::Iter<'a, TopicLogEntry>>>,
-    /// An entry taken from `retained` whose turn comes after the next event without history.
+    /// An entry taken from `retained` that is yielded after the next event without history.
     next_retained: Option<&'a TopicLogEntry>,
 }
 

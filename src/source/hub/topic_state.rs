@@ -133,7 +133,7 @@ impl TopicState {
         self.last_position.load(Ordering::Acquire)
     }
 
-    /// Returns the position of the newest event of which the readers are told.
+    /// Returns the position of the newest event for which waiting readers are woken.
     #[inline]
     pub(super) fn flushed_position(&self) -> u64 {
         match &self.flush {

@@ -131,7 +131,7 @@ impl EventLog {
     }
 
     /// Trims all events, and restarts the log after events that were never appended. The gap's `reason` and `missed` describe
-    /// these events, and its `resumed` is the id of the last of them. Each reader gets to know of them at the next read.
+    /// these events, and its `resumed` is the id of the last of them. Each reader learns of the missing events at its next read.
     pub(crate) fn restart_after_gap(&mut self, gap: &Gap) {
         let position = self.next_position();
         let previous = self.discontinuity;
@@ -293,15 +293,16 @@ impl EventLog {
         EventLogReadOutcome::Events { up_to }
     }
 
-    /// Whether the log has at least `count` events after `position` and up to `end_position`, the next one included.
+    /// Whether the log has at least `count` events after `position` and up to `end_position`, among them the event that directly follows
+    /// `position`.
     #[inline]
     pub(super) fn has_events_after(&self, position: u64, end_position: u64, count: u64) -> bool {
         let end_position = self.last_position.min(end_position);
         end_position.saturating_sub(position) >= count && position >= self.position_before_oldest()
     }
 
-    /// Makes the run of the events after `position` and up to `end_position`, and returns the run and its length in bytes. The log has the next
-    /// event.
+    /// Makes the run of the events after `position` and up to `end_position`, and returns the run and its length in bytes. The caller has
+    /// checked that the log has the event that directly follows `position`.
     ///
     /// A run ends at a multiple of [`RUN_BLOCK_LEN`], so that readers from different positions get the same runs from there on. The history
     /// of a run begins behind such a position.
@@ -398,7 +399,7 @@ fn fill_buffer<'a>(
     last
 }
 
-/// Returns how many of the first entries, at most `max_len`, have at most `max_bytes` together, and how many bytes these have.
+/// Returns the number and the bytes of the first entries that have at most `max_bytes` together. Counts at most `max_len` entries.
 fn count_and_bytes_within<'a>(
     entries: impl Iterator<Item = &'a LogEntry>,
     max_len: usize,
@@ -415,8 +416,8 @@ fn count_and_bytes_within<'a>(
     (len, byte_len)
 }
 
-/// The positions of a log are divided into blocks of this many. No run and no history of a run crosses the border of a block. The streams
-/// that are compressed share a window inside of a block.
+/// The positions of a log are divided into blocks of this many positions. No run and no history of a run crosses the border of a block. Within
+/// a block, compressed streams share their window.
 const RUN_BLOCK_LEN: u64 = 64;
 
 /// The maximum sum of the bytes of the events in a run: 16 KiB, as many bytes as a full frame has. A single larger event is a run.

@@ -18,11 +18,11 @@ use crate::{
 /// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
 pub(crate) struct LogReader<I: LogIds> {
     log: Arc<ReplayLog<I>>,
-    /// The key in the log's wait list. `None` if the reader waits with its group: its event loop wakes it.
+    /// The key in the log's wait list. `None` if the reader has delegated its wakeups to an event loop.
     key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
-    /// What begins the stream. `None` once it is over, so that an open stream needs no space for it.
+    /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
     initial: Option<Box<InitialReadState>>,
     /// The reader reads the events up to this position even if the log holds them back.
     held_position: u64,

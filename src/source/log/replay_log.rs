@@ -183,7 +183,7 @@ impl<I: LogIds> ReplayLog<I> {
         start: &ResolvedStart,
     ) -> bool {
         let has_gap = matches!(start.first_item, Some(Item::Gap(_)));
-        // A request that asks for one of these two positions gets a cursor, even if the log is closed.
+        // A request that asks for the newest or the oldest position gets a cursor, even if the log is closed.
         let asks_for_cursor = matches!(
             subscription.start(),
             Some(StartPosition::Now | StartPosition::Oldest)

@@ -27,8 +27,8 @@ use crate::{
 ///
 /// # Flushed and held events
 /// A log with a [`FlushWindow`] holds back some events: `status` and the readers get to know of these events when they are flushed. A reader
-/// that waits goes on up to the last flushed event, so that readers at the same position get the same runs. A reader can ask for
-/// [more](ReadRange).
+/// that waits goes on up to the last flushed event, so that readers at the same position get the same runs. A reader can ask for events that
+/// are held back: see [`ReadRange`].
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
@@ -144,7 +144,7 @@ impl SharedLog {
             self.take_trimmed(&mut log)
         };
         self.wait_list.wake_all();
-        // TrimmedEventsAndRuns events are dropped outside the lock, because dropping a payload can run its owner's code.
+        // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
     }
 
@@ -227,7 +227,7 @@ impl SharedLog {
         let result = inspect(&log);
         let trimmed = self.take_trimmed(&mut log);
         drop(log);
-        // TrimmedEventsAndRuns events are dropped outside the lock, because dropping a payload can run its owner's code.
+        // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
         result
     }
@@ -321,7 +321,7 @@ impl SharedLog {
                 *run = Some(new_run);
                 EventLogReadOutcome::Events { up_to }
             }
-            // A single event is left in its block. The next run begins after this event.
+            // Only one event of the block is left. The next run begins after this event.
             false => log.read(position, end_position, 0, buffer),
         };
         drop(log);

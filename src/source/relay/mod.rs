@@ -1,9 +1,8 @@
 //! A source over a store that other processes share: a broker, a database, another server.
 //!
-//! Several servers behind a load balancer show one feed, and a client may return to any of them. Its cursor must therefore be an id of
+//! Several servers behind a load balancer show one feed, and a client may return to any of them. The client's cursor must therefore be an id of
 //! the shared store instead of an id that one server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
-//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the
-//! store.
+//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the store.
 //!
 //! ```
 //! use tower_push::{Event, EventId, Push, Relay};

@@ -65,7 +65,7 @@ pub struct RelaySubscriber {
 /// client of a quiet topic can still resume from the log.
 struct FilteredOutEvents {
     count: usize,
-    /// The id of the last of these events.
+    /// The id of the last filtered-out event.
     last_id: EventId,
     /// Ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events. `None` until then, or if there is no runtime with a clock.
     timer: Option<Pin<Box<Sleep>>>,
@@ -196,7 +196,7 @@ impl RelaySubscriber {
     }
 }
 
-/// The relay's log, with which the upstream resume of a subscriber ends.
+/// The relay's log, in which a subscriber continues after its upstream resume.
 struct RelayLog<'a> {
     relay: &'a RelayState,
     /// The subscriber's reader, which waits for the feed.
@@ -267,7 +267,7 @@ impl RelaySubscriber {
     }
 
     /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
-    // Out of line, so that a client that reads the log pays one comparison for it.
+    // Kept out of line: for a client that reads the log, the check costs only one comparison.
     #[inline(never)]
     fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         let item = match ready!(self.poll_upstream_resume(cx)) {
@@ -283,7 +283,7 @@ impl RelaySubscriber {
         match outcome {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
-                // The cursor after the gap is newer than these events.
+                // The cursor after the gap is newer than the filtered-out events.
                 self.filtered_out = None;
                 // A client that has read nothing from the log yet gets the missed events from the upstream instead of a gap.
                 let requested = self.reader.requested_cursor().cloned();

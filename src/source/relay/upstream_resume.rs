@@ -43,7 +43,7 @@ pub(crate) struct UpstreamResume<E> {
     step: UpstreamResumeStep<E>,
 }
 
-/// What a [`UpstreamResume`] does next if it has no page to take events from.
+/// What an [`UpstreamResume`] does next if it has no page to take events from.
 enum UpstreamResumeStep<E> {
     /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
@@ -65,7 +65,7 @@ struct PagePosition<E> {
     next: usize,
 }
 
-/// The log with which a [`UpstreamResume`] ends.
+/// The log in which a client continues after an [`UpstreamResume`].
 pub(crate) trait UpstreamResumeLog {
     type Event: PageEvent;
     /// Where a client continues in the log.
@@ -77,7 +77,7 @@ pub(crate) trait UpstreamResumeLog {
     /// Counts the lost cursor of a client, and returns where the client continues with a gap.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> Self::Start;
 
-    /// Returns how the client ends if the feed is gone and has pushed nothing after `position`.
+    /// Returns how the client's stream ends if the feed is gone and has pushed nothing after `position`.
     fn end_of_feed_at(&mut self, position: u64) -> Option<Self::Start>;
 
     /// Returns the position of the newest event that the feed has pushed.
@@ -255,7 +255,7 @@ impl<E: PageEvent> UpstreamResume<E> {
         Some(Item::Cursor(scanned_to))
     }
 
-    /// Ends the resume of a client that has read as many events as it may, and is not in the log yet.
+    /// Ends the resume of a client that has read as many events of the upstream as it may, and whose cursor is still not in the log.
     fn end_at_scan_limit<L: UpstreamResumeLog<Event = E>>(
         &self,
         log: &mut L,

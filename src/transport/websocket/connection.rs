@@ -289,7 +289,8 @@ impl SessionDriver {
                 self.message_sender = None;
                 continue;
             }
-            // The source may have made room for messages while its items were polled. In this case, the source does not wake this task.
+            // The source may have made room for messages while its items were polled. A source in the same task does not wake this task when it
+            // makes room.
             let can_resume_reads = self.session.reads_paused()
                 && self
                     .poll_sender_or_pause_reads(|sender| sender.poll_ready(cx))

@@ -119,7 +119,7 @@ impl Subscriber {
                     _ if transport == Transport::LongPoll => announced,
                     _ => transport,
                 };
-                // A long poll has begun with its request.
+                // The time of a long poll runs from its request.
                 let since = if requested == Transport::LongPoll {
                     sent
                 } else {
