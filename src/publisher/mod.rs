@@ -84,7 +84,7 @@ pub use self::{publish_access::PublishAccess, publisher_builder::PublisherBuilde
 use self::{
     publish_request::{CheckedPublication, read_request},
     publisher_builder::{AuthorizeFn, PublisherConfig},
-    responses::{method_not_allowed, problem_response, published_response, too_fast},
+    responses::{method_not_allowed, problem_response, published_response, rate_limit_rejection},
     token_bucket::TokenBucket,
 };
 use crate::{
@@ -178,7 +178,7 @@ impl PublisherState {
             return Ok(());
         };
         let taken = lock(bucket).take(count, self.created_at.elapsed());
-        taken.map_err(too_fast)
+        taken.map_err(rate_limit_rejection)
     }
 
     /// Publishes all events, one after another. Returns their ids.

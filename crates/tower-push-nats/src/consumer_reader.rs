@@ -65,7 +65,7 @@ impl ConsumerReader {
         let watch = api.connection.watch()?;
         let answers = api.connection.new_inbox();
         let subscriber = api.connection.subscribe(format!("{answers}.*")).await?;
-        let request_subject = format!("{}.{}", api.subject("CONSUMER.MSG.NEXT"), consumer.name);
+        let request_subject = format!("{}.{}", api.api_subject("CONSUMER.MSG.NEXT"), consumer.name);
         let max_message_len = api.connection.max_message_len() + MAX_SUBJECTS_LEN;
         Ok(Self {
             api,

@@ -122,7 +122,7 @@ impl JetStreamPublisher {
         let mut headers = headers_of_event(event);
         let fingerprint = match idempotency_key {
             Some(key) => {
-                let key = key_on_one_line(key);
+                let key = key_as_header_value(key);
                 headers.insert(MESSAGE_ID, key.as_str());
                 fingerprint_of_message_id(&key)
             }
@@ -152,7 +152,7 @@ impl JetStreamPublisher {
 }
 
 /// Returns an idempotency key as the value of a header, which is not empty, and has no line breaks and no white space at its ends.
-fn key_on_one_line(key: &str) -> String {
+fn key_as_header_value(key: &str) -> String {
     if key.is_empty() {
         return "%".to_owned();
     }
@@ -173,9 +173,9 @@ mod tests {
 
     #[test]
     fn keys_stay_different() {
-        assert_eq!(key_on_one_line("order/7"), "order/7");
-        assert_eq!(key_on_one_line(" a\r\né"), "%20.a%D.%A.%E9.");
-        assert_eq!(key_on_one_line(""), "%");
-        assert_ne!(key_on_one_line("%20."), key_on_one_line(" "));
+        assert_eq!(key_as_header_value("order/7"), "order/7");
+        assert_eq!(key_as_header_value(" a\r\né"), "%20.a%D.%A.%E9.");
+        assert_eq!(key_as_header_value(""), "%");
+        assert_ne!(key_as_header_value("%20."), key_as_header_value(" "));
     }
 }

@@ -49,7 +49,7 @@ impl JetStreamUpstream {
             .last()
             .is_some_and(|message| message.sequence > cursor.sequence);
         if !has_later && last > cursor.sequence {
-            messages.extend(self.api.message_from(cursor.sequence + 1).await?);
+            messages.extend(self.api.first_message_from(cursor.sequence + 1).await?);
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl NatsConnection {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
-                && let Some(refusal) = self.events.refusal_of(subject)
+                && let Some(refusal) = self.events.take_refusal_of(subject)
             {
                 return Error::unauthorized(&refusal);
             }
@@ -171,14 +171,14 @@ impl NatsConnection {
         Ok(subscribed.map_err(|_| Error::timeout())??)
     }
 
-    /// Sends a message whose answers go to the subject `answers`.
+    /// Sends a message whose answers go to the subject `reply_to`.
     pub(crate) async fn send(
         &self,
         subject: String,
-        answers: String,
+        reply_to: String,
         payload: Bytes,
     ) -> Result<(), Error> {
-        let send = self.client.publish_with_reply(subject, answers, payload);
+        let send = self.client.publish_with_reply(subject, reply_to, payload);
         Ok(timeout(self.timeout, send)
             .await
             .map_err(|_| Error::timeout())??)
@@ -186,7 +186,7 @@ impl NatsConnection {
 
     /// Reconnects, to another server or to the same one, after the server has not answered in time. Returns the error for this.
     ///
-    /// A request during an attempt to connect would break the connection that comes out of this attempt, so there is none.
+    /// During an attempt to connect, this method does not ask for another attempt: it would break the connection that the attempt makes.
     pub(crate) async fn leave_silent_server(&self) -> Error {
         if self.client.connection_state() == State::Connected {
             // The queue of the NATS client can be full.
@@ -225,7 +225,7 @@ impl ConnectionEvents {
     }
 
     /// Returns the server's newest refusal, if this refusal concerns `subject` or a subscription for answers.
-    fn refusal_of(&self, subject: &str) -> Option<String> {
+    fn take_refusal_of(&self, subject: &str) -> Option<String> {
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         let is_subject = |text: &mut String| {
             text.contains(&format!("\"{subject}\"")) || text.contains("Subscription to")

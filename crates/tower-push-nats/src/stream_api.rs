@@ -64,7 +64,7 @@ impl StreamApi {
     }
 
     /// Returns the subject of a request that concerns the stream.
-    pub(crate) fn subject(&self, request: &str) -> String {
+    pub(crate) fn api_subject(&self, request: &str) -> String {
         format!("{}.{request}.{}", self.api_prefix, self.name)
     }
 
@@ -89,7 +89,7 @@ impl StreamApi {
 
     /// Describes the stream.
     pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
-        let info = self.call(self.subject("STREAM.INFO"), Vec::new());
+        let info = self.call(self.api_subject("STREAM.INFO"), Vec::new());
         self.store_fingerprint(info.await??)
     }
 
@@ -111,7 +111,7 @@ impl StreamApi {
             return self.info().await;
         };
         let config = serde_json::to_vec(&json!(config)).unwrap_or_default();
-        let created = self.call(self.subject("STREAM.CREATE"), config).await?;
+        let created = self.call(self.api_subject("STREAM.CREATE"), config).await?;
         match created {
             // Another process has created the stream.
             Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
@@ -152,7 +152,10 @@ impl StreamApi {
     }
 
     /// Reads the first message with at least this sequence number from the stream's leader.
-    pub(crate) async fn message_from(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
+    pub(crate) async fn first_message_from(
+        &self,
+        sequence: u64,
+    ) -> Result<Option<StreamMessage>, Error> {
         self.read_from_leader(json!({ "seq": sequence, "next_by_subj": ">" }))
             .await
     }
@@ -161,7 +164,7 @@ impl StreamApi {
         &self,
         request: serde_json::Value,
     ) -> Result<Option<StreamMessage>, Error> {
-        let subject = self.subject("STREAM.MSG.GET");
+        let subject = self.api_subject("STREAM.MSG.GET");
         let response = self.call::<MessageResponse>(subject, request.to_string().into());
         match response.await? {
             Ok(response) => StreamMessage::from_stored(&response.message).map(Some),
@@ -181,7 +184,7 @@ impl StreamApi {
         let request = json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
         let mut watch = self.connection.watch()?;
         let read = async {
-            let subject = self.subject("DIRECT.GET");
+            let subject = self.api_subject("DIRECT.GET");
             let request = request.to_string().into();
             let mut answers = self.connection.request_many(subject, request).await?;
             let mut messages = Vec::new();
@@ -228,7 +231,7 @@ impl StreamApi {
                 "num_replicas": 1,
             },
         });
-        let subject = format!("{}.{name}", self.subject("CONSUMER.CREATE"));
+        let subject = format!("{}.{name}", self.api_subject("CONSUMER.CREATE"));
         Ok(self.call(subject, request.to_string().into()).await??)
     }
 

@@ -105,7 +105,7 @@ impl BackendResumeTopics {
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn check_room(&self, hub: &HubState) -> Result<(), JoinError> {
-        let (topics, patterns) = self.requests(TopicStart::Now);
+        let (topics, patterns) = self.join_requests(TopicStart::Now);
         let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
         hub.leave(joined.logs());
         Ok(())
@@ -120,13 +120,13 @@ impl BackendResumeTopics {
         event.topics().iter().find(is_read)
     }
 
-    fn requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
+    fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
         let topic_request = |topic: &Topic| TopicRequest {
             topic: topic.clone(),
             start,
             max_history: None,
         };
-        let pattern_request = |pattern| AllowedPattern::from(pattern).request(start);
+        let pattern_request = |pattern| AllowedPattern::from(pattern).join_request(start);
         let topics = self.topics.iter().map(topic_request).collect();
         (topics, self.patterns.iter().map(pattern_request).collect())
     }
@@ -214,7 +214,7 @@ impl Drop for BackendResume {
 
 impl HubLogs<'_> {
     fn join(&self, start: TopicStart) -> Option<JoinedTopics> {
-        let (topics, patterns) = self.topics.requests(start);
+        let (topics, patterns) = self.topics.join_requests(start);
         let drops = &mut DeferredDrops::default();
         self.hub.join(&topics, &patterns, drops).ok()
     }

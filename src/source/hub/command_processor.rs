@@ -301,7 +301,7 @@ impl CommandProcessor {
                 join_topic(topic, start, cursor.as_ref(), position.is_none(), reader)
             }
             ([], [pattern, ..]) => {
-                let request = pattern.request(start);
+                let request = pattern.join_request(start);
                 let joined = reader.join_pattern(&request, cursor.as_ref());
                 joined.map(|()| None).map_err(Rejection::from)
             }

@@ -27,7 +27,7 @@ pub(super) struct HubBroker {
     ids: RwLock<IdIndex>,
     /// The position of the last gap of the feed; 0 if there was none.
     gap_position: AtomicU64,
-    last_gaps: Mutex<LastGaps>,
+    last_gaps: Mutex<LastFeedGaps>,
     is_feed_gone: AtomicBool,
     /// The resumes from the broker that wait for the feed. The hub wakes these resumes without a lock.
     pub(super) waiting_resumes: WaitList,
@@ -42,14 +42,14 @@ pub(super) struct FeedGap {
 
 /// The reasons of the last gaps.
 #[derive(Clone, Copy, Debug)]
-struct LastGaps {
+struct LastFeedGaps {
     /// The reason of the last gap.
     reason: GapReason,
     /// The position of the last gap with the reason `epoch`; 0 if there was none.
     epoch_position: u64,
 }
 
-impl LastGaps {
+impl LastFeedGaps {
     fn add(&mut self, gap: FeedGap) {
         self.reason = gap.reason;
         if gap.reason == GapReason::Epoch {
@@ -87,7 +87,7 @@ impl HubBroker {
             counters,
             ids: RwLock::new(IdIndex::new(Some(start), max_ids)),
             gap_position: AtomicU64::new(0),
-            last_gaps: Mutex::new(LastGaps {
+            last_gaps: Mutex::new(LastFeedGaps {
                 reason: GapReason::Epoch,
                 epoch_position: 0,
             }),

@@ -263,7 +263,7 @@ impl HubState {
             return Err(Rejection::new(StatusCode::NOT_IMPLEMENTED).message(message));
         }
         self.presence_topic_of(topic)?;
-        let mut budget = LengthBudget(self.config.presence.max_member_len);
+        let mut budget = LengthLimitedWriter(self.config.presence.max_member_len);
         let fits = budget.write_all(key.as_bytes()).is_ok();
         match fits && serde_json::to_writer(&mut budget, value).is_ok() {
             true => Ok(()),
@@ -275,9 +275,9 @@ impl HubState {
 }
 
 /// A writer that fails when more bytes are written than this number.
-struct LengthBudget(usize);
+struct LengthLimitedWriter(usize);
 
-impl Write for LengthBudget {
+impl Write for LengthLimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.checked_sub(bytes.len()) {
             Some(rest) => {

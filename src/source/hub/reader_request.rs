@@ -52,7 +52,7 @@ pub(super) struct AllowedPattern {
 }
 
 impl AllowedPattern {
-    pub(super) fn request(&self, start: TopicStart) -> PatternRequest {
+    pub(super) fn join_request(&self, start: TopicStart) -> PatternRequest {
         PatternRequest {
             pattern: self.pattern.clone(),
             start,
@@ -236,7 +236,9 @@ impl ReaderRequest {
         let patterns = self.patterns.iter();
         let mut plan = TopicJoinPlan {
             requests: self.topics.iter().map(request).collect(),
-            patterns: patterns.map(|allowed| allowed.request(start)).collect(),
+            patterns: patterns
+                .map(|allowed| allowed.join_request(start))
+                .collect(),
             cursor,
             backend_resume: None,
         };

@@ -124,7 +124,7 @@ impl<I: LogIds> LogReader<I> {
 
     /// Returns the events that the reader reads next.
     #[inline]
-    fn range(&self) -> ReadRange {
+    fn unread_range(&self) -> ReadRange {
         ReadRange {
             after: self.position,
             min_end_position: self.held_position,
@@ -167,8 +167,8 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            let outcome = (self.log).read(self.range(), MAX_READ_BYTES, &mut self.buffer);
-            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+            let outcome = (self.log).read(self.unread_range(), MAX_READ_BYTES, &mut self.buffer);
+            if let Some(outcome) = ready!(self.poll_handle_read_outcome(outcome, cx)) {
                 return Poll::Ready(outcome);
             }
         }
@@ -189,7 +189,7 @@ impl<I: LogIds> LogReader<I> {
             }
             let mut run = None;
             let outcome = (self.log).read_run(
-                self.range(),
+                self.unread_range(),
                 min_len,
                 MAX_READ_BYTES,
                 &mut self.buffer,
@@ -200,7 +200,7 @@ impl<I: LogIds> LogReader<I> {
                 self.take_requested_cursor();
                 return Poll::Ready(LogRunOutcome::Run(run));
             }
-            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+            if let Some(outcome) = ready!(self.poll_handle_read_outcome(outcome, cx)) {
                 return Poll::Ready(LogRunOutcome::NoRun(outcome));
             }
         }
@@ -209,7 +209,7 @@ impl<I: LogIds> LogReader<I> {
     /// Handles the outcome of a read. Returns `None` if the caller goes on: there are events in the buffer, or the log has changed since the
     /// read. The poll is pending if the log has no event yet.
     #[inline]
-    fn poll_handle_read(
+    fn poll_handle_read_outcome(
         &mut self,
         outcome: EventLogReadOutcome,
         cx: &mut Context<'_>,

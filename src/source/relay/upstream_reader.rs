@@ -128,7 +128,7 @@ impl<E: PageEvent> UpstreamReader<E> {
             .with_max_events(self.limits.page_events)
             .with_max_bytes(self.limits.page_bytes);
         match self.upstream.read_page(request).await {
-            Ok(page) if has_cursors(&page) => Ok(Arc::new(page)),
+            Ok(page) if all_events_have_cursors(&page) => Ok(Arc::new(page)),
             Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
             Ok(_) | Err(UpstreamError::Failed(_)) => Err(PageReadError::Unavailable),
         }
@@ -136,7 +136,7 @@ impl<E: PageEvent> UpstreamReader<E> {
 }
 
 /// Returns whether each event of a page has an id that can be a cursor.
-fn has_cursors<E: PageEvent>(page: &Page<E>) -> bool {
+fn all_events_have_cursors<E: PageEvent>(page: &Page<E>) -> bool {
     let mut ids = page.events.iter().map(|event| event.event().id());
     ids.all(|id| id.is_some_and(|id| !id.is_finished()))
 }

@@ -247,7 +247,7 @@ impl SessionDriver {
     /// A connection whose messages a source receives does not fit: the source is the application's code.
     #[cfg(feature = "server")]
     pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
-        match self.items.open_mut() {
+        match self.items.open_stream_mut() {
             Some(items) if self.message_sender.is_none() => items.items_mut().join_event_loop(),
             _ => EventLoopJoin::NeedsOwnTask,
         }
@@ -416,7 +416,7 @@ impl SessionDriver {
         let Some(frame) = self.session.take_client_close() else {
             return;
         };
-        if let Some(items) = self.items.open() {
+        if let Some(items) = self.items.open_stream() {
             items.report_client_close(&frame);
         }
         if let Some(sender) = self.message_sender.take() {
@@ -430,7 +430,10 @@ impl SessionDriver {
         let Some((code, reason)) = self.session.pending_violation() else {
             return;
         };
-        let _entered = self.items.open().and_then(SupervisedStream::enter_span);
+        let _entered = self
+            .items
+            .open_stream()
+            .and_then(SupervisedStream::enter_span);
         let is_too_big = code == CloseCode::MESSAGE_TOO_BIG;
         let code = code.get();
         if is_too_big {
@@ -443,7 +446,7 @@ impl SessionDriver {
     /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more
     /// items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(items) = self.items.open_mut() else {
+        let Some(items) = self.items.open_stream_mut() else {
             return Poll::Pending;
         };
         let mut retry = RepollPolicy::default();
@@ -518,7 +521,7 @@ impl SessionDriver {
 }
 
 impl SessionItems {
-    fn open(&self) -> Option<&SupervisedStream> {
+    fn open_stream(&self) -> Option<&SupervisedStream> {
         match self {
             Self::Open(items) => Some(items),
             Self::Dropped(_) => None,
@@ -526,7 +529,7 @@ impl SessionItems {
     }
 
     #[inline]
-    fn open_mut(&mut self) -> Option<&mut SupervisedStream> {
+    fn open_stream_mut(&mut self) -> Option<&mut SupervisedStream> {
         match self {
             Self::Open(items) => Some(items),
             Self::Dropped(_) => None,

@@ -1,4 +1,4 @@
-//! When a subscriber gives up waiting.
+//! The timeouts of a subscriber.
 
 use std::time::{Duration, Instant};
 
