@@ -99,7 +99,7 @@ mod tests {
                 max_messages,
                 max_bytes,
             };
-            limits.start(contents)
+            limits.start_sequence(contents)
         };
         let bytes = 1 << 20;
         assert_eq!(start(10, bytes, contents(0, 0)), 0);

@@ -83,13 +83,18 @@ impl StreamMessage {
 
     /// Reads a message as a direct read returns it.
     pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
-        let headers = message.headers.as_ref().ok_or_else(incomplete)?;
+        let headers = message
+            .headers
+            .as_ref()
+            .ok_or_else(incomplete_message_error)?;
         let header = |name: &str| last_header_value(headers, name);
         let number = |text: &str| text.parse().ok();
-        let sequence = header(SEQUENCE).and_then(number).ok_or_else(incomplete)?;
+        let sequence = header(SEQUENCE)
+            .and_then(number)
+            .ok_or_else(incomplete_message_error)?;
         let time = header(TIME).and_then(parse_utc_nanoseconds);
-        let time = time.ok_or_else(incomplete)?;
-        let subject = header(SUBJECT).ok_or_else(incomplete)?;
+        let time = time.ok_or_else(incomplete_message_error)?;
+        let subject = header(SUBJECT).ok_or_else(incomplete_message_error)?;
         let payload = message.payload.clone();
         Ok(Self::new(sequence, time, subject, header, payload))
     }
@@ -103,7 +108,7 @@ impl StreamMessage {
             let found = lines.find(|(found, _)| found.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.trim())
         };
-        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete)?;
+        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete_message_error)?;
         let payload = message.payload()?.into();
         Ok(Self::new(
             message.seq,
@@ -154,7 +159,7 @@ impl DeliveredMessage {
     /// Reads a message of a consumer. The message's subject for acknowledgements says which message of the stream it is.
     pub(crate) fn parse(message: Message) -> Result<Self, Error> {
         let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
-        let delivery = delivery.ok_or_else(incomplete)?;
+        let delivery = delivery.ok_or_else(incomplete_message_error)?;
         let header = |name: &str| last_header_value(message.headers.as_ref()?, name);
         Ok(Self {
             message: StreamMessage::new(

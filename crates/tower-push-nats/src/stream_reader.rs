@@ -11,7 +11,7 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 use crate::{
     api_response::StreamInfo,
     consumer_reader::{ConsumerReader, Delivery},
-    continuity::{Continuity, LogTailLimits, continuity},
+    continuity::{Continuity, LogTailLimits, check_continuity},
     error::Error,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
@@ -275,7 +275,7 @@ pub(crate) async fn log_start_cursor(
     info: &StreamInfo,
     limits: LogTailLimits,
 ) -> Result<StreamCursor, Error> {
-    cursor_at_sequence(api, limits.start(info.state), info.fingerprint()).await
+    cursor_at_sequence(api, limits.start_sequence(info.state), info.fingerprint()).await
 }
 
 /// Returns the position after a sequence number.

@@ -208,7 +208,7 @@ impl HubState {
                 let next = presence.table.next_departure();
                 next.map(|time| time.saturating_sub(now))
             };
-            published.into_iter().for_each(finish);
+            published.into_iter().for_each(finish_publication);
             if next.is_none_or(|next| !next.is_zero()) {
                 return next;
             }

@@ -422,7 +422,7 @@ impl Hub {
         if let Some(broker) = self.state.broker() {
             let reads = broker.counters.counts(log);
             counts.feed_gaps = reads.gaps;
-            counts.backend_resumes = reads.backend_resumes;
+            counts.backend_resumes = reads.upstream_resumes;
             counts.backend_reads = reads.upstream_reads;
             counts.failed_reads = reads.failed_reads;
             counts.lost_cursors = reads.lost_cursors;

@@ -134,7 +134,7 @@ async fn messages_of_other_programs_are_events() {
     assert_eq!(events[1].event_type().unwrap().as_str(), "list");
     assert_eq!(events[1].topic(), None);
     // A cursor of such an event is as good as another one, on a node that reads the event in another way.
-    let upstream_resumes = builder(&server).log_events(1).connect().await.unwrap();
+    let short_log = builder(&server).log_events(1).connect().await.unwrap();
     let mut client = RelayClient::resume(short_log.relay(), events[0].id().unwrap());
     assert_eq!(client.next().await, "[1]");
     assert_eq!(&client.cursor(), events[1].id().unwrap());
