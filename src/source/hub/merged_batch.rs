@@ -90,7 +90,7 @@ impl MergedBatch {
                 is_ephemeral,
                 byte_len: entry.byte_len,
                 is_repeated,
-                event: entry.is_for(sender).then(|| entry.event.clone()),
+                event: entry.is_visible_to(sender).then(|| entry.event.clone()),
             };
             self.entries.insert(index, entry);
             self.truncate_to_capacity();
@@ -143,7 +143,7 @@ impl MergedBatch {
         for entry in self.entries {
             readers[entry.topic_index]
                 .ordinals
-                .pass_entry(entry.is_ephemeral);
+                .skip_entry(entry.is_ephemeral);
             let Some(mut event) = entry.event else {
                 continue;
             };
