@@ -661,7 +661,7 @@ impl HubReader {
     }
 
     /// Returns an event of a page with the names of its joined topics, too, from whose logs the reader will not get the event again.
-    fn name_for_joined_topics(&self, event: Event, resume: &) -> Event {
+    fn name_for_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
         let Some(topics) = resume.shared_topics_of(&event) else {
             return event;
         };
