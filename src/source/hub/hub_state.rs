@@ -549,7 +549,7 @@ impl Publication<'_> {
             false => event.with_event_id(self.id.clone()),
         };
         if !self.table.patterns.is_empty() {
-            self.append_to_patterns(name, &event);
+            self.append_to_patterns(&event);
         }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
@@ -576,7 +576,7 @@ impl Publication<'_> {
     }
 
     /// Appends the event of a topic to the logs of the patterns that match the topic.
-    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+    fn append_to_patterns(&mut self, event: &Event) {
         let position = self.table.last_position();
         let new_entry = |event| {
             let except = self.except.cloned();
@@ -584,7 +584,6 @@ impl Publication<'_> {
         };
         let patterns = &self.table.patterns;
         let woken = patterns.append(
-            name,
             self.topics,
             event,
             position,

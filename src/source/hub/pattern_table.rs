@@ -60,11 +60,10 @@ impl PatternTable {
         }
     }
 
-    /// Appends an event to the log of each pattern that matches `topic`, one of the event's topics. In the log, the event has the names of all of
+    /// Appends the event of one of `all_topics` to the log of each pattern that matches this topic. In the log, the event has the names of all of
     /// its topics that match. Returns the logs whose readers must be woken.
     pub(super) fn append(
         &self,
-        topic: &Topic,
         all_topics: &[Topic],
         event: &Event,
         position: u64,
@@ -73,6 +72,9 @@ impl PatternTable {
         deferred_drops: &mut DeferredDrops,
     ) -> Vec<Arc<TopicState>> {
         let mut logs = Vec::new();
+        let Some(topic) = event.topic() else {
+            return logs;
+        };
         // Patterns that match the same topics share the event.
         let mut named = event.clone();
         for (pattern, slot) in &self.slots {
