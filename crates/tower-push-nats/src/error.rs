@@ -117,8 +117,8 @@ impl Error {
         }
     }
 
-    /// Returns whether the server cannot be reached, does not answer in time, is starting, or has no leader for the stream. The same call
-    /// can succeed later.
+    /// Returns whether the server cannot be reached, does not answer in time, is starting, or has no leader for the stream. A later call can
+    /// succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self.kind,
@@ -149,8 +149,8 @@ impl Error {
         self.kind == ErrorKind::NotFound
     }
 
-    /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, or is not retained by limits. Also
-    /// whether the stream does not have the subject of an event, or another stream has this subject.
+    /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, is not retained by limits, or another
+    /// stream has one of its subjects. Also returns whether the stream does not have the subject of an event.
     pub fn is_wrong_stream(&self) -> bool {
         self.kind == ErrorKind::WrongStream
     }

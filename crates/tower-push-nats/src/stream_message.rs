@@ -95,10 +95,12 @@ impl StreamMessage {
         let headers = |name: &str| header_values(message.headers.as_ref(), name);
         let header = |name: &str| headers(name).pop();
         let number = |text: &str| text.parse().ok();
-        let sequence = header(SEQUENCE).and_then(number).ok_or_else(incomplete)?;
+        let sequence = header(SEQUENCE)
+            .and_then(number)
+            .ok_or_else(incomplete_message_error)?;
         let time = header(TIME).and_then(parse_utc_nanoseconds);
-        let time = time.ok_or_else(incomplete)?;
-        let subject = header(SUBJECT).ok_or_else(incomplete)?;
+        let time = time.ok_or_else(incomplete_message_error)?;
+        let subject = header(SUBJECT).ok_or_else(incomplete_message_error)?;
         let payload = message.payload.clone();
         Ok(Self::new(sequence, time, subject, headers, payload))
     }
@@ -112,7 +114,7 @@ impl StreamMessage {
             let found = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.trim()).collect()
         };
-        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete)?;
+        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete_message_error)?;
         let payload = message.payload()?.into();
         Ok(Self::new(
             message.seq,
@@ -170,10 +172,10 @@ impl StreamMessage {
 }
 
 impl DeliveredMessage {
-    /// Reads a message of a consumer. Its subject for acknowledgements says which message of the stream it is.
+    /// Reads a message of a consumer. The message's subject for acknowledgements says which message of the stream it is.
     pub(crate) fn parse(message: Message) -> Result<Self, Error> {
         let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
-        let delivery = delivery.ok_or_else(incomplete)?;
+        let delivery = delivery.ok_or_else(incomplete_message_error)?;
         let headers = |name: &str| header_values(message.headers.as_ref(), name);
         Ok(Self {
             message: StreamMessage::new(
@@ -189,7 +191,7 @@ impl DeliveredMessage {
     }
 }
 
-fn incomplete() -> Error {
+fn incomplete_message_error() -> Error {
     Error::unsupported("a message without its sequence number")
 }
 

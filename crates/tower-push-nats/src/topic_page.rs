@@ -8,8 +8,8 @@ use tower_push::{
 };
 
 use crate::{
-    api_response::StreamContents, error::Error, jetstream_upstream::fitting, stream_api::StreamApi,
-    stream_cursor::StreamCursor, stream_message::StreamMessage,
+    api_response::StreamContents, error::Error, jetstream_upstream::messages_within_limits,
+    stream_api::StreamApi, stream_cursor::StreamCursor, stream_message::StreamMessage,
 };
 
 /// Reads a page of the messages of a few topics, and leaves out those of other topics.
@@ -126,7 +126,7 @@ impl<'a> TopicPageReader<'a> {
         last: u64,
     ) -> Result<Option<SubjectMessages>, Error> {
         let first = self.cursor.sequence + 1;
-        let Some(first) = self.api.message_from(first, subject).await? else {
+        let Some(first) = self.api.first_message_from(first, subject).await? else {
             return Ok(Some(SubjectMessages {
                 messages: Vec::new(),
                 complete_to: last,
@@ -144,7 +144,7 @@ impl<'a> TopicPageReader<'a> {
         if *read_first != first {
             return Ok(None);
         }
-        let next = self.api.message_from(read_last.sequence + 1, subject);
+        let next = self.api.first_message_from(read_last.sequence + 1, subject);
         let next = next.await?.map(|next| next.sequence - 1);
         Ok(Some(SubjectMessages {
             complete_to: next.unwrap_or(last),
@@ -194,7 +194,7 @@ fn merge(
     let left = contents.first_seq.max(cursor.sequence + 1)..=complete_to;
     messages.retain(|message| left.contains(&message.sequence));
     messages.sort_unstable_by_key(|message| message.sequence);
-    let fitting = fitting(&messages, request).len();
+    let fitting = messages_within_limits(&messages, request).len();
     let is_complete = complete_to == last && fitting == messages.len();
     messages.truncate(fitting);
     MergedMessages {

@@ -1,6 +1,5 @@
 //! Streams on real servers, and what clients get when the servers fail.
 
-mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
@@ -9,3 +8,4 @@ mod hub_random_faults;
 mod nodes;
 mod publishing;
 mod random_faults;
+mod upstream_resumes;
