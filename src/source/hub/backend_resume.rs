@@ -99,8 +99,8 @@ impl BackendResumeTopics {
         self.patterns.is_empty().then(topics)
     }
 
-    /// Checks that the hub has room for the topics and allows the patterns. The client joins them later, when other clients may have taken the
-    /// room.
+    /// Checks that the hub has room for the topics and allows the patterns. The client joins the topics and patterns later: by then, other
+    /// clients may have taken the room.
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.

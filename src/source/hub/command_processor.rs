@@ -47,7 +47,7 @@ pub struct HubCommands {
 }
 
 impl HubCommands {
-    /// Accepts 20 commands in a second: subscriptions, their ends, and publications.
+    /// Accepts 20 commands in a second. Commands subscribe to a topic, end a subscription, or publish.
     pub fn new() -> Self {
         Self { max_per_second: 20 }
     }

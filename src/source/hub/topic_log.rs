@@ -99,7 +99,7 @@ pub(super) enum TopicStart {
 
 /// The result of [`TopicLog::resolve_start`].
 pub(super) struct ResolvedTopicStart {
-    /// The reader begins after these events.
+    /// The ordinals of the last events that the reader does not get.
     pub(super) ordinals: ReaderOrdinals,
     pub(super) missed: Option<MissedTopicEvents>,
 }

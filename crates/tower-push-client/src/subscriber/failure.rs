@@ -1,4 +1,4 @@
-//! What follows the end or the failure of a connection.
+//! What a subscriber does after the end or the failure of a connection.
 
 use std::time::{Duration, Instant};
 

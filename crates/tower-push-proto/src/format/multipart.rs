@@ -156,8 +156,8 @@ impl Format for Multipart {
 
 /// The encoder of a multipart body.
 ///
-/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. In a
-/// [`data_only`](Multipart::data_only) body, this text ends with `--BOUNDARY` instead.
+/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. A
+/// [`data_only`](Multipart::data_only) body ends with `--BOUNDARY` between two calls instead.
 struct MultipartEncoder {
     format: Multipart,
     /// The boundary with two hyphens before it: `--BOUNDARY`.
