@@ -53,7 +53,7 @@ pub(super) struct SharedEventIds(HashSet<EventId>);
 
 const MAX_SHARED_IDS: usize = 1024;
 
-/// Where a client continues after a resume from the broker.
+/// The end of a client's resume from the broker: says where the client continues.
 pub(super) enum BackendResumeEnd {
     /// The client has every event up to `position`, and has joined its topics there.
     Joined {

@@ -84,7 +84,7 @@ pub(super) struct HistoryEnd {
     pub(super) position: u64,
 }
 
-/// Where a subscriber begins in a topic.
+/// The position at which a subscriber begins in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TopicStart {
     /// After the newest event.
