@@ -89,6 +89,7 @@ impl HubState {
             let mut publication = Publication {
                 hub: self,
                 table,
+                topics: topics.as_slice(),
                 except: except.as_ref(),
                 id: &id,
                 now,

@@ -41,8 +41,8 @@
 //!
 //! A client whose topics are quiet gets a new cursor from time to time, with a heartbeat, while other topics are busy.
 //!
-//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
-//! client gets it.
+//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names
+//! those topics of the client ([`Event::topics`]), and no others.
 //!
 //! # Who reads what
 //! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
