@@ -75,7 +75,7 @@ impl StreamInfo {
     }
 }
 
-/// What a stream contains.
+/// The numbers of the messages in a stream, and their bytes.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamContents {
     pub(crate) messages: u64,

@@ -23,7 +23,7 @@ use crate::api_response::ApiError;
 pub struct Error {
     kind: ErrorKind,
     may_have_run: bool,
-    /// What the server or the client says.
+    /// The description of the error by the server or by the NATS client.
     detail: Option<Arc<str>>,
 }
 
@@ -109,7 +109,7 @@ impl Error {
         Self::new(ErrorKind::Unsupported).with_detail(detail)
     }
 
-    /// Returns the error with another answer to [`may_be_published`](Self::may_be_published).
+    /// Returns the error with another value of [`may_be_published`](Self::may_be_published).
     pub(crate) fn with_may_have_run(self, may_have_run: bool) -> Self {
         Self {
             may_have_run,

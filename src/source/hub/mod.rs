@@ -51,7 +51,7 @@
 //!
 //! # What a publication costs
 //! A publication takes one lock of the hub for a short time, and wakes the subscribers of its topics only. A publication to a topic without a
-//! subscriber and without history only takes the next id.
+//! subscriber and without history stores nothing: it only uses up an id.
 //!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers
