@@ -256,7 +256,7 @@ async fn cold_resumes_read_only_their_topics() {
     });
     join_all(clients).await;
     let counts = late.hub().counts();
-    assert_eq!((counts.cold_resumes, counts.lost_cursors), (100, 0));
+    assert_eq!((counts.backend_resumes, counts.lost_cursors), (100, 0));
     // A page has at most 256 events, so the 600 events of all topics would take more.
     assert_eq!(counts.backend_reads, 1, "{counts:?}");
     // Two descriptions, the messages at both ends, and the first and the next message of two subjects. The readers of both nodes ask for a description

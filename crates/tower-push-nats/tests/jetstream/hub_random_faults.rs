@@ -80,7 +80,7 @@ impl Run {
         self.nodes[random.below(self.nodes.len() as u64) as usize].hub()
     }
 
-    /// Publishes events to random topics on one node until the run is over, and many events to a topic that no client has.
+    /// Publishes events to random topics on one node until the run is over.
     async fn publish(self: Arc<Self>, node: usize) {
         let mut random = Random::new(self.seed * 100 + node as u64);
         for number in 0.. {
@@ -88,15 +88,6 @@ impl Run {
                 return;
             }
             sleep(Duration::from_millis(1)).await;
-            if random.below(3) > 0 {
-                let options = PublishOptions::new();
-                let published = self.nodes[node]
-                    .hub()
-                    .publish_and_wait("other", "x", &options);
-                // An event that no client gets may be lost.
-                let _ = published.await;
-                continue;
-            }
             let event = PublishedEvent {
                 text: format!("{node}.{number}"),
                 topics: random_topics(&mut random),
@@ -106,6 +97,16 @@ impl Run {
                 0 => self.publish_once(node, event).await,
                 _ => _ = self.try_publish(node, &event, PublishOptions::new()).await,
             }
+        }
+    }
+
+    /// Publishes many events to a topic that no client has until the run is over, as another program does.
+    async fn publish_strangers(self: Arc<Self>, operator: Operator) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            for _ in 0..5 {
+                operator.send("events.other", "x").await;
+            }
+            sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -176,7 +177,7 @@ impl Run {
                 }
             }
             if random.below(3) == 0 {
-                sleep(Duration::from_millis(random.below(300))).await;
+                sleep(Duration::from_millis(random.below(500))).await;
             }
             if random.below(3) == 0 {
                 topics = random_topics(&mut random);
@@ -385,6 +386,8 @@ async fn run_random_faults(seed: u64) {
     let clients = (0..CLIENTS).map(|client| tokio::spawn(run.clone().follow(client)));
     let clients: Vec<_> = clients.collect();
     let publishers = [0, 1].map(|node| tokio::spawn(run.clone().publish(node)));
+    let operator = Operator::connect(&server).await;
+    let strangers = tokio::spawn(run.clone().publish_strangers(operator));
     let mut random = Random::new(seed);
     let mut faults = Vec::new();
     for _ in 0..8 {
@@ -393,7 +396,7 @@ async fn run_random_faults(seed: u64) {
     }
     sleep(Duration::from_millis(300)).await;
     run.is_over.store(true, Ordering::Relaxed);
-    for publisher in publishers {
+    for publisher in publishers.into_iter().chain([strangers]) {
         publisher.await.unwrap();
     }
     let last = PublishedEvent {
@@ -420,7 +423,7 @@ async fn run_random_faults(seed: u64) {
     let counts = run
         .nodes
         .iter()
-        .map(|node| node.hub().counts().cold_resumes);
+        .map(|node| node.hub().counts().backend_resumes);
     let cold_resumes: u64 = counts.sum();
     assert!(cold_resumes > 0, "all clients have resumed from memory");
     println!(

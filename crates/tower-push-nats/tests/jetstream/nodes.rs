@@ -158,6 +158,12 @@ impl Operator {
         assert!(answer.get("error").is_none(), "{answer}");
     }
 
+    /// Sends a message, which may be lost.
+    pub(crate) async fn send(&self, subject: &str, payload: &str) {
+        let payload = payload.to_owned().into();
+        let _ = self.0.publish(subject.to_owned(), payload).await;
+    }
+
     /// Subscribes to subjects, and returns when the server has the subscription.
     pub(crate) async fn subscribe(&self, subject: &str) -> async_nats::Subscriber {
         let subscriber = self.0.subscribe(subject.to_owned()).await.unwrap();
