@@ -8,10 +8,10 @@ use std::slice;
 
 use super::{
     hub_reader::{HubReader, TopicReader},
-    hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest},
+    hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest, copy_for_topic},
     pattern_table::PatternRequest,
     subscribed_topics::SubscribedTopics,
-    topic_log::{EPHEMERAL_LIMITS, TopicStart},
+    topic_log::{EPHEMERAL_LIMITS, TopicLogEntry, TopicStart},
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
 };
@@ -62,14 +62,15 @@ impl HubReader {
         Ok(())
     }
 
-    /// Returns whether the reader gets the events of a topic that a pattern has joined, without this pattern.
+    /// Returns whether the reader gets the events of the topic `joined` from another log already: that of the topic, or that of another
+    /// pattern.
     fn has_events_of(&self, joined: &JoinedTopic) -> bool {
         let name = joined.topic.topic_name();
         name.is_some_and(|name| self.has_reader_of(name) || self.has_pattern_for(name))
     }
 
     fn has_reader_of(&self, topic: &Topic) -> bool {
-        if self.cold_topics().contains(topic) {
+        if self.backend_resume_topics().contains(topic) {
             return true;
         }
         let mut topics = self.topics.iter();
@@ -85,7 +86,7 @@ impl HubReader {
             let name = topic.topic.topic_name().cloned();
             if let Some(name) = name.filter(|name| self.has_pattern_for(name)) {
                 if self.has_reader_of(&name) {
-                    // The reader is about to read the history of the topic for the pattern.
+                    // The reader reads the history of this topic already, so it does not join the topic a second time for the new pattern.
                     self.hub().leave(std::iter::once(&*topic.topic));
                     continue;
                 }
@@ -112,7 +113,7 @@ impl HubReader {
         subscribed: &SubscribedTopics,
     ) -> Vec<(Topic, JoinError)> {
         self.deregister_pattern_access(pattern);
-        if let Some(resume) = &mut self.cold_resume {
+        if let Some(resume) = &mut self.backend_resume {
             resume.remove_pattern(pattern);
         }
         let is_log = |other: Option<&TopicPattern>| other == Some(pattern);
@@ -131,7 +132,8 @@ impl HubReader {
             let was_matching = name.filter(|name| pattern.matches(name) && !has_pattern_for(name));
             match was_matching.filter(|_| reader.history_end.is_some()) {
                 None => self.topics.push(reader),
-                // A topic that has read its history has got later events from the pattern. `return_to_topics` joins it again after those.
+                // If the reader has read the whole history of the topic, it has got later events from the log of the pattern.
+                // `return_to_topics` then joins the topic again, after these events.
                 Some(name) if subscribed.topics().contains(name) && !reader.has_read_history() => {
                     reader.history_end = None;
                     self.topics.push(reader);
@@ -198,10 +200,15 @@ impl HubReader {
         let sender = self.sender().cloned();
         let log = pattern_topic.log();
         let unread = log.unread_ephemeral_entries(*ordinals, end_position);
-        let unread = unread
-            .filter(|entry| entry.event.topic() == Some(topic) && entry.is_for(sender.as_ref()));
+        let unread = unread.filter(|entry| {
+            entry.event.topics().contains(topic) && entry.is_visible_to(sender.as_ref())
+        });
+        let event_of = |entry: &TopicLogEntry| match entry.event.topics() {
+            [_] => entry.event.clone(),
+            _ => copy_for_topic(entry.event.clone(), topic),
+        };
         let unread: Vec<_> = unread
-            .map(|entry| (entry.position, entry.event.clone()))
+            .map(|entry| (entry.position, event_of(entry)))
             .collect();
         if unread.is_empty() {
             return;

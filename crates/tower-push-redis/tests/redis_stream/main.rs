@@ -1,12 +1,11 @@
 //! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
 
-mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
 mod hub;
-mod hub_faults;
 mod nodes;
 mod publishing;
 mod random_faults;
 mod topologies;
+mod upstream_resumes;
