@@ -150,6 +150,8 @@ type Place = (u64, u64);
 struct Client {
     subscriber: Option<HubSubscriber>,
     cursor: Option<EventId>,
+    /// The cursor with which the client has subscribed.
+    requested: Option<EventId>,
     topics: u8,
     /// For each topic of the subscription: the place up to which the client has the topic's events, or was told of a gap. `None` after a gap
     /// whose end is not known.
@@ -203,6 +205,7 @@ impl Model {
         client.received_now.clear();
         client.last.clear();
         client.topics = topics;
+        client.requested = client.cursor.clone();
         client.accounted = accounted;
         let fresh_from = topic_names(fresh).into_iter();
         client.fresh_from = fresh_from.map(|name| (name, node.position())).collect();
@@ -252,6 +255,10 @@ impl Model {
         let Some((complete_epoch, from)) = self.clients[client].accounted[topic] else {
             return;
         };
+        if complete_epoch > epoch {
+            // The client's cursor is of an earlier epoch than the begin of a new topic.
+            return;
+        }
         assert_eq!(complete_epoch, epoch, "a new epoch without a gap");
         let missing = self.missing(client, topic, (epoch, from), number);
         assert!(
@@ -260,7 +267,8 @@ impl Model {
         );
     }
 
-    fn check_event(&mut self, client: usize, event: &Event) {
+    /// Checks an event. If the event `is_of_page`, the client gets its new topics later, but an event that is in one of them, too, now.
+    fn check_event(&mut self, client: usize, event: &Event, is_of_page: bool) {
         // An event without history has no id.
         let Some(id) = event.id() else { return };
         let (epoch, number) = split_id(id);
@@ -268,13 +276,18 @@ impl Model {
         let topics = event.topics().iter();
         let topics: Vec<_> = topics.map(|topic| static_name(topic).unwrap()).collect();
         assert!(!topics.is_empty());
-        for topic in &topics {
+        let (early, topics): (Vec<_>, Vec<_>) = topics
+            .into_iter()
+            .partition(|topic| is_of_page && self.clients[client].fresh_from.contains_key(topic));
+        for topic in topics.iter().chain(&early) {
             if epoch == self.broker.lock().epoch {
                 let broker = self.broker.lock();
                 let published = &broker.history[number as usize - 1];
                 assert!(published.topics().contains(topic));
                 assert_ne!(published.excluded_sender(), Some(sender(client).as_str()));
             }
+        }
+        for topic in &topics {
             self.check_complete(client, topic, (epoch, number - 1));
         }
         let client = &mut self.clients[client];
@@ -286,6 +299,8 @@ impl Model {
             assert!(last < place, "{number} of {topic} after {last:?}");
             client.received.insert(((epoch, number), topic));
         }
+        let early = early.into_iter().map(|topic| ((epoch, number), topic));
+        client.received.extend(early);
         assert!(
             client.received_now.insert((epoch, number)),
             "{number} is repeated"
@@ -319,9 +334,12 @@ impl Model {
                     "{gap:?}"
                 );
             }
-            // A gap whose end is known does not shorten an earlier gap whose end is not known.
+            // No gap shortens an earlier one.
             let fresh_from = client.fresh_from.get(topic).copied();
-            *accounted = accounted.and(end).max(accounted.and(end).and(fresh_from));
+            *accounted = match (*accounted, end) {
+                (Some(before), Some(end)) => Some(before.max(end)).max(fresh_from),
+                _ => None,
+            };
         }
         if gap.reason == GapReason::Epoch && gap.topic.is_none() {
             client.received_now.clear();
@@ -331,9 +349,10 @@ impl Model {
 
     fn check_item(&mut self, client: usize, item: &Item) {
         match item {
-            Item::Event(event) => self.check_event(client, event),
+            Item::Event(event) => self.check_event(client, event, false),
             Item::EventWithCursor { event, cursor } => {
-                self.check_event(client, event);
+                let is_of_page = self.clients[client].requested.as_ref() == Some(cursor);
+                self.check_event(client, event, is_of_page);
                 self.check_cursor(client, cursor);
             }
             Item::Gap(gap) => self.check_gap(client, gap),

@@ -4,6 +4,7 @@ mod connecting;
 mod faults;
 mod feed;
 mod hub;
+mod hub_faults;
 mod nodes;
 mod publishing;
 mod random_faults;
