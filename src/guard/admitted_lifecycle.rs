@@ -149,8 +149,8 @@ impl AdmittedLifecycle {
         if !self.is_open() && is_refused {
             self.guard.record_refusal(head, RefusalReason::Source);
         }
-        // A response whose body has a known length is no stream: it responds to a poll, or refuses the request. But if another part holds a
-        // handle, such as the task of a WebSocket, the stream continues in that part.
+        // A response whose body has a known length is no stream: it responds to a poll, or refuses the request. If another part of the program
+        // holds a handle, such as the task of a WebSocket, the stream continues in that part.
         let has_known_length = response.body().size_hint().exact().is_some();
         if has_known_length && Arc::strong_count(self) == 1 {
             self.on_non_streaming_response();

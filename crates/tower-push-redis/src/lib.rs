@@ -1,7 +1,7 @@
 //! A source for [tower-push](tower_push) on Redis Streams: every server shows the same feed, and any server serves any client.
 //!
-//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues there with the
-//! event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
+//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues on any of
+//! these servers with the event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
 //!
 //! ```no_run
 //! use tower_push::{Event, Push, PushLayer};

@@ -140,7 +140,7 @@ impl Subscriber {
         self.backoff.next_delay(hint)
     }
 
-    /// Ends the subscription with an error. Without an error, the server has ended the response, and the client does not reconnect.
+    /// Ends the subscription with an error. If there is no error, the server has ended the response, and the client does not reconnect.
     fn stop(&mut self, error: Option<Error>) {
         self.terminate();
         self.queued.extend(error.map(Err));
