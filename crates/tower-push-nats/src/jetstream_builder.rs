@@ -9,7 +9,6 @@ use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     api_response::{StreamConfig, StreamInfo, nanoseconds},
-    continuity::LogTailLimits,
     error::Error,
     jetstream::JetStream,
     jetstream_publisher::JetStreamPublisher,
@@ -19,6 +18,7 @@ use crate::{
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_connection::StreamConnection,
+    stream_continuity::LogTailLimits,
     stream_reader::{StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };

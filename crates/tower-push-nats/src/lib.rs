@@ -82,7 +82,6 @@
 
 mod api_response;
 mod consumer_reader;
-mod continuity;
 mod error;
 mod fingerprint;
 mod jetstream;
@@ -95,6 +94,7 @@ mod nats_servers;
 mod reader_status;
 mod stream_api;
 mod stream_connection;
+mod stream_continuity;
 mod stream_cursor;
 mod stream_message;
 mod stream_reader;
@@ -117,4 +117,4 @@ pub use self::{
 /// The code of the README, as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct ReadmeDocTests;

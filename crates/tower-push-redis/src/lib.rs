@@ -63,7 +63,6 @@
 #![forbid(unsafe_code)]
 
 mod connector;
-mod continuity;
 mod entry_id;
 mod error;
 mod fingerprint;
@@ -78,6 +77,7 @@ mod redis_stream_builder;
 mod redis_upstream;
 mod stream_backend;
 mod stream_connection;
+mod stream_continuity;
 mod stream_cursor;
 mod stream_entry;
 mod stream_info;
@@ -102,4 +102,4 @@ pub use tower_push::source::relay::EventSink;
 /// The code of the README, as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct ReadmeDocTests;

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The [`StreamLifecycle`] of a request that a guard has admitted. Dropping the lifecycle closes the stream.
-pub(super) struct AdmittedLifecycle {
+pub(super) struct AdmittedStreamLifecycle {
     guard: Arc<SharedGuard>,
     drain: Option<DrainableStream>,
     permit: AdmissionPermit,
@@ -64,7 +64,7 @@ struct OpenStreamDetails {
 /// of this mean.
 const LIFETIME_RETRY: Duration = Duration::from_secs(1);
 
-impl AdmittedLifecycle {
+impl AdmittedStreamLifecycle {
     /// Creates the lifecycle of a request that `guard` admits. `outer` is the handle of the guard around this one.
     pub(super) fn new(
         guard: Arc<SharedGuard>,
@@ -239,7 +239,7 @@ impl AdmittedLifecycle {
     }
 }
 
-impl StreamLifecycle for AdmittedLifecycle {
+impl StreamLifecycle for AdmittedStreamLifecycle {
     fn on_open(&self, subscription: &Subscription) {
         let mut is_first = false;
         self.opened.get_or_init(|| {
@@ -369,7 +369,7 @@ impl StreamLifecycle for AdmittedLifecycle {
     }
 }
 
-impl Drop for AdmittedLifecycle {
+impl Drop for AdmittedStreamLifecycle {
     fn drop(&mut self) {
         let reason = self.close_reason();
         if let Some(OpenStreamDetails {
@@ -403,9 +403,9 @@ mod tests {
     #[test]
     fn admitted_lifecycle_is_small() {
         assert!(
-            size_of::<AdmittedLifecycle>() <= 192,
+            size_of::<AdmittedStreamLifecycle>() <= 192,
             "{}",
-            size_of::<AdmittedLifecycle>()
+            size_of::<AdmittedStreamLifecycle>()
         );
     }
 }
