@@ -7,17 +7,27 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    ConnectionPoll, DrivenConnection, WakeCause,
+    ConnectionPoll, DrivenConnection, TakenOutput,
     ready_queue::{ReadyEntry, ReadyQueue},
 };
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
 /// A connection of an event loop and its waker in one allocation, without the connection's type.
 pub(super) trait ConnectionSlot: Send + Sync {
-    /// Polls the connection. A panic closes the connection. Returns `Closed` if the connection was closed before.
+    /// Returns the waker that puts the slot into the queue.
+    fn into_waker(self: Arc<Self>) -> Waker;
+
+    /// Polls the connection because it was woken, or because its deadline has passed, or because it is new. `waker` is the waker of the slot.
     ///
-    /// Only the event loop calls this method.
-    fn poll(self: Arc<Self>, cause: WakeCause, now: Instant) -> ConnectionPoll;
+    /// Only the event loop calls this method and the next two. A panic of the connection closes it. The methods return `Closed` if the connection
+    /// is closed.
+    fn poll(&self, waker: &Waker, now: Instant) -> ConnectionPoll;
+
+    /// Lets the connection take output. See [`DrivenConnection::take_output`].
+    fn take_output(&self, waker: &Waker, now: Instant) -> TakenOutput;
+
+    /// Lets the connection write output. See [`DrivenConnection::write_output`].
+    fn write_output(&self, output: TakenOutput, waker: &Waker, now: Instant) -> ConnectionPoll;
 
     /// Drops the connection. The allocation stays until the last waker is dropped.
     fn close(&self);
@@ -52,6 +62,25 @@ where
     })
 }
 
+impl<C: DrivenConnection + 'static> TypedConnectionSlot<C> {
+    /// Calls `call` with the connection. Returns `None` if the connection is closed. A panic of `call` closes the connection.
+    fn with_connection<T>(
+        &self,
+        waker: &Waker,
+        call: impl FnOnce(&mut C, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let mut connection = lock(&self.connection);
+        let open = connection.as_mut()?;
+        let mut cx = Context::from_waker(waker);
+        if let Ok(returned) = catch_unwind(AssertUnwindSafe(|| call(open, &mut cx))) {
+            return Some(returned);
+        }
+        drop(connection);
+        self.close();
+        None
+    }
+}
+
 impl<C: DrivenConnection + 'static> Wake for TypedConnectionSlot<C> {
     fn wake(self: Arc<Self>) {
         if !self.is_queued.swap(true, Ordering::AcqRel) {
@@ -63,19 +92,27 @@ impl<C: DrivenConnection + 'static> Wake for TypedConnectionSlot<C> {
 }
 
 impl<C: DrivenConnection + 'static> ConnectionSlot for TypedConnectionSlot<C> {
-    fn poll(self: Arc<Self>, cause: WakeCause, now: Instant) -> ConnectionPoll {
-        if cause == WakeCause::Waker {
-            // Cleared before the poll, so that a wake-up during the poll is not lost.
-            self.is_queued.swap(false, Ordering::AcqRel);
-        }
-        let mut connection = lock(&self.connection);
-        let Some(open) = &mut *connection else {
-            return ConnectionPoll::Closed;
-        };
-        let waker = Waker::from(self.clone());
-        let mut cx = Context::from_waker(&waker);
-        let poll = catch_unwind(AssertUnwindSafe(|| open.poll(&mut cx, cause, now)));
-        poll.unwrap_or(ConnectionPoll::Closed)
+    fn into_waker(self: Arc<Self>) -> Waker {
+        Waker::from(self)
+    }
+
+    fn poll(&self, waker: &Waker, now: Instant) -> ConnectionPoll {
+        // Cleared before the poll, so that a wake-up during the poll is not lost.
+        self.is_queued.swap(false, Ordering::AcqRel);
+        self.with_connection(waker, |connection, cx| connection.poll(cx, now))
+            .unwrap_or(ConnectionPoll::Closed)
+    }
+
+    fn take_output(&self, waker: &Waker, now: Instant) -> TakenOutput {
+        self.with_connection(waker, |connection, cx| connection.take_output(cx, now))
+            .unwrap_or(TakenOutput::Nothing)
+    }
+
+    fn write_output(&self, output: TakenOutput, waker: &Waker, now: Instant) -> ConnectionPoll {
+        self.with_connection(waker, |connection, cx| {
+            connection.write_output(output, cx, now)
+        })
+        .unwrap_or(ConnectionPoll::Closed)
     }
 
     fn close(&self) {

@@ -6,13 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    ConnectionPoll, WakeCause,
+    ConnectionPoll, TakenOutput,
     connection_slot::ConnectionSlot,
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
@@ -30,6 +30,8 @@ pub(super) struct EventLoop {
     groups: HashMap<LogGroupKey, LogGroup>,
     /// What is polled next. Entries are moved here from `queue`.
     ready: VecDeque<ReadyEntry>,
+    /// The members of a group whose output is written next. Empty between two batches.
+    batch: Vec<BatchMember>,
     timers: TimerQueue,
     /// The timer for the first entry of `timers`. Created when there is an entry.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -52,11 +54,18 @@ struct ConnectionEntry {
     group: Option<(LogGroupKey, u32)>,
 }
 
+/// A connection whose output was taken from its log, and is written next.
+struct BatchMember {
+    index: u32,
+    waker: Waker,
+    output: TakenOutput,
+}
+
 /// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. 64 writes to a socket take about half a
 /// millisecond.
 pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 
-/// How many members of a group are polled until the group is looked up again.
+/// How many members of a group take output from their log before the first of them writes it.
 const MEMBERS_PER_BATCH: usize = 16;
 
 impl ConnectionTable {
@@ -103,6 +112,7 @@ impl EventLoop {
             connections: ConnectionTable::default(),
             groups: HashMap::new(),
             ready: VecDeque::new(),
+            batch: Vec::new(),
             timers: TimerQueue::new(Instant::now()),
             sleep: None,
             is_set_dropped: false,
@@ -123,11 +133,9 @@ impl EventLoop {
             match entry {
                 ReadyEntry::NewConnection(slot, log) => {
                     self.add_connection(&slot, log);
-                    self.poll_connection(slot, WakeCause::Waker, now);
+                    self.poll_connection(slot, now);
                 }
-                ReadyEntry::Connection(slot) => {
-                    self.poll_connection(slot, WakeCause::Waker, now);
-                }
+                ReadyEntry::Connection(slot) => self.poll_connection(slot, now),
                 ReadyEntry::Log(key) => {
                     if let Some(group) = self.groups.get(&key) {
                         group.on_wake();
@@ -152,7 +160,7 @@ impl EventLoop {
             if let Some(entry) = self.connections.get_mut(index) {
                 entry.scheduled = ScheduledTime::default();
                 let slot = entry.slot.clone();
-                self.poll_connection(slot, WakeCause::Waker, now);
+                self.poll_connection(slot, now);
             }
             polls_left -= 1;
         }
@@ -173,19 +181,33 @@ impl EventLoop {
                 return polls_left;
             }
             polls_left -= members.len();
-            for index in members {
-                self.poll_member(*index, now);
-            }
+            self.poll_members(members, now);
         }
         self.ready.push_back(ReadyEntry::LogPass(key));
         0
     }
 
-    fn poll_member(&mut self, index: u32, now: Instant) {
-        if let Some(entry) = self.connections.get(index) {
-            let slot = entry.slot.clone();
-            self.poll_connection(slot, WakeCause::Log, now);
+    /// Polls members of a group, because their log has changed.
+    fn poll_members(&mut self, members: &[u32], now: Instant) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for index in members {
+            if let Some(entry) = self.connections.get(*index) {
+                let waker = entry.slot.clone().into_waker();
+                batch.push(BatchMember {
+                    index: *index,
+                    output: entry.slot.take_output(&waker, now),
+                    waker,
+                });
+            }
         }
+        for member in batch.drain(..) {
+            // No connection is added before the batch is written, so the index is still that of the same connection.
+            if let Some(entry) = self.connections.get(member.index) {
+                let poll = entry.slot.write_output(member.output, &member.waker, now);
+                self.handle_poll(member.index, poll);
+            }
+        }
+        self.batch = batch;
     }
 
     fn add_connection(&mut self, slot: &Arc<dyn ConnectionSlot>, log: Option<Arc<dyn WatchedLog>>) {
@@ -206,12 +228,17 @@ impl EventLoop {
         }
     }
 
-    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, cause: WakeCause, now: Instant) {
+    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, now: Instant) {
         let Some(index) = slot.index() else {
             // The connection was closed before.
             return;
         };
-        match slot.poll(cause, now) {
+        let waker = slot.clone().into_waker();
+        self.handle_poll(index, slot.poll(&waker, now));
+    }
+
+    fn handle_poll(&mut self, index: u32, poll: ConnectionPoll) {
+        match poll {
             ConnectionPoll::Closed => self.remove_connection(index),
             ConnectionPoll::Pending { deadline: None } => {}
             ConnectionPoll::Pending {

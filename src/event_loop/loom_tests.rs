@@ -10,7 +10,7 @@ use loom::{future::block_on, model, thread};
 use tokio::time::Instant;
 
 use super::{
-    ConnectionPoll, DrivenConnection, WakeCause,
+    ConnectionPoll, DrivenConnection,
     connection_slot::{ConnectionSlot, new_slot},
     log_group::LogGroup,
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
@@ -33,7 +33,7 @@ struct Input {
 struct InputConnection(Arc<Input>);
 
 impl DrivenConnection for InputConnection {
-    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+    fn poll(&mut self, cx: &mut Context<'_>, _: Instant) -> ConnectionPoll {
         *lock(&self.0.waker) = Some(cx.waker().clone());
         if self.0.value.load(Ordering::Acquire) == 2 {
             return ConnectionPoll::Closed;
@@ -86,7 +86,8 @@ fn woken_connection_is_polled_again() {
 }
 
 fn poll(slot: Arc<dyn ConnectionSlot>, now: Instant) -> ConnectionPoll {
-    slot.poll(WakeCause::Waker, now)
+    let waker = slot.clone().into_waker();
+    slot.poll(&waker, now)
 }
 
 /// A log that has only its status, with the protocol of a [`SharedLog`](crate::source).

@@ -49,8 +49,8 @@ mod tests;
 mod timer_queue;
 
 #[cfg(feature = "server")]
-pub(crate) use self::event_loop_set::EventLoopSet;
+pub(crate) use self::{connection::TakenOutput, event_loop_set::EventLoopSet};
 pub(crate) use self::{
-    connection::{ConnectionPoll, DrivenConnection, WakeCause},
+    connection::{ConnectionPoll, DrivenConnection},
     dedicated_task::DedicatedTask,
 };

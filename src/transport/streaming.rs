@@ -283,6 +283,16 @@ enum StreamingState<W> {
     Ended,
 }
 
+/// A frame of a [`StreamingOutput`].
+pub(crate) struct OutputFrame {
+    pub(crate) bytes: Bytes,
+    /// Whether nothing more is ready: another poll at once would be pending. The writer wakes the task when it has more.
+    pub(crate) is_last_ready: bool,
+}
+
+/// The result of [`StreamingOutput::poll_frame`].
+pub(crate) type FramePoll = Poll<Option<Result<OutputFrame, BoxError>>>;
+
 /// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
 /// and the server polls without limit.
 const MAX_FRAMES_IN_A_ROW: u8 = 8;
@@ -315,10 +325,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
     /// Returns the next frame. Returns `None` after the end.
     ///
     /// Returns `Pending` also after some frames in a row, and then wakes the task.
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, BoxError>>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
         if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
             // Not 0, because `frames` may hold another frame of the same run.
             self.frames_in_a_row = 1;
@@ -333,9 +340,17 @@ impl<W: StreamWriter> StreamingOutput<W> {
             false => self.state.poll_write(cx, &mut frames),
         };
         let frame = frames.take_frame();
+        let is_last_ready = written.is_pending() && frames.is_empty();
         self.keep_frames(frames);
-        if let Some(frame) = frame {
-            self.frames_in_a_row += 1;
+        if let Some(bytes) = frame {
+            self.frames_in_a_row = match is_last_ready {
+                true => 0,
+                false => self.frames_in_a_row + 1,
+            };
+            let frame = OutputFrame {
+                bytes,
+                is_last_ready,
+            };
             return Poll::Ready(Some(Ok(frame)));
         }
         if written.is_pending() {
@@ -398,7 +413,8 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
         };
         if let Poll::Ready(frame) = output.poll_frame(cx) {
             this.heartbeat_timer.on_write();
-            return Poll::Ready(frame.map(|frame| frame.map(Frame::data)));
+            let to_body_frame = |frame: OutputFrame| Frame::data(frame.bytes);
+            return Poll::Ready(frame.map(|frame| frame.map(to_body_frame)));
         }
         ready!(this.heartbeat_timer.as_mut().poll(cx));
         let Some(frame) = output.take_heartbeat() else {
