@@ -147,7 +147,7 @@ fn gap_names_topic_and_counts() {
     assert_eq!(read, ["a: lagged Some(1)", "b: 7", "a: 8", "a: 9"]);
     let counts = hub.counts();
     assert_eq!(
-        (counts.published, counts.missed_on_return, counts.lagged),
+        (counts.published, counts.missed_on_resume, counts.lagged),
         (10, 2, 1)
     );
 }

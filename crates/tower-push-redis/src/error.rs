@@ -95,7 +95,7 @@ impl Error {
         self.is_unavailable() || detail.is_some_and(|detail| detail.starts_with("Protocol error"))
     }
 
-    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. The same call can succeed later.
+    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. A later call can succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self.kind,

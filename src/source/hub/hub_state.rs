@@ -157,9 +157,9 @@ impl HubState {
 
     /// Returns the last item of an up-to-date client's stream, if the feed is gone.
     #[inline]
-    pub(super) fn end_without_feed(&self) -> Option<Item> {
+    pub(super) fn end_item_if_feed_gone(&self) -> Option<Item> {
         let broker = self.broker().filter(|broker| broker.is_feed_gone())?;
-        let retry = broker.random_retry();
+        let retry = broker.random_retry_delay();
         Some(Item::Ended { retry })
     }
 
@@ -171,7 +171,7 @@ impl HubState {
         }
     }
 
-    /// Returns the id of the newest event. If it is not known, returns an id that no event has.
+    /// Returns the id of the newest event. If this id is not known, returns an id that no event has.
     pub(super) fn last_id(&self) -> EventId {
         let position = self.published_position();
         let id = self.id_at(position);
@@ -207,7 +207,7 @@ impl HubState {
         !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
-    /// Publishes an event to `topics`, at one position. The hub has no broker.
+    /// Publishes an event to `topics`, at one position. The caller has checked that the hub has no broker.
     #[inline]
     pub(super) fn publish(
         &self,
@@ -271,7 +271,7 @@ impl HubState {
             .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
-            return PublishedEvent::unchanged(self.last_id());
+            return PublishedEvent::already_published(self.last_id());
         };
         let (first, copies) = copies_for_topics(event, first_topic, other_topics);
         let mut deferred_drops = DeferredDrops::default();
@@ -280,10 +280,10 @@ impl HubState {
             let now = self.now();
             if let Some(key) = &key {
                 if let Some(id) = table.idempotency_keys.id_of(key, now) {
-                    return PublishedEvent::unchanged(id);
+                    return PublishedEvent::already_published(id);
                 }
             }
-            let position = table.take_position();
+            let position = table.allocate_position();
             let id = publisher_id.unwrap_or_else(|| self.epoch.event_id(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
             let mut publication = Publication {
@@ -332,7 +332,7 @@ impl HubState {
     /// lock.
     ///
     /// # Errors
-    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. The reader has joined nothing then.
     pub(super) fn join(
         &self,
         requests: &[TopicRequest],
@@ -499,7 +499,7 @@ pub(super) struct PublishedEvent {
 
 impl PublishedEvent {
     /// Creates the result of a publication that has published nothing.
-    fn unchanged(id: EventId) -> Self {
+    fn already_published(id: EventId) -> Self {
         Self {
             id,
             event: TopicEvent {

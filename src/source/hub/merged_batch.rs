@@ -81,7 +81,7 @@ impl MergedBatch {
                 .partition_point(|other| other.position <= entry.position);
             let previous = index.checked_sub(1).map(|index| &self.entries[index]);
             let is_repeated = previous.is_some_and(|other| other.position == entry.position);
-            let is_sent = entry.is_for(sender) && !is_repeated;
+            let is_sent = entry.is_visible_to(sender) && !is_repeated;
             let entry = BatchEntry {
                 position: entry.position,
                 topic_index,
@@ -139,7 +139,7 @@ impl MergedBatch {
         for entry in self.entries {
             readers[entry.topic_index]
                 .ordinals
-                .pass_entry(entry.is_ephemeral);
+                .skip_entry(entry.is_ephemeral);
             events.extend(entry.event.map(|event| (entry.position, event)));
         }
         FinishedBatch {

@@ -76,7 +76,7 @@ impl PatternTable {
             }
             let entry = new_entry(event.clone());
             let position = entry.position;
-            // The log has an event to several topics once.
+            // The log has an event that was published to several topics only once.
             if position == slot.log.last_position() {
                 continue;
             }
@@ -237,8 +237,8 @@ impl TopicTable {
         if let TopicStart::AfterPosition(position) = *start {
             let removed = self.last_position_of_removed_matching(pattern);
             let lost_position = removed.max(left_out_position);
-            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
-            // event after one of the missing ones has the gap, too.
+            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has
+            // an event which follows a missing event has the gap, too.
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
                 last_position: position,
                 count: None,

@@ -56,7 +56,7 @@ enum ControlRecordForm {
     Parts,
     /// As headers of the next part.
     Headers,
-    /// Not at all, except for heartbeats.
+    /// Records that are no events are not written, except for heartbeats.
     Omitted,
 }
 

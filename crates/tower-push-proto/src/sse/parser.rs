@@ -136,8 +136,8 @@ impl SseParser {
         self
     }
 
-    /// Begins a new stream after a reconnect. An incomplete line and event are dropped. The [reconnection time](Self::retry) is kept. The
-    /// [last event ID](Self::last_event_id) is kept until the first event ends.
+    /// Begins a new stream, after a client has reconnected. The parser drops a line and an event that are incomplete. It keeps the
+    /// [reconnection time](Self::retry), and it keeps the [last event ID](Self::last_event_id) until the first event of the new stream ends.
     pub fn restart(&mut self) {
         self.has_failed = false;
         self.line = PartialLine::default();
