@@ -26,6 +26,13 @@ pub(crate) trait DrivenConnection: Send {
         TakenOutput::Nothing
     }
 
+    /// Reads fields of all allocations that [`take_output`](Self::take_output) needs, so that the processor loads them into its caches. An event loop
+    /// prefetches several connections in a row: the processor waits for the memory of all of them at once, instead of for one after the other.
+    ///
+    /// By default, reads nothing.
+    #[cfg(feature = "server")]
+    fn prefetch(&self) {}
+
     /// Writes the output that [`take_output`](Self::take_output) has returned, and then continues like [`poll`](Self::poll). The connection need not read
     /// its socket, with which its waker is still registered.
     ///

@@ -1,6 +1,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -12,8 +13,8 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    ConnectionPoll, TakenOutput,
-    connection_slot::ConnectionSlot,
+    ConnectionPoll, DrivenConnection, TakenOutput,
+    connection_waker::ConnectionWaker,
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
     timer_queue::{ScheduledTime, TimerQueue},
@@ -48,7 +49,8 @@ struct ConnectionTable {
 }
 
 struct ConnectionEntry {
-    slot: Arc<dyn ConnectionSlot>,
+    connection: Box<dyn DrivenConnection>,
+    waker: Waker,
     scheduled: ScheduledTime,
     /// The group of the connection, and the connection's index among the members of the group.
     group: Option<(LogGroupKey, u32)>,
@@ -57,7 +59,6 @@ struct ConnectionEntry {
 /// A connection whose output was taken from its log, and is written next.
 struct BatchMember {
     index: u32,
-    waker: Waker,
     output: TakenOutput,
 }
 
@@ -69,13 +70,15 @@ pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 const MEMBERS_PER_BATCH: usize = 16;
 
 impl ConnectionTable {
-    fn insert(&mut self, entry: ConnectionEntry) -> u32 {
+    /// Adds the entry that `create` returns for its index.
+    fn insert(&mut self, create: impl FnOnce(u32) -> ConnectionEntry) -> u32 {
         if let Some(index) = self.free.pop() {
-            self.entries[index as usize] = Some(entry);
+            self.entries[index as usize] = Some(create(index));
             return index;
         }
-        self.entries.push(Some(entry));
-        self.entries.len() as u32 - 1
+        let index = self.entries.len() as u32;
+        self.entries.push(Some(create(index)));
+        index
     }
 
     fn remove(&mut self, index: u32) -> Option<ConnectionEntry> {
@@ -105,6 +108,17 @@ impl ConnectionTable {
     }
 }
 
+impl ConnectionEntry {
+    /// Calls `call` with the connection. Returns `None` if `call` panics: the connection must then be closed.
+    fn with_connection<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn DrivenConnection, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let mut cx = Context::from_waker(&self.waker);
+        catch_unwind(AssertUnwindSafe(|| call(&mut *self.connection, &mut cx))).ok()
+    }
+}
+
 impl EventLoop {
     pub(super) fn new(queue: Arc<ReadyQueue>, load: Arc<AtomicUsize>) -> Self {
         Self {
@@ -131,11 +145,11 @@ impl EventLoop {
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(slot, log) => {
-                    self.add_connection(&slot, log);
-                    self.poll_connection(slot, now);
+                ReadyEntry::NewConnection(connection, log) => {
+                    let index = self.add_connection(connection, log);
+                    self.poll_connection(index, now);
                 }
-                ReadyEntry::Connection(slot) => self.poll_connection(slot, now),
+                ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
                 ReadyEntry::Log(key) => {
                     if let Some(group) = self.groups.get(&key) {
                         group.on_wake();
@@ -159,8 +173,7 @@ impl EventLoop {
             };
             if let Some(entry) = self.connections.get_mut(index) {
                 entry.scheduled = ScheduledTime::default();
-                let slot = entry.slot.clone();
-                self.poll_connection(slot, now);
+                self.poll_connection(index, now);
             }
             polls_left -= 1;
         }
@@ -187,36 +200,47 @@ impl EventLoop {
         0
     }
 
-    /// Polls members of a group, because their log has changed.
+    /// Polls members of a group, because their log has changed: takes the output of all of them, and then writes it.
     fn poll_members(&mut self, members: &[u32], now: Instant) {
-        let mut batch = std::mem::take(&mut self.batch);
         for index in members {
             if let Some(entry) = self.connections.get(*index) {
-                let waker = entry.slot.clone().into_waker();
-                batch.push(BatchMember {
-                    index: *index,
-                    output: entry.slot.take_output(&waker, now),
-                    waker,
-                });
+                entry.connection.prefetch();
             }
         }
-        for member in batch.drain(..) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for index in members.iter().copied() {
+            let Some(entry) = self.connections.get_mut(index) else {
+                continue;
+            };
+            let taken = entry.with_connection(|connection, cx| connection.take_output(cx, now));
+            match taken {
+                Some(output) => batch.push(BatchMember { index, output }),
+                None => self.remove_connection(index),
+            }
+        }
+        for BatchMember { index, output } in batch.drain(..) {
             // No connection is added before the batch is written, so the index is still that of the same connection.
-            if let Some(entry) = self.connections.get(member.index) {
-                let poll = entry.slot.write_output(member.output, &member.waker, now);
-                self.handle_poll(member.index, poll);
+            if let Some(entry) = self.connections.get_mut(index) {
+                let poll = entry
+                    .with_connection(|connection, cx| connection.write_output(output, cx, now));
+                self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
             }
         }
         self.batch = batch;
     }
 
-    fn add_connection(&mut self, slot: &Arc<dyn ConnectionSlot>, log: Option<Arc<dyn WatchedLog>>) {
-        let index = self.connections.insert(ConnectionEntry {
-            slot: slot.clone(),
+    /// Adds a connection. Returns its index.
+    fn add_connection(
+        &mut self,
+        connection: Box<dyn DrivenConnection>,
+        log: Option<Arc<dyn WatchedLog>>,
+    ) -> u32 {
+        let index = self.connections.insert(|index| ConnectionEntry {
+            connection,
+            waker: Waker::from(Arc::new(ConnectionWaker::new(index, &self.queue))),
             scheduled: ScheduledTime::default(),
             group: None,
         });
-        slot.set_index(Some(index));
         if let Some(log) = log {
             let key = LogGroupKey::new(&log);
             let group = self.groups.entry(key);
@@ -226,15 +250,17 @@ impl EventLoop {
                 entry.group = Some((key, member_index));
             }
         }
+        index
     }
 
-    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, now: Instant) {
-        let Some(index) = slot.index() else {
+    /// Polls a connection because it was woken, or because its deadline has passed, or because it is new.
+    fn poll_connection(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.connections.get_mut(index) else {
             // The connection was closed before.
             return;
         };
-        let waker = slot.clone().into_waker();
-        self.handle_poll(index, slot.poll(&waker, now));
+        let poll = entry.with_connection(|connection, cx| connection.poll(cx, now));
+        self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
     }
 
     fn handle_poll(&mut self, index: u32, poll: ConnectionPoll) {
@@ -255,10 +281,13 @@ impl EventLoop {
         let Some(entry) = self.connections.remove(index) else {
             return;
         };
-        entry.slot.set_index(None);
-        entry.slot.close();
+        let ConnectionEntry {
+            connection, group, ..
+        } = entry;
+        // Dropping a source can run the application's code, which may panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
         self.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some((key, member_index)) = entry.group {
+        if let Some((key, member_index)) = group {
             self.remove_from_group(key, member_index);
         }
         let connections = &self.connections;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     ConnectionPoll, DrivenConnection,
-    connection_slot::{ConnectionSlot, new_slot},
+    connection_waker::ConnectionWaker,
     log_group::LogGroup,
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
 };
@@ -60,8 +60,9 @@ fn woken_connection_is_polled_again() {
     model(|| {
         let queue = Arc::new(ReadyQueue::new());
         let input: Arc<Input> = Arc::default();
-        let slot = new_slot(InputConnection(input.clone()), &queue);
-        assert!(queue.push(ReadyEntry::NewConnection(slot, None)).is_ok());
+        let connection = Box::new(InputConnection(input.clone()));
+        let entry = ReadyEntry::NewConnection(connection, None);
+        assert!(queue.push(entry).is_ok());
         let writer = thread::spawn(move || {
             for value in 1..=2 {
                 input.value.store(value, Ordering::Release);
@@ -72,22 +73,25 @@ fn woken_connection_is_polled_again() {
             }
         });
         let now = Instant::now();
+        let waker = Waker::from(Arc::new(ConnectionWaker::new(7, &queue)));
+        let mut connection = None;
         let mut is_closed = false;
         while !is_closed {
             for entry in next_entries(&queue) {
-                if let ReadyEntry::Connection(slot) | ReadyEntry::NewConnection(slot, _) = entry {
-                    is_closed |= poll(slot, now) == ConnectionPoll::Closed;
+                match entry {
+                    ReadyEntry::NewConnection(new, _) => connection = Some(new),
+                    ReadyEntry::Connection(waker) => assert_eq!(waker.on_taken(), 7),
+                    _ => unreachable!("nothing else is queued"),
+                }
+                if let Some(connection) = &mut connection {
+                    let poll = connection.poll(&mut Context::from_waker(&waker), now);
+                    is_closed |= poll == ConnectionPoll::Closed;
                 }
             }
         }
         writer.join().unwrap();
         queue.close();
     });
-}
-
-fn poll(slot: Arc<dyn ConnectionSlot>, now: Instant) -> ConnectionPoll {
-    let waker = slot.clone().into_waker();
-    slot.poll(&waker, now)
 }
 
 /// A log that has only its status, with the protocol of a [`SharedLog`](crate::source).

@@ -398,6 +398,13 @@ where
         self.poll_until_pending(None, cx, now)
     }
 
+    fn prefetch(&self) {
+        std::hint::black_box((self.is_flushed, self.idle_since, self.unwritten.is_some()));
+        if let Some(output) = &self.output {
+            output.prefetch();
+        }
+    }
+
     fn take_output(&mut self, cx: &mut Context<'_>, now: Instant) -> TakenOutput {
         // While the client is slow, the output stays in the log.
         if self.unwritten.is_some() || self.is_close_due(now) {

@@ -287,6 +287,10 @@ enum StreamingState<W> {
 pub(crate) struct OutputFrame {
     pub(crate) bytes: Bytes,
     /// Whether nothing more is ready: another poll at once would be pending. The writer wakes the task when it has more.
+    #[cfg_attr(
+        not(feature = "server"),
+        expect(dead_code, reason = "hyper polls until nothing is ready")
+    )]
     pub(crate) is_last_ready: bool,
 }
 
@@ -317,6 +321,17 @@ impl<W: StreamWriter> StreamingState<W> {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer) {
         if let Self::Open(writer) = self {
             writer.write_heartbeat(out);
+        }
+    }
+}
+
+#[cfg(feature = "server")]
+impl StreamingOutput<ItemWriter<BoxItemStream>> {
+    /// Reads what the next poll reads first. See [`DrivenConnection::prefetch`](crate::event_loop::DrivenConnection).
+    pub(crate) fn prefetch(&self) {
+        std::hint::black_box((self.frames_in_a_row, self.frames.is_some()));
+        if let StreamingState::Open(writer) = &self.state {
+            writer.stream.items().prefetch();
         }
     }
 }

@@ -208,6 +208,15 @@ impl<IO: Read + Write + Unpin + Send> DrivenConnection for WebSocketConnection<I
     }
 
     #[cfg(feature = "server")]
+    fn prefetch(&self) {
+        std::hint::black_box(self.driver.session.wants_item());
+        std::hint::black_box((self.driver.is_flushed, self.driver.message_sender.is_some()));
+        if let Some(items) = self.driver.items.open_stream() {
+            items.items().prefetch();
+        }
+    }
+
+    #[cfg(feature = "server")]
     fn take_output(&mut self, cx: &mut Context<'_>, _now: Instant) -> TakenOutput {
         TakenOutput::Items(self.driver.poll_items(cx))
     }
