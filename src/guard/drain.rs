@@ -68,7 +68,7 @@ struct DrainState {
     left: usize,
 }
 
-/// How and when a drain was started.
+/// The plan with which a drain was started, and the time of its start.
 #[derive(Clone, Copy)]
 struct DrainStart {
     plan: DrainPlan,

@@ -31,7 +31,7 @@
 //! # let _ = (layer, ticks);
 //! ```
 //!
-//! [`Guard::wrap`] puts a guard around a transport. The result is again a transport.
+//! [`Guard::wrap`] puts a guard around a transport. The guarded transport is again a transport.
 //!
 //! # How a stream ends
 //! | reason | when | what the client receives |

@@ -38,7 +38,7 @@ pub(super) struct DetachedStream<IO> {
     unwritten: Option<Box<UnwrittenChunk>>,
     phase: StreamPhase,
     is_flushed: bool,
-    /// How many more bytes of input are read and discarded.
+    /// The number of further bytes of input that are read and discarded.
     input_budget: u32,
     drain: Option<DrainStartWaiter>,
     /// Whether the drain has started. The connection is cut at the drain's deadline.
@@ -73,11 +73,11 @@ const FULL_CHUNK_LEN: usize = 64 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 16;
 
-/// How many bytes of input are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is noticed only
-/// at the next write.
+/// The number of bytes of input that are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is
+/// noticed only at the next write.
 const MAX_DISCARDED_INPUT: u32 = 64 * 1024;
 
-/// How long a connection waits for the client to close its side after the last chunk: 2 s.
+/// The time for which a connection waits for the client to close its side after the last chunk: 2 s.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 impl<IO> DetachedStream<IO>
@@ -165,8 +165,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Begins to write a chunk with `frame`, and with the frames after it that are ready, if `frame` is long. What the socket does not take at once
-    /// stays in `unwritten`.
+    /// Begins to write a chunk with `frame`, and with the frames after it that are ready, if `frame` is long. The bytes that the socket does not take at
+    /// once stay in `unwritten`.
     fn start_chunk(&mut self, frame: OutputFrame, cx: &mut Context<'_>) -> io::Result<()> {
         if frame.bytes.len() > MAX_COPIED_PAYLOAD_LEN {
             return self.start_long_chunk(frame, cx);
@@ -221,7 +221,7 @@ where
         self.write_bytes(chunk.filled(), cx)
     }
 
-    /// Writes `bytes` once. What the socket does not take stays in `unwritten`.
+    /// Writes `bytes` once. The bytes that the socket does not take stay in `unwritten`.
     fn write_bytes(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         self.is_flushed = false;
         let written = match Pin::new(&mut self.io).poll_write(cx, bytes) {
@@ -305,8 +305,12 @@ where
 
     /// Writes a heartbeat if one is due. Pending if none is due.
     fn poll_idle(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
-        if let Some(heartbeat) = self.take_due_heartbeat(now) {
-            return Poll::Ready(self.start_short_chunk(&heartbeat, cx));
+        if let Some(bytes) = self.take_due_heartbeat(now) {
+            let heartbeat = OutputFrame {
+                bytes,
+                is_last_ready: true,
+            };
+            return Poll::Ready(self.start_chunk(heartbeat, cx));
         }
         if !self.is_flushed {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;

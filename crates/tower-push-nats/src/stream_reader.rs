@@ -17,7 +17,37 @@ use crate::{
     stream_api::StreamApi,
     stream_cursor::StreamCursor,
     stream_message::StreamMessage,
+    subject_mapping::SubjectMapping,
 };
+
+/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+pub(crate) trait MessageSink: Send + 'static {
+    /// Appends the event of a message of the stream with the fingerprint `stream`. Messages come in the order of the stream, each once.
+    fn push_message(
+        &mut self,
+        message: &StreamMessage,
+        stream: Fingerprint,
+        subjects: &SubjectMapping,
+    );
+
+    /// Announces that messages are missing after the last one.
+    fn gap(&mut self, gap: &Gap);
+}
+
+impl<S: EventSink> MessageSink for S {
+    fn push_message(
+        &mut self,
+        message: &StreamMessage,
+        stream: Fingerprint,
+        subjects: &SubjectMapping,
+    ) {
+        self.push(message.to_event(stream, subjects));
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        EventSink::gap(self, gap);
+    }
+}
 
 /// The one reader of a stream in this process: it pushes every message into a sink, in order.
 ///
@@ -48,7 +78,7 @@ const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 /// The number of messages in `recent`.
 const MAX_RECENT: usize = 512;
 
-impl<S: EventSink> StreamReader<S> {
+impl<S: MessageSink> StreamReader<S> {
     /// Creates a reader that passes the messages after `position` to `sink`.
     pub(crate) fn new(
         api: Arc<StreamApi>,
@@ -257,7 +287,7 @@ impl<S: EventSink> StreamReader<S> {
         }
         self.recent
             .push_back((message.sequence, message.fingerprint));
-        self.sink.push(message.to_event(stream, &self.api.subjects));
+        self.sink.push_message(message, stream, &self.api.subjects);
         self.metrics.messages_read.fetch_add(1, Ordering::Relaxed);
         self.set_position(message.cursor(stream));
     }

@@ -20,7 +20,7 @@ use crate::{
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
 
-/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+/// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
 pub(crate) trait EntrySink: Send + 'static {
     /// Appends the event of an entry. Entries come in the order of the stream, each once.
     fn push_entry(&mut self, entry: &StreamEntry);
@@ -59,7 +59,7 @@ pub(crate) struct StreamReader<S> {
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
     backoff: FeedBackoff,
-    /// When the server said for the last time that it is a master.
+    /// The time at which the server last said that it is a master.
     role_checked_at: Instant,
 }
 
@@ -71,7 +71,7 @@ struct BlockingRead {
     has_position_entry: bool,
 }
 
-/// How long the server waits for an entry until it answers that there is none.
+/// The time for which the server waits for an entry, before it answers that there is none.
 const BLOCK_TIME: Duration = Duration::from_secs(5);
 
 /// The least time after which the reader makes a new connection, so that it finds a master that has moved. The time is random.

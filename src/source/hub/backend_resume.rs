@@ -1,5 +1,5 @@
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -46,14 +46,14 @@ pub(super) struct BackendResume {
     shared_ids: SharedEventIds,
 }
 
-/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client. At most
-/// [`MAX_SHARED_IDS`].
+/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client, with all topics of each
+/// event. At most [`MAX_SHARED_IDS`].
 #[derive(Debug, Default)]
-pub(super) struct SharedEventIds(HashSet<EventId>);
+pub(super) struct SharedEventIds(HashMap<EventId, TopicSet>);
 
 const MAX_SHARED_IDS: usize = 1024;
 
-/// Where a client continues after a resume from the broker.
+/// The end of a client's resume from the broker: says where the client continues.
 pub(super) enum BackendResumeEnd {
     /// The client has every event up to `position`, and has joined its topics there.
     Joined {
@@ -77,9 +77,9 @@ struct HubLogs<'a> {
 }
 
 impl SharedEventIds {
-    fn insert(&mut self, event: &Event) {
-        if self.0.len() < MAX_SHARED_IDS {
-            self.0.extend(event.id().cloned());
+    fn insert(&mut self, event: &HubEvent) {
+        if let Some(id) = event.event.id().filter(|_| self.0.len() < MAX_SHARED_IDS) {
+            self.0.insert(id.clone(), event.topics.clone());
         }
     }
 
@@ -88,7 +88,7 @@ impl SharedEventIds {
     }
 
     pub(super) fn contains(&self, event: &Event) -> bool {
-        event.id().is_some_and(|id| self.0.contains(id))
+        event.id().is_some_and(|id| self.0.contains_key(id))
     }
 }
 
@@ -99,8 +99,8 @@ impl BackendResumeTopics {
         self.patterns.is_empty().then(topics)
     }
 
-    /// Checks that the hub has room for the topics and allows the patterns. The client joins them later, when other clients may have taken the
-    /// room.
+    /// Checks that the hub has room for the topics and allows the patterns. The client joins the topics and patterns later: by then, other
+    /// clients may have taken the room.
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
@@ -111,13 +111,13 @@ impl BackendResumeTopics {
         Ok(())
     }
 
-    /// Returns the topic for which the client gets an event.
-    fn topic_of<'a>(&self, event: &'a HubEvent) -> Option<&'a Topic> {
-        let is_read = |topic: &&Topic| {
+    /// Returns the topics for which the client gets an event.
+    fn topics_of<'a>(&self, event: &'a HubEvent) -> impl Iterator<Item = &'a Topic> {
+        let is_read = move |topic: &&Topic| {
             let mut patterns = self.patterns.iter();
             self.topics.contains(topic) || patterns.any(|pattern| pattern.matches(topic))
         };
-        event.topics().iter().find(is_read)
+        event.topics().iter().filter(is_read)
     }
 
     fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
@@ -157,6 +157,11 @@ impl BackendResume {
     /// Returns the cursor with which the client has returned.
     pub(super) fn requested_cursor(&self) -> &EventId {
         &self.topics.cursor
+    }
+
+    /// Returns the topics of an event that the client has got from a page, if it has several.
+    pub(super) fn shared_topics_of(&self, event: &Event) -> Option<&TopicSet> {
+        self.shared_ids.0.get(event.id()?)
     }
 
     /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
@@ -288,11 +293,16 @@ impl UpstreamResumeLog for HubLogs<'_> {
         if is_left_out || !event.has_history() {
             return None;
         }
-        let topic = self.topics.topic_of(event)?;
-        if event.topics().len() > 1 {
-            self.shared_ids.insert(&event.event);
+        let mut topics = self.topics.topics_of(event);
+        let (first, others): (_, Vec<_>) = (topics.next()?, topics.collect());
+        let mut item = event_for_topic(event, first);
+        if !others.is_empty() {
+            item = item.with_topics([first].into_iter().chain(others).cloned());
         }
-        Some(Item::Event(event_for_topic(event, topic)))
+        if event.topics().len() > 1 {
+            self.shared_ids.insert(event);
+        }
+        Some(Item::Event(item))
     }
 
     fn count_missed_on_resume(&self, gap: &Gap) {

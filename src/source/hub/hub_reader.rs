@@ -648,7 +648,7 @@ impl HubReader {
         };
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event,
+                event: self.name_for_joined_topics(event, resume),
                 cursor: resume.requested_cursor().clone(),
             }),
             Item::Gap(mut gap) => {
@@ -657,6 +657,23 @@ impl HubReader {
             }
             Item::Cursor(_) => None,
             other => Some(other),
+        }
+    }
+
+    /// Returns an event of a page with the names of its joined topics, too, from whose logs the reader will not get the event again.
+    fn name_for_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
+        let Some(topics) = resume.shared_topics_of(&event) else {
+            return event;
+        };
+        let mut names = event.topics().to_vec();
+        let is_unread = |topic: &&Topic| {
+            let mut readers = self.topics.iter();
+            readers.any(|reader| reader.has_unread(topic, &event))
+        };
+        names.extend(topics.iter().filter(is_unread).cloned());
+        match names.len() == event.topics().len() {
+            true => event,
+            false => event.with_topics(names),
         }
     }
 
@@ -864,6 +881,20 @@ impl TopicReader {
     pub(super) fn unread_history_len(&self) -> Option<u64> {
         let end = self.history_end?;
         Some(end.ordinal.saturating_sub(self.ordinals.retained))
+    }
+
+    /// Returns whether the reader will find an event of `topic` in this log.
+    fn has_unread(&self, topic: &Topic, event: &Event) -> bool {
+        let pattern = self.topic.pattern();
+        let is_log = self.topic.topic_name() == Some(topic);
+        if !is_log && pattern.is_none_or(|pattern| !pattern.matches(topic)) {
+            return false;
+        }
+        let mut ordinals = self.ordinals;
+        let log = self.topic.log();
+        log.skip_missed(&mut ordinals);
+        let mut entries = log.unread_entries(&mut ordinals);
+        entries.any(|(entry, _)| entry.event.id() == event.id())
     }
 
     /// Takes events up to the position `bound` from the topic's log.

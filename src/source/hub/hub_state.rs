@@ -289,6 +289,7 @@ impl HubState {
             let mut publication = Publication {
                 hub: self,
                 table,
+                topics,
                 except: options.except.as_ref(),
                 id: &id,
                 now,
@@ -526,6 +527,8 @@ impl PublishedEvent {
 pub(super) struct Publication<'a> {
     pub(super) hub: &'a HubState,
     pub(super) table: &'a mut TopicTable,
+    /// All topics of the event.
+    pub(super) topics: &'a [Topic],
     /// The sender whose own subscribers do not get the event.
     pub(super) except: Option<&'a Arc<str>>,
     pub(super) id: &'a EventId,
@@ -546,7 +549,7 @@ impl Publication<'_> {
             false => event.with_event_id(self.id.clone()),
         };
         if !self.table.patterns.is_empty() {
-            self.append_to_patterns(name, &event);
+            self.append_to_patterns(&event);
         }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
@@ -573,7 +576,7 @@ impl Publication<'_> {
     }
 
     /// Appends the event of a topic to the logs of the patterns that match the topic.
-    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+    fn append_to_patterns(&mut self, event: &Event) {
         let position = self.table.last_position();
         let new_entry = |event| {
             let except = self.except.cloned();
@@ -581,8 +584,9 @@ impl Publication<'_> {
         };
         let patterns = &self.table.patterns;
         let woken = patterns.append(
-            name,
+            self.topics,
             event,
+            position,
             new_entry,
             self.is_ephemeral,
             self.deferred_drops,

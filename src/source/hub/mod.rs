@@ -41,8 +41,8 @@
 //!
 //! A client whose topics are quiet gets a new cursor from time to time, with a heartbeat, while other topics are busy.
 //!
-//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
-//! client gets it.
+//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names
+//! those topics of the client ([`Event::topics`]), and no others.
 //!
 //! # Who reads what
 //! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
@@ -51,7 +51,7 @@
 //!
 //! # What a publication costs
 //! A publication takes one lock of the hub for a short time, and wakes the subscribers of its topics only. A publication to a topic without a
-//! subscriber and without history only takes the next id.
+//! subscriber and without history stores nothing: it only uses up an id.
 //!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers

@@ -53,7 +53,8 @@ struct RegisteredStream {
     parked_key: Option<u64>,
 }
 
-/// When a stream was parked, the token under which `streams` holds the stream, and the bytes that count toward the limit.
+/// The record of a parked stream: the time at which it was parked, the token under which `streams` holds it, and the bytes that count toward
+/// the limit.
 struct ParkingRecord {
     parked_at: Instant,
     token: StreamToken,

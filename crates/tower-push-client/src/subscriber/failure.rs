@@ -1,4 +1,4 @@
-//! What follows the end or the failure of a connection.
+//! The reactions of a subscriber to the end or the failure of a connection.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ pub(super) struct Failure {
 #[cfg(feature = "websocket")]
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the client does after a failure.
+/// The reaction of the client to a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
     /// End the subscription with the error: every further request would fail in the same way.

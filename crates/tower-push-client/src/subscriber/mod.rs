@@ -109,7 +109,7 @@ pub struct Subscriber {
     watchdog: ReadWatchdog,
     /// The input that has not been parsed.
     input: Bytes,
-    /// How the body or the socket has ended; `None` while it is open.
+    /// The way in which the body or the socket has ended; `None` while it is open.
     end: Option<Result<(), BoxError>>,
     /// The items that were produced together with an earlier one: at most two.
     queued: VecDeque<Result<ClientItem, Error>>,
@@ -148,7 +148,8 @@ enum SubscriberState {
     #[cfg(feature = "websocket")]
     Closing {
         websocket: Box<ClientWebSocket>,
-        /// What follows the end of the connection. `None` if the subscription then ends because the application has closed it.
+        /// The failure that is handled when the connection has ended. `None` if the subscription then ends because the application has closed
+        /// it.
         failure: Option<Box<Failure>>,
         deadline: Instant,
     },
@@ -162,7 +163,7 @@ struct EventConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
-    /// When the response arrived.
+    /// The time at which the response arrived.
     since: Instant,
     has_input: bool,
     /// Whether the last input has yielded an item.
@@ -203,7 +204,7 @@ impl ConnectionReader {
     }
 }
 
-/// What the caller has to do with a response.
+/// The action that the caller has to take with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseAction {

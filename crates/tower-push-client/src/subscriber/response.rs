@@ -1,4 +1,4 @@
-//! What the head of a response means.
+//! How a subscriber handles the head of a response.
 
 use std::time::{Duration, Instant};
 

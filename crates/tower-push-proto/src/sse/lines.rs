@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use crate::{
     base64, byte_search,
     encoder::millis_within_browser_limit,
-    event::{Encoding, EventId, EventType, Fields},
+    event::{Encoding, EventId, EventType, Fields, tab_separated},
     format::envelope,
 };
 
@@ -106,8 +106,8 @@ fn write_source_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
     write_payload(fields, is_base64, out);
 }
 
-/// Appends the fields of an event that precede its data. `id` is written in place of the event's own id. The standard has no field `topic`:
-/// an `EventSource` ignores this field.
+/// Appends the fields of an event that precede its data. `id` is written in place of the event's own id. The standard has no fields
+/// `topic` and `topics`: an `EventSource` ignores them.
 #[inline]
 pub(super) fn write_fields_before_payload(
     fields: &Fields,
@@ -117,6 +117,9 @@ pub(super) fn write_fields_before_payload(
     write_fields_without_topic(fields, out);
     if let Some(topic) = &fields.topic {
         write_field(b"topic: ", topic.as_str().as_bytes(), out);
+    }
+    if let Some(topics) = &fields.topics {
+        write_field(b"topics: ", tab_separated(topics).as_bytes(), out);
     }
     if let Some(id) = id {
         write_id(id.as_str(), out);
