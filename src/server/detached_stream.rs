@@ -290,6 +290,9 @@ where
                 let is_last_ready = frame.is_last_ready;
                 self.start_chunk(frame, cx)?;
                 if is_last_ready && self.unwritten.is_none() {
+                    if let Some(output) = &mut self.output {
+                        output.on_task_yield();
+                    }
                     return self.poll_idle(cx, now);
                 }
                 Poll::Ready(Ok(()))

@@ -358,10 +358,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
         let is_last_ready = written.is_pending() && frames.is_empty();
         self.store_frames(frames);
         if let Some(bytes) = frame {
-            self.frames_in_a_row = match is_last_ready {
-                true => 0,
-                false => self.frames_in_a_row + 1,
-            };
+            self.frames_in_a_row += 1;
             let frame = OutputFrame {
                 bytes,
                 is_last_ready,
@@ -384,6 +381,12 @@ impl<W: StreamWriter> StreamingOutput<W> {
             }
             StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
         }
+    }
+
+    /// Records that the task returns to the runtime after a frame with [`is_last_ready`](OutputFrame::is_last_ready), without another poll.
+    #[cfg(feature = "server")]
+    pub(crate) fn on_task_yield(&mut self) {
+        self.frames_in_a_row = 0;
     }
 
     /// Returns the frame of a heartbeat. Returns `None` if the writer writes no heartbeats, or has ended.
