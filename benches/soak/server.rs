@@ -253,6 +253,7 @@ impl SoakServer {
             .observer(observed.clone())
             .build();
         let server = Server::builder()
+            .drain(&drain)
             .header_read_timeout(CLIENT_DEADLINE)
             .idle_timeout(PONG_DEADLINE)
             .write_timeout(CLIENT_DEADLINE)
