@@ -5,9 +5,9 @@ use crate::sync::{StoreWakerOutcome, WaiterKey};
 
 /// A log whose readers in one event loop are woken together.
 ///
-/// A reader of the log that was told to [wait with its group](super::LogReader::wait_with_group) stores no waker.
+/// A reader of the log that waits with its group, as after [`LogReader::wait_with_group`](super::LogReader::wait_with_group), stores no waker in the log.
 pub(crate) trait WatchedLog: Send + Sync {
-    /// Returns a number that changes whenever the log gets an event, restarts or is closed.
+    /// Returns a number that changes whenever the readers of the log must be polled: the log has a new event, or its streams end.
     fn status(&self) -> u64;
 
     /// Adds a task that waits for a change of the status.

@@ -367,7 +367,7 @@ impl SourceStream for RelaySubscriber {
         if this.cold_resume.is_some() || this.reader.requested_cursor().is_some() {
             return EventLoopJoin::NeedsOwnTask;
         }
-        EventLoopJoin::Joined(this.reader.wait_with_group())
+        EventLoopJoin::Joined(vec![this.reader.wait_with_group()])
     }
 }
 
