@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
 use crate::{
     Channel, Hub, Item,
-    source::{EventLoopJoin, PushStream, StartPosition},
+    source::{BoxItemStream, EventLoopJoin, StartPosition},
 };
 
 /// What a test sees of its connection, and tells the connection.
@@ -212,7 +212,7 @@ fn connections_end_with_their_runtime() {
 
 /// Counts the events that its stream has yielded.
 struct CountingReader {
-    stream: PushStream,
+    stream: BoxItemStream,
     events: Arc<AtomicUsize>,
 }
 
@@ -249,7 +249,7 @@ async fn readers_of_log_miss_no_event() {
     let mut counts = Vec::new();
     for _ in 0..READERS {
         let subscriber = channel.subscribe_from(StartPosition::Oldest);
-        let mut stream = PushStream::of(subscriber);
+        let mut stream = BoxItemStream::of(subscriber);
         let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
             panic!("a channel is read in event loops");
         };
@@ -276,7 +276,7 @@ async fn readers_of_log_miss_no_event() {
 
 /// Records the texts of the events that its stream has yielded, and how often it was polled.
 struct RecordingReader {
-    stream: PushStream,
+    stream: BoxItemStream,
     record: Arc<ReaderRecord>,
 }
 
@@ -311,7 +311,7 @@ fn insert_hub_reader(
 ) -> (Arc<ReaderRecord>, usize) {
     let source = hub.topics(topics.to_vec()).unwrap();
     let subscriber = source.subscribe_from(StartPosition::Oldest).unwrap();
-    let mut stream = PushStream::of(subscriber);
+    let mut stream = BoxItemStream::of(subscriber);
     let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
         panic!("a hub is read in event loops");
     };
@@ -414,7 +414,7 @@ async fn reader_of_many_topics_leaves_its_groups() {
         .map(|reader| {
             let source = hub.topics(topics[reader..].to_vec()).unwrap();
             let subscriber = source.subscribe_from(StartPosition::Now).unwrap();
-            let mut stream = PushStream::of(subscriber);
+            let mut stream = BoxItemStream::of(subscriber);
             let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
                 panic!("a hub is read in event loops");
             };
@@ -457,7 +457,7 @@ async fn reader_of_many_topics_leaves_its_groups() {
 #[test]
 fn application_streams_do_not_fit() {
     let channel = Channel::new().subscribe_from(StartPosition::Now);
-    let mut stream = PushStream::of(futures_util::StreamExt::map(channel, |item| item));
+    let mut stream = BoxItemStream::of(futures_util::StreamExt::map(channel, |item| item));
     assert!(matches!(
         stream.join_event_loop(),
         EventLoopJoin::NeedsOwnTask

@@ -63,27 +63,35 @@ pub(crate) fn parse_response<T: DeserializeOwned>(
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct StreamInfo {
     pub(crate) config: StreamConfig,
-    /// The time at which the stream was created, as RFC 3339 writes it. A stream that was deleted and created anew has another time.
+    /// The time at which the stream was created, as RFC 3339 writes it. A stream that was deleted and created anew has another creation time.
     pub(crate) created: String,
     pub(crate) state: StreamContents,
 }
 
 impl StreamInfo {
-    /// The fingerprint that tells the stream from another one that had or will have its name.
+    /// The fingerprint of the stream. A stream of the same name that existed earlier, or is created later, has another fingerprint.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         fingerprint_of_bytes(self.created.as_bytes())
     }
 }
 
-/// What a stream contains.
+/// The numbers of the messages in a stream, and their bytes.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamContents {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// The sequence number of the oldest message. In an empty stream, one more than `last_seq`, or 0.
+    /// The sequence number of the oldest message. In an empty stream, this number is one more than `last_seq`, or 0.
     pub(crate) first_seq: u64,
     /// The highest sequence number that was ever given to a message.
     pub(crate) last_seq: u64,
+}
+
+impl StreamContents {
+    /// Returns whether messages between the oldest and the newest one were removed.
+    pub(crate) fn has_holes(&self) -> bool {
+        let span = self.last_seq.saturating_sub(self.first_seq);
+        self.messages > 0 && self.messages <= span
+    }
 }
 
 /// The configuration of a stream, as far as this crate reads or sets it.
@@ -178,6 +186,23 @@ mod tests {
         assert!(parse_response::<PublishAck>(text).unwrap().is_err());
         assert!(parse_response::<PublishAck>(b"[]").is_err());
         assert!(parse_response::<PublishAck>(b"").is_err());
+    }
+
+    #[test]
+    fn holes_are_counted() {
+        let has_holes = |messages, first_seq, last_seq| {
+            let contents = StreamContents {
+                messages,
+                bytes: 0,
+                first_seq,
+                last_seq,
+            };
+            contents.has_holes()
+        };
+        assert!(has_holes(2, 1, 3) && has_holes(1, 8, 9));
+        // Complete, new, and purged.
+        assert!(!has_holes(3, 1, 3) && !has_holes(1, 9, 9));
+        assert!(!has_holes(0, 0, 0) && !has_holes(0, 10, 9));
     }
 
     #[test]

@@ -3,7 +3,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tower_push::{
     EventId, Relay,
-    source::relay::{EventSink, RelayBuilder},
+    source::{
+        hub::HubBuilder,
+        relay::{EventSink, RelayBuilder},
+    },
 };
 use tower_push_proto::feed_backoff::FeedBackoff;
 
@@ -12,14 +15,16 @@ use crate::{
     continuity::LogTailLimits,
     error::Error,
     jetstream::JetStream,
+    jetstream_hub::JetStreamHub,
     jetstream_publisher::JetStreamPublisher,
     jetstream_upstream::JetStreamUpstream,
     nats_connection::NatsConnection,
     nats_servers::NatsServers,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
+    stream_backend::{HubSink, StreamBackend},
     stream_connection::StreamConnection,
-    stream_reader::{StreamReader, log_start},
+    stream_reader::{MessageSink, StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
 
@@ -96,7 +101,8 @@ impl JetStreamBuilder {
     /// Sets the subject of events without a topic. The subject of an event with a topic is this prefix, a dot, and the topic: an event of the
     /// topic `orders.42` has the subject `events.orders.42` if the prefix is `events`. The default is the name of the stream.
     ///
-    /// With an empty prefix, the topic is the subject. So a stream with any subjects can be read, and only events with a topic can be published.
+    /// With an empty prefix, the topic is the subject. So with an empty prefix, a stream with any subjects can be read, and only events with a
+    /// topic can be published.
     ///
     /// A topic is any text. In the subject, characters that have a meaning there, white space, and characters outside of ASCII are written as `%`
     /// and two hexadecimal digits.
@@ -137,7 +143,7 @@ impl JetStreamBuilder {
     ///
     /// The stream has the subjects of the [prefix](Self::subject_prefix) and allows direct reads. [`max_len`](Self::max_len),
     /// [`max_age`](Self::max_age), [`replicas`](Self::replicas), [`in_memory`](Self::in_memory) and
-    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. They do not change a stream that exists.
+    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. These settings do not change a stream that exists.
     pub fn create_stream(mut self, is_created: bool) -> Self {
         self.new_stream.is_created = is_created;
         self
@@ -208,6 +214,24 @@ impl JetStreamBuilder {
         Ok(JetStream::new(relay, connection))
     }
 
+    /// Connects like [`connect`](Self::connect), and fills a [`Hub`](tower_push::Hub) instead of a [`Relay`]. `hub` has the limits of the topics' logs.
+    /// [`relay`](Self::relay) has no effect.
+    ///
+    /// The newest [`log_events`](Self::log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
+    /// same events, with the same ids. See [`JetStreamHub`].
+    ///
+    /// # Errors
+    /// The same as those of [`connect`](Self::connect).
+    pub async fn connect_hub(self, hub: HubBuilder) -> Result<JetStreamHub, Error> {
+        let build = |start, upstream, publisher| {
+            let backend = StreamBackend::new(publisher, upstream);
+            let (feed, hub) = hub.build_with_backend(backend, start);
+            (HubSink(feed), hub)
+        };
+        let (hub, connection) = self.connect_sink(build).await?;
+        Ok(JetStreamHub::new(hub, connection))
+    }
+
     /// Like [`connect`](Self::connect), but fills a log of your own instead of a [`Relay`].
     ///
     /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. `make_log` returns the
@@ -242,17 +266,26 @@ impl JetStreamBuilder {
         self,
         make_log: impl FnOnce(EventId, JetStreamUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
+        let make_log = |start, upstream, _publisher| make_log(start, upstream);
+        self.connect_sink(make_log).await
+    }
+
+    async fn connect_sink<S: MessageSink, T>(
+        self,
+        make_log: impl FnOnce(EventId, JetStreamUpstream, JetStreamPublisher) -> (S, T),
+    ) -> Result<(T, StreamConnection), Error> {
         let ends_at = Instant::now() + self.connect_wait;
         let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
-        let position = retry_until(ends_at, || log_start(&api, &info, self.log_limits)).await?;
+        let position =
+            retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
         let upstream = JetStreamUpstream::new(api.clone());
-        let (sink, log) = make_log(position.to_event_id(), upstream);
         let metrics = Arc::new(ReaderMetrics::new());
+        let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
+        let (sink, log) = make_log(position.to_event_id(), upstream, publisher.clone());
         let limits = self.log_limits;
         let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
-        let consumer = reader.fill_until(ends_at).await?;
+        let consumer = reader.fill_log_until(ends_at).await?;
         let task = tokio::spawn(reader.run(consumer));
-        let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
         Ok((log, StreamConnection::new(publisher, api, metrics, task)))
     }
 

@@ -55,6 +55,10 @@
 //! Other programs can publish, too: `nats pub events.news hello`. The fingerprint of a message without a token and a key is a hash of the time at
 //! which the server has stored the message.
 //!
+//! # A hub with many topics
+//! A [`JetStreamHub`] shows a stream as a [`Hub`](tower_push::Hub): many topics, one cursor for any of them. One hub is one stream. An event of several
+//! topics is one message with headers for its topics; the docs of [`JetStreamHub`] describe these messages.
+//!
 //! # What this crate does not promise
 //! A server acknowledges an event before the event is on its disk. By default, it writes to its disk every two minutes (`sync_interval`): if the
 //! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not got
@@ -85,8 +89,10 @@ mod consumer_reader;
 mod continuity;
 mod error;
 mod fingerprint;
+mod hub_headers;
 mod jetstream;
 mod jetstream_builder;
+mod jetstream_hub;
 mod jetstream_publisher;
 mod jetstream_upstream;
 mod message_time;
@@ -94,11 +100,13 @@ mod nats_connection;
 mod nats_servers;
 mod reader_status;
 mod stream_api;
+mod stream_backend;
 mod stream_connection;
 mod stream_cursor;
 mod stream_message;
 mod stream_reader;
 mod subject_mapping;
+mod topic_page;
 
 pub use async_nats;
 pub use tower_push::source::relay::EventSink;
@@ -107,6 +115,7 @@ pub use self::{
     error::Error,
     jetstream::JetStream,
     jetstream_builder::JetStreamBuilder,
+    jetstream_hub::JetStreamHub,
     jetstream_publisher::{JetStreamPublisher, Publication},
     jetstream_upstream::JetStreamUpstream,
     nats_servers::NatsServers,

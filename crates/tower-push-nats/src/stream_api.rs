@@ -1,9 +1,9 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use crate::{
     error::Error,
     nats_connection::NatsConnection,
     stream_message::StreamMessage,
-    subject_mapping::SubjectMapping,
+    subject_mapping::{SubjectMapping, matches_subject},
 };
 
 /// The requests that concern one stream.
@@ -32,8 +32,16 @@ pub(crate) struct StreamApi {
     name: Arc<str>,
     /// The configuration with which a missing stream is created. `None` if a missing stream is an error.
     new_stream: Option<StreamConfig>,
-    /// The fingerprint of the stream, from its last description.
-    fingerprint: Mutex<Fingerprint>,
+    /// What the last description says of the stream.
+    description: Mutex<StreamDescription>,
+}
+
+/// The parts of a stream's description that publications need.
+#[derive(Debug)]
+struct StreamDescription {
+    fingerprint: Fingerprint,
+    /// The subjects, with wildcards.
+    subjects: Vec<String>,
 }
 
 /// The time after which the server removes a consumer whose process does not read.
@@ -59,19 +67,26 @@ impl StreamApi {
             },
             name,
             new_stream,
-            fingerprint: Mutex::new(Fingerprint::from_bits(0)),
+            description: Mutex::new(StreamDescription {
+                fingerprint: Fingerprint::from_bits(0),
+                subjects: Vec::new(),
+            }),
         }
     }
 
     /// Returns the subject of a request that concerns the stream.
-    pub(crate) fn subject(&self, request: &str) -> String {
+    pub(crate) fn api_subject(&self, request: &str) -> String {
         format!("{}.{request}.{}", self.api_prefix, self.name)
     }
 
     /// Returns the fingerprint of the stream, from its last description.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        *self
-            .fingerprint
+        self.lock_description().fingerprint
+    }
+
+    fn lock_description(&self) -> MutexGuard<'_, StreamDescription> {
+        // No code panics while it holds the lock.
+        self.description
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,8 +104,8 @@ impl StreamApi {
 
     /// Describes the stream.
     pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
-        let info = self.call(self.subject("STREAM.INFO"), Vec::new());
-        self.remember(info.await??)
+        let info = self.call(self.api_subject("STREAM.INFO"), Vec::new());
+        self.store_description(info.await??)
     }
 
     /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
@@ -111,20 +126,19 @@ impl StreamApi {
             return self.info().await;
         };
         let config = serde_json::to_vec(&json!(config)).unwrap_or_default();
-        let created = self.call(self.subject("STREAM.CREATE"), config).await?;
+        let created = self.call(self.api_subject("STREAM.CREATE"), config).await?;
         match created {
             // Another process has created the stream.
             Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
-            created => self.remember(created?),
+            created => self.store_description(created?),
         }
     }
 
-    fn remember(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
-        let mut fingerprint = self
-            .fingerprint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *fingerprint = info.fingerprint();
+    fn store_description(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
+        *self.lock_description() = StreamDescription {
+            fingerprint: info.fingerprint(),
+            subjects: info.config.subjects.clone(),
+        };
         Ok(info)
     }
 
@@ -151,9 +165,13 @@ impl StreamApi {
         self.read_from_leader(json!({ "seq": sequence })).await
     }
 
-    /// Reads the first message with at least this sequence number from the stream's leader.
-    pub(crate) async fn message_from(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
-        self.read_from_leader(json!({ "seq": sequence, "next_by_subj": ">" }))
+    /// Reads the first message with at least this sequence number, and with a subject that `filter` matches, from the stream's leader.
+    pub(crate) async fn first_message_from(
+        &self,
+        sequence: u64,
+        filter: &str,
+    ) -> Result<Option<StreamMessage>, Error> {
+        self.read_from_leader(json!({ "seq": sequence, "next_by_subj": filter }))
             .await
     }
 
@@ -161,7 +179,7 @@ impl StreamApi {
         &self,
         request: serde_json::Value,
     ) -> Result<Option<StreamMessage>, Error> {
-        let subject = self.subject("STREAM.MSG.GET");
+        let subject = self.api_subject("STREAM.MSG.GET");
         let response = self.call::<MessageResponse>(subject, request.to_string().into());
         match response.await? {
             Ok(response) => StreamMessage::from_stored(&response.message).map(Some),
@@ -170,24 +188,30 @@ impl StreamApi {
         }
     }
 
-    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. This server can lag.
+    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. If `subject` is not `None`, reads only
+    /// messages with this subject. The server that answers can lag behind the leader.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
+        subject: Option<&str>,
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Vec<StreamMessage>, Error> {
-        let request = json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+        let mut request =
+            json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+        if let Some(subject) = subject {
+            request["next_by_subj"] = subject.into();
+        }
         let mut watch = self.connection.watch()?;
         let read = async {
-            let subject = self.subject("DIRECT.GET");
+            let subject = self.api_subject("DIRECT.GET");
             let request = request.to_string().into();
             let mut answers = self.connection.request_many(subject, request).await?;
             let mut messages = Vec::new();
             while let Some(answer) = answers.next().await {
                 match answer.status.map(|status| status.as_u16()) {
                     None | Some(200) => messages.push(StreamMessage::from_direct_read(&answer)?),
-                    // The end of the batch, or there are no messages.
+                    // This status ends the batch, or says that there are no messages.
                     Some(204 | 404) => return Ok(messages),
                     Some(503) => return Err(Error::unavailable("no server has the stream")),
                     Some(_) => {
@@ -201,7 +225,7 @@ impl StreamApi {
         let read = async {
             tokio::select! {
                 messages = read => messages,
-                error = self.connection.broken(&mut watch) => Err(error),
+                error = self.connection.wait_until_broken(&mut watch) => Err(error),
             }
         };
         match timeout(self.connection.timeout(), read).await {
@@ -210,7 +234,7 @@ impl StreamApi {
         }
     }
 
-    /// Creates a consumer that begins at the sequence number `from`. The server keeps it in memory, and expects no acknowledgements.
+    /// Creates a consumer that begins at the sequence number `from`. The server keeps the consumer in memory, and expects no acknowledgements.
     pub(crate) async fn create_consumer(&self, from: u64) -> Result<ConsumerInfo, Error> {
         let name = format!("tower-push-{:016x}", random::bits());
         let request = json!({
@@ -227,7 +251,7 @@ impl StreamApi {
                 "num_replicas": 1,
             },
         });
-        let subject = format!("{}.{name}", self.subject("CONSUMER.CREATE"));
+        let subject = format!("{}.{name}", self.api_subject("CONSUMER.CREATE"));
         Ok(self.call(subject, request.to_string().into()).await??)
     }
 
@@ -238,15 +262,27 @@ impl StreamApi {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<PublishAck, Error> {
-        let answer = self.connection.request(subject, Some(headers), payload);
-        let answer = answer.await?;
-        if answer.status == Some(StatusCode::NO_RESPONDERS) {
-            return Err(Error::unavailable("no stream has the subject"));
-        }
+        let answer = self
+            .connection
+            .request(subject.clone(), Some(headers), payload);
+        let answer = match answer.await {
+            Err(error) if error.is_no_responders() => return Err(self.no_stream_error(&subject)),
+            answer => answer?,
+        };
         let ack: PublishAck = parse_response(&answer.payload)??;
         match *ack.stream == *self.name {
             true => Ok(ack),
             false => Err(Error::wrong_stream("the subject is part of another stream")),
+        }
+    }
+
+    /// Returns the error of a publication that no stream has got.
+    fn no_stream_error(&self, subject: &str) -> Error {
+        let description = self.lock_description();
+        let mut subjects = description.subjects.iter();
+        match subjects.any(|filter| matches_subject(filter, subject)) {
+            true => Error::unavailable("no stream has the subject"),
+            false => Error::wrong_stream(&format!("it does not have the subject {subject:?}")),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Error {
         Self::new(ErrorKind::Unsupported)
     }
 
-    /// Returns the error with another answer to [`may_be_published`](Self::may_be_published).
+    /// Returns the error with another value of [`may_be_published`](Self::may_be_published).
     pub(crate) fn with_may_have_run(self, may_have_run: bool) -> Self {
         Self {
             may_have_run,
@@ -95,7 +95,7 @@ impl Error {
         self.is_unavailable() || detail.is_some_and(|detail| detail.starts_with("Protocol error"))
     }
 
-    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. The same call can succeed later.
+    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. A later call can succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self.kind,

@@ -28,7 +28,7 @@ pub(crate) enum Topology {
     Sentinel {
         group: String,
         sentinels: Vec<ConnectionInfo>,
-        /// How to connect to the master, whose address the Sentinels know.
+        /// The options of a connection to the master, whose address the Sentinels know.
         master: ConnectionInfo,
     },
     Cluster {

@@ -226,7 +226,7 @@ impl RedisStreamBuilder {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
         let connector = Arc::new(connector);
         let (connection, tail) =
-            connect_first(&connector, self.log_limits, self.connect_wait).await?;
+            connect_and_read_tail(&connector, self.log_limits, self.connect_wait).await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
@@ -248,7 +248,7 @@ impl RedisStreamBuilder {
 }
 
 /// Connects and reads the newest entries. While the server is not available, tries again for the time `wait`.
-async fn connect_first(
+async fn connect_and_read_tail(
     connector: &Connector,
     limits: LogTailLimits,
     wait: Duration,

@@ -7,7 +7,7 @@ use crate::{
     source::Rejection,
 };
 
-/// What a client asks for in a message on its WebSocket: see `docs/hub-protocol.md`.
+/// A command that a client sends in a message on its WebSocket: see `docs/hub-protocol.md`.
 #[derive(Debug)]
 pub(super) struct ClientCommand {
     /// A topic if the command publishes.
@@ -31,7 +31,7 @@ pub(super) enum CommandAction {
     },
 }
 
-/// A message that is no command: what is wrong, and the client's name for the command.
+/// The error of a message that is no command: what is wrong, and the client's name for the command.
 #[derive(Debug)]
 pub(super) struct InvalidCommand {
     pub(super) rejection: Rejection,

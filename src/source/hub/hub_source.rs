@@ -33,9 +33,9 @@ pub struct HubSource {
     hub: Arc<HubState>,
     topics: TopicSet,
     patterns: Vec<TopicPattern>,
-    /// Topics that begin like those of a client without a cursor.
+    /// Topics in which a client with a cursor begins like a client without a cursor.
     fresh_topics: Option<TopicSet>,
-    /// Where clients without a cursor begin.
+    /// The position at which clients without a cursor begin in each topic.
     start: StartPosition,
     sender: Option<Arc<str>>,
 }

@@ -39,7 +39,7 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct HubSubscriber {
     reader: HubReader,
-    /// Executes the client's commands. `None` if the source accepts none.
+    /// Executes the client's commands. `None` if the source accepts no commands.
     #[cfg(feature = "json")]
     command_processor: Option<Box<CommandProcessor>>,
     is_disconnected: bool,
@@ -122,8 +122,8 @@ impl SourceStream for HubSubscriber {
         self.poll_next(cx).map_ok(ItemOrRun::Item)
     }
 
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
-        self.get_mut().reader.release_held_events()
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_and_count_held_events()
     }
 
     /// A subscriber that executes commands runs the application's code, which authorizes each of them. A subscriber that reads pages of a broker runs the
@@ -135,9 +135,9 @@ impl SourceStream for HubSubscriber {
         if this.command_processor.is_some() {
             return EventLoopJoin::NeedsOwnTask;
         }
-        match this.reader.cold_resume {
+        match this.reader.backend_resume {
             Some(_) => EventLoopJoin::NeedsOwnTask,
-            None => EventLoopJoin::Joined(this.reader.wait_with_groups()),
+            None => EventLoopJoin::Joined(this.reader.delegate_wakeups()),
         }
     }
 }

@@ -211,10 +211,9 @@ fn member_of_group_gets_event_held_back() {
         let window = std::time::Duration::from_secs(10);
         let hub = Hub::builder().flush_window(window).build();
         let subscriber = subscribe(&hub, &["a"]);
-        let publisher = thread::spawn(move || {
-            hub.publish("a", "1").unwrap();
-            hub.publish("a", "2").unwrap();
-        });
+        // Begins the window.
+        hub.publish("a", "1").unwrap();
+        let publisher = thread::spawn(move || hub.publish("a", "2").unwrap());
         let mut member = GroupMember::new(subscriber, 1);
         assert_eq!([(); 2].map(|()| member.next_text()), ["1", "2"]);
         publisher.join().unwrap();

@@ -18,7 +18,8 @@ use crate::{
 /// # Invariant: a subscriber of a pattern misses nothing
 /// A publisher appends an event to the logs of the patterns under the lock of the hub's table, before it sets the published position, as for
 /// topics. A subscriber joins the log of the pattern and the logs of the topics that match under the same lock. So each event is either in
-/// the log of a topic when the subscriber joins, or is appended to the log of the pattern afterwards. The topics need not stay in the hub.
+/// the log of a topic when the subscriber joins, or is appended to the log of the pattern afterwards. The topics of the events in a pattern's
+/// log need not stay in the hub.
 #[derive(Debug, Default)]
 pub(super) struct PatternTable {
     slots: HashMap<TopicPattern, PatternSlot>,
@@ -60,26 +61,35 @@ impl PatternTable {
         }
     }
 
-    /// Appends an event to the log of each pattern that matches the topic. Returns the logs whose readers must be woken.
+    /// Appends the event of one of `all_topics` to the log of each pattern that matches this topic. In the log, the event has the names of all of
+    /// its topics that match. Returns the logs whose readers must be woken.
     pub(super) fn append(
         &self,
-        topic: &Topic,
+        all_topics: &[Topic],
         event: &Event,
+        position: u64,
         new_entry: impl Fn(Event) -> TopicLogEntry,
         is_ephemeral: bool,
         deferred_drops: &mut DeferredDrops,
     ) -> Vec<Arc<TopicState>> {
         let mut logs = Vec::new();
+        let Some(topic) = event.topic() else {
+            return logs;
+        };
+        // Patterns that match the same topics share the event.
+        let mut named = event.clone();
         for (pattern, slot) in &self.slots {
-            if !pattern.matches(topic) {
+            // The log has an event that was published to several topics only once.
+            if position == slot.log.last_position() || !pattern.matches(topic) {
                 continue;
             }
-            let entry = new_entry(event.clone());
-            let position = entry.position;
-            // The log has an event to several topics once.
-            if position == slot.log.last_position() {
-                continue;
+            if all_topics.len() > 1 {
+                let matching = all_topics.iter().filter(|topic| pattern.matches(topic));
+                if !matching.clone().eq(named.topics()) {
+                    named = event.clone().with_topics(matching.cloned());
+                }
             }
+            let entry = new_entry(named.clone());
             let mut log = slot.log.log_for_writing();
             let drops = &mut deferred_drops.events;
             match is_ephemeral {
@@ -206,7 +216,7 @@ impl TopicTable {
         } = request;
         let mut live = self.patterns.add_subscriber(pattern, config)?;
         let mut history = Vec::new();
-        // A subscriber that gets no history does not pay for the number of topics.
+        // For a subscriber that gets no history, the cost does not depend on the number of topics.
         let topics: Vec<_> = match start {
             TopicStart::Now => Vec::new(),
             _ => {
@@ -243,8 +253,8 @@ impl TopicTable {
         if let TopicStart::AfterPosition(position) = *start {
             let removed = self.last_position_of_removed_matching(pattern);
             let lost_position = removed.max(left_out_position);
-            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
-            // event after one of the missing ones has the gap, too.
+            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has
+            // an event which follows a missing event has the gap, too.
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
                 last_position: position,
                 count: None,

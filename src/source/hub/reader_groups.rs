@@ -21,11 +21,11 @@ use crate::source::WatchedLog;
 const MIN_GROUP_SUBSCRIBERS: usize = if cfg!(tower_push_loom) { 1 } else { 4 };
 
 impl HubReader {
-    /// Makes the reader wait with the groups of its topics that have many subscribers: from now on, the reader stores no waker in these topics. The
-    /// caller polls the reader once more, and then whenever the status of one of the returned topics changes.
+    /// Leaves the waking of the reader's task to the caller, for the topics that have many subscribers: from now on, the reader stores no waker in
+    /// these topics. The caller polls the reader once more, and then whenever the status of one of the returned topics changes.
     ///
     /// A topic that the reader leaves before its client does is not among them: its event loop would continue to poll the reader for this topic.
-    pub(super) fn wait_with_groups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
+    pub(super) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
         let mut logs: Vec<Arc<dyn WatchedLog>> = Vec::new();
         for index in 0..self.topics.len() {
             let reader = &self.topics[index];

@@ -29,14 +29,14 @@ pub struct TopicPattern {
     remainder: PatternRemainder,
 }
 
-/// What may follow the prefix of a [`TopicPattern`].
+/// The part of a [`TopicPattern`] that says what may follow the prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum PatternRemainder {
     Nothing,
     Anything,
     /// One segment, and then this suffix.
     Segment(Arc<str>),
-    /// Every name that the program's function accepts. The pattern's `prefix` then tells patterns apart, and names need not begin with it.
+    /// Every name that the program's function accepts. In such a pattern, `prefix` holds the pattern's key, and names need not begin with it.
     Matcher(TopicMatcher),
 }
 
@@ -113,7 +113,7 @@ impl TopicPattern {
     /// Makes a pattern of the texts of a client's request: a [prefix](Self::prefix), or [one segment](Self::one_segment) if there is a suffix.
     ///
     /// # Errors
-    /// What is wrong with the texts.
+    /// A text that says what is wrong with the pattern.
     pub(super) fn from_client(prefix: &str, suffix: Option<&str>) -> Result<Self, &'static str> {
         let is_control = |text: &str| text.chars().any(char::is_control);
         let suffix_len = suffix.map_or(0, str::len);

@@ -86,7 +86,8 @@ impl TopicState {
 
     fn with_owner(owner: LogOwner, index: usize, log: TopicLog, config: &HubConfig) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
-            let window = FlushWindow::new(config.flush_window, config.max_held(), this.clone());
+            let window =
+                FlushWindow::new(config.flush_window, config.max_held_events(), this.clone());
             let flush = window.map(|window| {
                 Box::new(TopicFlush {
                     window,
@@ -137,7 +138,7 @@ impl TopicState {
         self.last_position.load(Ordering::Acquire)
     }
 
-    /// Returns the position of the newest event of which the readers are told.
+    /// Returns the position of the newest event for which waiting readers are woken.
     #[inline]
     pub(super) fn flushed_position(&self) -> u64 {
         match &self.flush {
@@ -191,7 +192,7 @@ impl TopicState {
         self.wait_list.register(0)
     }
 
-    /// Removes a reader. `key` is the reader's key in the wait list, and `None` if the reader waits with the group of its event loop.
+    /// Removes a reader. `key` is the reader's key in the wait list, and `None` if the reader has delegated its wakeups.
     pub(super) fn deregister_reader(&self, key: Option<&WaiterKey>) {
         if let Some(key) = key {
             self.wait_list.deregister(key);

@@ -5,7 +5,7 @@ use crate::sync::{StoreWakerOutcome, WaiterKey};
 
 /// A log whose readers in one event loop are woken together.
 ///
-/// A reader of the log that waits with its group, as after [`LogReader::wait_with_group`](super::LogReader::wait_with_group), stores no waker in the log.
+/// A reader of the log that has [delegated its wakeups](super::LogReader::delegate_wakeups) to an event loop stores no waker.
 pub(crate) trait WatchedLog: Send + Sync {
     /// Returns a number that changes whenever the readers of the log must be polled: the log has a new event, or its streams end.
     fn status(&self) -> u64;

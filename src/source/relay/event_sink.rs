@@ -1,7 +1,7 @@
 use super::feed::{Feed, PushError};
 use crate::event::{Event, Gap};
 
-/// What the task that reads a shared store fills: a [`Feed`], or a log of your own.
+/// The destination of the events that a task reads from a shared store: a [`Feed`], or a log of your own.
 ///
 /// The crates for brokers (`tower-push-redis`, `tower-push-nats`) fill any `EventSink`. A log of your own can divide the events by their
 /// topics, for example.
@@ -25,7 +25,7 @@ pub trait EventSink: Send + 'static {
     fn push(&mut self, event: Event);
 
     /// Announces that events are missing after the last one. `gap` has the reason, the number of missing events if it is known, and the
-    /// id (`resumed`) that the next event follows, if it is known. Earlier cursors lead to the upstream.
+    /// id (`resumed`) that the next event follows, if it is known. For an earlier cursor, the upstream is read.
     fn gap(&mut self, gap: &Gap);
 }
 

@@ -53,7 +53,8 @@ struct RegisteredStream {
     parked_key: Option<u64>,
 }
 
-/// When a stream was parked, the token under which `streams` holds the stream, and the bytes that count toward the limit.
+/// The record of a parked stream: the time at which it was parked, the token under which `streams` holds it, and the bytes that count toward
+/// the limit.
 struct ParkingRecord {
     parked_at: Instant,
     token: StreamToken,
@@ -191,8 +192,7 @@ impl Lease {
     }
 }
 
-/// Drops streams. The caller must hold no lock, because dropping a stream can run any code. A panic of this code does not reach
-/// the caller.
+/// Drops streams. The caller must hold no lock, because dropping a stream can run any code. A panic of this code is caught.
 fn drop_streams(streams: Vec<Arc<SharedStream>>) {
     for stream in streams {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));

@@ -109,7 +109,7 @@ pub struct Subscriber {
     watchdog: ReadWatchdog,
     /// The input that has not been parsed.
     input: Bytes,
-    /// How the body or the socket has ended; `None` while it is open.
+    /// The way in which the body or the socket has ended; `None` while it is open.
     end: Option<Result<(), BoxError>>,
     /// The items that were produced together with an earlier one: at most two.
     queued: VecDeque<Result<ClientItem, Error>>,
@@ -143,12 +143,13 @@ enum SubscriberState {
     /// The body of a response that is no feed is read, to be reported in an error.
     ReadingError(Box<PendingResponse>),
     /// A feed is read.
-    Reading(FeedConnection),
+    Reading(EventConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
         websocket: Box<ClientWebSocket>,
-        /// What follows the end of the connection. `None` if the subscription then ends because the application has closed it.
+        /// The failure that is handled when the connection has ended. `None` if the subscription then ends because the application has closed
+        /// it.
         failure: Option<Box<Failure>>,
         deadline: Instant,
     },
@@ -158,11 +159,11 @@ enum SubscriberState {
 
 /// A response that is a feed.
 #[derive(Debug)]
-struct FeedConnection {
+struct EventConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
-    /// When the response arrived.
+    /// The time at which the response arrived.
     since: Instant,
     has_input: bool,
     /// Whether the last input has yielded an item.
@@ -203,7 +204,7 @@ impl ConnectionReader {
     }
 }
 
-/// What the caller has to do with a response.
+/// The action that the caller has to take with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseAction {
@@ -273,7 +274,7 @@ impl Subscriber {
         )
     }
 
-    // Methods for requests and responses.
+    // The methods that make requests and take responses.
 
     /// Returns the request that is to be sent now. Returns `None` if no request is due.
     ///
@@ -341,7 +342,7 @@ impl Subscriber {
         None
     }
 
-    // Methods for input.
+    // The methods that take input.
 
     /// Handles bytes of the body or of the upgraded socket. Call [`poll_item`](Self::poll_item) until it returns `None` before the next call
     /// of this method.
@@ -382,7 +383,7 @@ impl Subscriber {
         }
     }
 
-    // Methods for items.
+    // The methods that return items.
 
     /// Returns the next item, or the error that ends the subscription. Returns `None` if more input, a response or a timer has to come
     /// first.
@@ -498,7 +499,7 @@ impl Subscriber {
         if let Some(body) = connection.reader.item_reader_mut() {
             if is_new && matches!(self.end, Some(Ok(()))) {
                 match body.finish(&self.config) {
-                    // The end may have completed items.
+                    // The end of the body may have completed further items.
                     Ok(()) => return true,
                     Err(error) => {
                         self.fail(Failure::stop(error), now());
@@ -516,7 +517,7 @@ impl Subscriber {
         #[cfg(feature = "websocket")]
         if matches!(
             &self.state,
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(_),
                 ..
             })

@@ -20,7 +20,7 @@ pub(crate) struct TransportSelector {
     failures: u32,
     /// The index of the transport that has worked last.
     worked: Option<usize>,
-    /// When the first transport is tried again. `None` while the current transport is the first.
+    /// The time at which the first transport is tried again. `None` while the current transport is the first.
     return_at: Option<Instant>,
 }
 
@@ -57,8 +57,9 @@ impl TransportSelector {
         self.unsuitable + 1 < self.transports.len()
     }
 
-    /// Whether the current transport may be given up because nothing arrives: it has never worked, and there is another one to try.
-    pub(crate) fn may_give_up_current(&self) -> bool {
+    /// Whether the client may change to another transport because nothing arrives over the current one: it has never worked, and there is
+    /// another one to try.
+    pub(crate) fn may_switch_transport(&self) -> bool {
         self.worked != Some(self.index) && self.has_untried_transport()
     }
 

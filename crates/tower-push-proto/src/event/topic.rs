@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::checked_text::{checked_text, is_header_value};
 use crate::error::Error;
 
-/// The maximum length of a topic, in bytes. URLs are topics.
+/// The maximum length of a topic, in bytes. The length suffices for URLs, which may be topics.
 const MAX_TOPIC_LEN: usize = 1024;
 
 /// The name of the log that an event belongs to, for streams that carry events of several logs.
@@ -37,6 +37,21 @@ impl Topic {
 }
 
 checked_text!(Topic);
+
+/// The separator of the topics of one event, in formats of lines. No topic contains a tab.
+const SEPARATOR: &str = "\t";
+
+/// Returns the topics of one event as one line.
+pub(crate) fn tab_separated(topics: &[Topic]) -> String {
+    let names: Vec<_> = topics.iter().map(Topic::as_str).collect();
+    names.join(SEPARATOR)
+}
+
+/// Returns an iterator over topics that are separated by tabs. Texts that are no topics are errors.
+#[cfg(feature = "json")]
+pub(crate) fn parse_tab_separated(text: &str) -> impl Iterator<Item = Result<Topic, Error>> {
+    text.split(SEPARATOR).map(Topic::new)
+}
 
 #[cfg(test)]
 mod tests {

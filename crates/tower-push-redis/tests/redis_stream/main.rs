@@ -1,6 +1,5 @@
 //! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
 
-mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
@@ -9,3 +8,4 @@ mod nodes;
 mod publishing;
 mod random_faults;
 mod topologies;
+mod upstream_resumes;
