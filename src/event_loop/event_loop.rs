@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     ConnectionPoll, DrivenConnection, TakenOutput,
     connection_waker::ConnectionWaker,
+    group_memberships::{GroupMembership, GroupMemberships},
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
     timer_queue::{ScheduledTime, TimerQueue},
@@ -52,8 +53,7 @@ struct ConnectionEntry {
     connection: Box<dyn DrivenConnection>,
     waker: Waker,
     scheduled: ScheduledTime,
-    /// The group of the connection, and the connection's index among the members of the group.
-    group: Option<(LogGroupKey, u32)>,
+    memberships: GroupMemberships,
 }
 
 /// A connection whose output was taken from its log, and is written next.
@@ -145,8 +145,8 @@ impl EventLoop {
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(connection, log) => {
-                    let index = self.add_connection(connection, log);
+                ReadyEntry::NewConnection(connection, logs) => {
+                    let index = self.add_connection(connection, logs);
                     self.poll_connection(index, now);
                 }
                 ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
@@ -233,22 +233,29 @@ impl EventLoop {
     fn add_connection(
         &mut self,
         connection: Box<dyn DrivenConnection>,
-        log: Option<Arc<dyn WatchedLog>>,
+        mut logs: Vec<Arc<dyn WatchedLog>>,
     ) -> u32 {
         let index = self.connections.insert(|index| ConnectionEntry {
             connection,
             waker: Waker::from(Arc::new(ConnectionWaker::new(index, &self.queue))),
             scheduled: ScheduledTime::default(),
-            group: None,
+            memberships: GroupMemberships::default(),
         });
-        if let Some(log) = log {
+        // A connection is at most once in each group.
+        logs.sort_unstable_by_key(LogGroupKey::new);
+        logs.dedup_by_key(|log| LogGroupKey::new(log));
+        let memberships = logs.into_iter().map(|log| {
             let key = LogGroupKey::new(&log);
             let group = self.groups.entry(key);
             let group = group.or_insert_with(|| LogGroup::new(log, &self.queue));
-            let member_index = group.add(index);
-            if let Some(entry) = self.connections.get_mut(index) {
-                entry.group = Some((key, member_index));
+            GroupMembership {
+                key,
+                member_index: group.add(index),
             }
+        });
+        let memberships = memberships.collect();
+        if let Some(entry) = self.connections.get_mut(index) {
+            entry.memberships = GroupMemberships::new(memberships);
         }
         index
     }
@@ -282,20 +289,23 @@ impl EventLoop {
             return;
         };
         let ConnectionEntry {
-            connection, group, ..
+            connection,
+            memberships,
+            ..
         } = entry;
         // Dropping a source can run the application's code, which may panic.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
         self.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some((key, member_index)) = group {
-            self.remove_from_group(key, member_index);
+        for membership in memberships.as_slice() {
+            self.remove_from_group(*membership);
         }
         let connections = &self.connections;
         let scheduled = |index| connections.scheduled_time(index);
         self.timers.remove_invalid(connections.len(), scheduled);
     }
 
-    fn remove_from_group(&mut self, key: LogGroupKey, member_index: u32) {
+    fn remove_from_group(&mut self, membership: GroupMembership) {
+        let GroupMembership { key, member_index } = membership;
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
@@ -307,7 +317,7 @@ impl EventLoop {
             }
         }
         if let Some(entry) = moved.and_then(|index| self.connections.get_mut(index)) {
-            entry.group = Some((key, member_index));
+            entry.memberships.set_member_index(key, member_index);
         }
     }
 

@@ -61,7 +61,7 @@ fn woken_connection_is_polled_again() {
         let queue = Arc::new(ReadyQueue::new());
         let input: Arc<Input> = Arc::default();
         let connection = Box::new(InputConnection(input.clone()));
-        let entry = ReadyEntry::NewConnection(connection, None);
+        let entry = ReadyEntry::NewConnection(connection, Vec::new());
         assert!(queue.push(entry).is_ok());
         let writer = thread::spawn(move || {
             for value in 1..=2 {

@@ -29,8 +29,8 @@ use crate::{
 pub(super) struct DetachedStream<IO> {
     /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
     output: Option<StreamingOutput<ItemWriter<BoxItemStream>>>,
-    /// While the stream is open: when it became idle, or `None` from a write until the next idle poll. After the last chunk: when the writing
-    /// side was shut down.
+    /// While the stream is open, the time at which it became idle, or `None` from a write until the next idle poll. After the last chunk, the
+    /// time at which the writing side was shut down.
     idle_since: Option<Instant>,
     /// The time without output after which a heartbeat is due, in milliseconds. `None` if the stream sends no heartbeats.
     heartbeat_interval: Option<NonZero<u32>>,
