@@ -85,7 +85,9 @@ pub struct Fields {
     pub topic: Option<Topic>,
     /// All topics of an event that belongs to several topics. The first of them is [`topic`](Self::topic). `None` if the event has at most one
     /// topic.
-    pub topics: Option<Arc<[Topic]>>,
+    ///
+    /// A vector behind one pointer, because few events have several topics, and a log holds many events.
+    pub topics: Option<Arc<Vec<Topic>>>,
     /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
     pub retry: Option<Duration>,
     /// The content.
@@ -251,7 +253,7 @@ impl Event {
         let topics: Vec<_> = topics.filter(|topic| known.insert(topic.clone())).collect();
         self.map_fields(|fields| {
             fields.topic = topics.first().cloned();
-            fields.topics = (topics.len() > 1).then(|| topics.into());
+            fields.topics = (topics.len() > 1).then(|| Arc::new(topics));
         })
     }
 
@@ -298,7 +300,10 @@ impl Event {
     #[inline]
     pub fn topics(&self) -> &[Topic] {
         let Fields { topic, topics, .. } = self.fields();
-        topics.as_deref().unwrap_or(topic.as_slice())
+        match topics {
+            Some(topics) => topics,
+            None => topic.as_slice(),
+        }
     }
 
     /// Returns the reconnection time, which only SSE carries.
