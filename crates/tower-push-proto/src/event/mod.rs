@@ -84,7 +84,8 @@ pub struct Fields {
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
     /// All topics of an event that belongs to several: [`topic`](Self::topic) is the first. `None` if the event has at most one topic.
-    pub topics: Option<Arc<[Topic]>>,
+    // A thin pointer, because logs hold many events that do not have the field.
+    pub topics: Option<Arc<Vec<Topic>>>,
     /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
     pub retry: Option<Duration>,
     /// The content.
@@ -250,7 +251,7 @@ impl Event {
         let topics: Vec<_> = topics.filter(|topic| known.insert(topic.clone())).collect();
         self.map_fields(|fields| {
             fields.topic = topics.first().cloned();
-            fields.topics = (topics.len() > 1).then(|| topics.into());
+            fields.topics = (topics.len() > 1).then(|| Arc::new(topics));
         })
     }
 
@@ -297,7 +298,7 @@ impl Event {
     #[inline]
     pub fn topics(&self) -> &[Topic] {
         let Fields { topic, topics, .. } = self.fields();
-        topics.as_deref().unwrap_or(topic.as_slice())
+        topics.as_deref().map_or(topic.as_slice(), Vec::as_slice)
     }
 
     /// Returns the reconnection time, which only SSE carries.
