@@ -84,7 +84,8 @@ pub struct Fields {
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
     /// All topics of an event that belongs to several: [`topic`](Self::topic) is the first. `None` if the event has at most one topic.
-    // A thin pointer, because logs hold many events that do not have the field.
+    ///
+    /// A vector behind one pointer, because few events have several topics, and a log holds many events.
     pub topics: Option<Arc<Vec<Topic>>>,
     /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
     pub retry: Option<Duration>,
@@ -298,7 +299,10 @@ impl Event {
     #[inline]
     pub fn topics(&self) -> &[Topic] {
         let Fields { topic, topics, .. } = self.fields();
-        topics.as_deref().map_or(topic.as_slice(), Vec::as_slice)
+        match topics {
+            Some(topics) => topics,
+            None => topic.as_slice(),
+        }
     }
 
     /// Returns the reconnection time, which only SSE carries.
