@@ -1,6 +1,6 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
-use super::{connection_slot::ConnectionSlot, log_group::LogGroupKey};
+use super::{DrivenConnection, connection_waker::ConnectionWaker, log_group::LogGroupKey};
 use crate::{
     source::WatchedLog,
     sync::{Mutex, lock},
@@ -21,10 +21,10 @@ struct ReadyQueueState {
 
 /// An entry of a [`ReadyQueue`].
 pub(super) enum ReadyEntry {
-    /// A connection that the event loop does not have yet, and the log whose readers are woken together.
-    NewConnection(Arc<dyn ConnectionSlot>, Option<Arc<dyn WatchedLog>>),
+    /// A connection that the event loop does not have yet, and the logs whose groups the connection joins.
+    NewConnection(Box<dyn DrivenConnection>, Vec<Arc<dyn WatchedLog>>),
     /// A connection that was woken.
-    Connection(Arc<dyn ConnectionSlot>),
+    Connection(Arc<ConnectionWaker>),
     /// A log that has changed.
     Log(LogGroupKey),
     /// A log for whose group a pass has begun. Only the event loop adds such an entry.

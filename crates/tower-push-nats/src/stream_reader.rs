@@ -7,10 +7,10 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 use crate::{
     api_response::StreamInfo,
     consumer_reader::{ConsumerReader, Delivery},
-    continuity::{Continuity, LogTailLimits, check_continuity},
     error::Error,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
+    stream_continuity::{LogTailLimits, StreamContinuity, check_continuity},
     stream_cursor::StreamCursor,
     stream_message::StreamMessage,
     subject_mapping::SubjectMapping,
@@ -169,8 +169,8 @@ impl<S: MessageSink> StreamReader<S> {
     async fn check_stream(&mut self) -> Result<(), Error> {
         let info = self.api.info().await?;
         match check_continuity(self.position, info.fingerprint(), info.state, None) {
-            Continuity::Intact => Ok(()),
-            Continuity::Rewound | Continuity::Replaced => {
+            StreamContinuity::Intact => Ok(()),
+            StreamContinuity::Rewound | StreamContinuity::Replaced => {
                 Err(Error::unavailable("the stream was replaced"))
             }
         }
@@ -181,15 +181,15 @@ impl<S: MessageSink> StreamReader<S> {
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
         match self.compare_with_stream(&info).await? {
-            Continuity::Intact => {}
-            Continuity::Rewound => {
+            StreamContinuity::Intact => {}
+            StreamContinuity::Rewound => {
                 sleep(LOSS_CONFIRMATION_TIME).await;
                 let info = self.api.info_or_create().await?;
-                if self.compare_with_stream(&info).await? == Continuity::Rewound {
+                if self.compare_with_stream(&info).await? == StreamContinuity::Rewound {
                     self.resume_after_loss(&info).await?;
                 }
             }
-            Continuity::Replaced => {
+            StreamContinuity::Replaced => {
                 self.recent.clear();
                 let start = log_start_cursor(&self.api, &info, self.limits).await?;
                 self.restart_with_gap(start);
@@ -200,13 +200,13 @@ impl<S: MessageSink> StreamReader<S> {
         let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
         let info = self.api.info().await?;
         match self.compare_with_stream(&info).await? {
-            Continuity::Intact => Ok((reader, consumer.num_pending)),
+            StreamContinuity::Intact => Ok((reader, consumer.num_pending)),
             // The reader tries again after this error, and then announces the gap.
             _ => Err(Error::unavailable("the stream was replaced")),
         }
     }
 
-    async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<Continuity, Error> {
+    async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<StreamContinuity, Error> {
         let message = match self.position.sequence {
             0 => None,
             sequence => self.api.message_at(sequence).await?,

@@ -7,11 +7,11 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint, rand
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
-    continuity::{Continuity, ReaderPosition, StreamSnapshot},
     entry_id::EntryId,
     error::Error,
     log_tail::{LogTail, LogTailLimits},
     reader_status::ReaderMetrics,
+    stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
@@ -222,8 +222,8 @@ impl<S: EntrySink> StreamReader<S> {
         let snapshot = self.connector.with_timeout(read).await?;
         self.estimate.add(&snapshot.entries);
         match self.position.continuity(&snapshot, is_connected_since) {
-            Continuity::Intact => {}
-            Continuity::Trimmed { missed } => {
+            StreamContinuity::Intact => {}
+            StreamContinuity::Trimmed { missed } => {
                 self.metrics.add_trimmed();
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
@@ -232,7 +232,7 @@ impl<S: EntrySink> StreamReader<S> {
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
             }
-            Continuity::Replaced => return self.resume_in_replaced_stream(connection).await,
+            StreamContinuity::Replaced => return self.resume_in_replaced_stream(connection).await,
         }
         self.push_snapshot(snapshot);
         self.metrics.record_answer();

@@ -3,7 +3,7 @@
 use redis::{Pipeline, RedisError, RedisResult, Script, Value, aio::MultiplexedConnection};
 
 use crate::{
-    connector::Connector, continuity::StreamSnapshot, entry_id::EntryId, error::Error,
+    connector::Connector, entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot,
     stream_entry::StreamEntry, stream_info::StreamInfo,
 };
 
