@@ -1,7 +1,4 @@
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -128,7 +125,7 @@ impl JetStreamPublisher {
     }
 
     async fn try_publish(&self, message: &NewMessage) -> Result<Publication, Error> {
-        let read_before = self.metrics.sequence.load(Ordering::Relaxed);
+        let read_before = self.metrics.position();
         let NewMessage {
             subject,
             headers,
