@@ -557,8 +557,7 @@ impl HubReader {
                 });
                 let is_unread = !gap.precedes_all_events() && (is_gap_next || is_event_next);
                 self.cursor_position = gap.position - u64::from(is_unread);
-                // The list of members precedes the gap, which moves the cursor: a client whose connection breaks between the list and the gap
-                // gets both again.
+                // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
                 queue.extend(self.member_lists(gap.topic.as_ref()).map(Item::Event));
                 let resumed = self.hub.id_at(self.cursor_position);
@@ -673,8 +672,8 @@ impl HubReader {
         }
     }
 
-    /// Returns an event of a page with those of its topics that the client has joined. The reader does not get the event again from the logs of
-    /// these topics.
+    /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
+    /// of these topics.
     fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
         let Some(topics) = resume.shared_topics_of(&event) else {
             return event;
