@@ -270,7 +270,7 @@ where
     C: DrivenConnection + Unpin + 'static,
 {
     match fit {
-        EventLoopJoin::Joined(log) => event_loops.insert(connection, Some(log)),
+        EventLoopJoin::Joined(logs) => event_loops.insert(connection, logs),
         EventLoopJoin::NeedsOwnTask => {
             tokio::spawn(DedicatedTask::new(connection));
         }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`server`] | a server on a free port, for HTTP/1.1 and HTTP/2 |
 //! | [`client`] | one connection to a server, over HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
+//! | [`pipe_client`] | a client over a pipe in memory, for tests whose clock is paused |
 //! | [`breakable_proxy`] | connections to a server that a test can break |
 //! | [`counting_io`] | a connection in memory that counts the server's reads and writes |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
@@ -38,6 +39,7 @@ pub mod item;
 pub mod live_counter;
 pub mod nats_server;
 pub mod nginx;
+pub mod pipe_client;
 pub mod programs;
 pub mod published_numbers;
 pub mod random;

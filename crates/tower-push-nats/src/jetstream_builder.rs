@@ -12,7 +12,6 @@ use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     api_response::{StreamConfig, StreamInfo, nanoseconds},
-    continuity::LogTailLimits,
     error::Error,
     jetstream::JetStream,
     jetstream_hub::JetStreamHub,
@@ -24,6 +23,7 @@ use crate::{
     stream_api::StreamApi,
     stream_backend::{HubSink, StreamBackend},
     stream_connection::StreamConnection,
+    stream_continuity::LogTailLimits,
     stream_reader::{MessageSink, StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };

@@ -92,7 +92,7 @@ impl From<Topology> for RedisServers {
 
 fn connection_info(server: impl IntoConnectionInfo) -> Result<ConnectionInfo, Error> {
     let info = server.into_connection_info()?;
-    // Without this option, TCP may hold a command back until the server has acknowledged the one before it.
+    // Without `TCP_NODELAY`, TCP may hold a command back until the server has acknowledged the command before it.
     let tcp_settings = info.tcp_settings().clone().set_nodelay(true);
     Ok(info.set_tcp_settings(tcp_settings))
 }

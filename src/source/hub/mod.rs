@@ -88,6 +88,8 @@ mod presence_options;
 mod presence_table;
 mod publish_options;
 mod publisher_ids;
+#[cfg(feature = "server")]
+mod reader_groups;
 #[cfg(feature = "json")]
 mod reader_patterns;
 mod reader_request;
@@ -104,7 +106,7 @@ mod topic_presence;
 mod topic_state;
 mod topic_table;
 
-#[cfg(all(test, tower_push_loom))]
+#[cfg(all(test, feature = "server", tower_push_loom))]
 mod loom_tests;
 
 use std::{fmt, sync::Arc};

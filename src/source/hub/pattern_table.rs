@@ -132,6 +132,12 @@ impl PatternTable {
         self.slots.is_empty()
     }
 
+    /// Returns the number of subscribers of a pattern.
+    #[cfg(feature = "server")]
+    pub(super) fn subscriber_count(&self, pattern: &TopicPattern) -> usize {
+        self.slots.get(pattern).map_or(0, |slot| slot.subscribers)
+    }
+
     /// Adds a subscriber to a pattern. Returns the end of the log of the pattern.
     fn add_subscriber(
         &mut self,

@@ -150,7 +150,7 @@ impl HubReader {
     /// Leaves topics and patterns that are no longer the reader's.
     fn leave(&self, readers: &[TopicReader]) {
         for reader in readers {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         let topics = readers.iter().map(|reader| &*reader.topic);
         self.hub().leave(topics);

@@ -47,7 +47,7 @@ struct RegistryState {
 
 struct RegisteredStream {
     stream: Arc<SharedStream>,
-    /// The number of [`Lease`]s of the stream.
+    /// The number of [`StreamLease`]s of the stream.
     readers: usize,
     /// The stream's key in [`RegistryState::parked`] while it has no readers.
     parked_key: Option<u64>,
@@ -63,14 +63,14 @@ struct ParkingRecord {
 }
 
 /// A reader's right to read a stream of a [`StreamRegistry`]. The stream is parked when its last lease is dropped.
-pub(super) struct Lease {
+pub(super) struct StreamLease {
     registry: Arc<StreamRegistry>,
     stream: Arc<SharedStream>,
 }
 
 /// A stream that a client resumes.
 pub(super) struct LeasedStream {
-    pub(super) lease: Lease,
+    pub(super) lease: StreamLease,
     /// The position of the client's cursor in the stream's log.
     pub(super) position: u64,
 }
@@ -84,7 +84,11 @@ impl StreamRegistry {
     }
 
     /// Adds a stream, and returns the lease of its first reader.
-    pub(super) fn insert(self: &Arc<Self>, stream: BoxStream, owner: Option<Box<str>>) -> Lease {
+    pub(super) fn insert(
+        self: &Arc<Self>,
+        stream: BoxStream,
+        owner: Option<Box<str>>,
+    ) -> StreamLease {
         let token = StreamToken::random();
         let ResumableConfig {
             log_limits,
@@ -120,8 +124,8 @@ impl StreamRegistry {
         })
     }
 
-    fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> Lease {
-        Lease {
+    fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> StreamLease {
+        StreamLease {
             registry: self.clone(),
             stream,
         }
@@ -186,7 +190,7 @@ impl StreamRegistry {
     }
 }
 
-impl Lease {
+impl StreamLease {
     pub(super) fn stream(&self) -> &SharedStream {
         &self.stream
     }
@@ -309,7 +313,7 @@ impl Drop for StreamRegistry {
     }
 }
 
-impl Drop for Lease {
+impl Drop for StreamLease {
     fn drop(&mut self) {
         self.registry.release(self.stream.token());
     }

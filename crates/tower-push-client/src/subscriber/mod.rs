@@ -4,8 +4,8 @@ mod backoff;
 #[cfg(feature = "websocket")]
 mod client_websocket;
 mod config;
+mod connection_failure;
 mod durable_poll;
-mod failure;
 mod item_reader;
 mod read_watchdog;
 mod response;
@@ -37,8 +37,8 @@ use tower_push_proto::{EventId, Item};
 use self::client_websocket::{ClientWebSocket, ServerMessage};
 pub use self::config::SubscriberConfig;
 use self::{
-    backoff::Backoff, failure::Failure, item_reader::ItemReader, read_watchdog::ReadWatchdog,
-    response::PendingResponse, transport_selector::TransportSelector,
+    backoff::Backoff, connection_failure::ConnectionFailure, item_reader::ItemReader,
+    read_watchdog::ReadWatchdog, response::PendingResponse, transport_selector::TransportSelector,
 };
 use crate::{
     error::{BoxError, Error},
@@ -150,7 +150,7 @@ enum SubscriberState {
         websocket: Box<ClientWebSocket>,
         /// The failure that is handled when the connection has ended. `None` if the subscription then ends because the application has closed
         /// it.
-        failure: Option<Box<Failure>>,
+        failure: Option<Box<ConnectionFailure>>,
         deadline: Instant,
     },
     /// The subscription has ended.
@@ -447,7 +447,7 @@ impl Subscriber {
                         return None;
                     }
                 }
-                Err(error) => self.fail(Failure::stop(error), now()),
+                Err(error) => self.fail(ConnectionFailure::stop(error), now()),
             }
         }
     }
@@ -502,7 +502,7 @@ impl Subscriber {
                     // The end of the body may have completed further items.
                     Ok(()) => return true,
                     Err(error) => {
-                        self.fail(Failure::stop(error), now());
+                        self.fail(ConnectionFailure::stop(error), now());
                         return true;
                     }
                 }

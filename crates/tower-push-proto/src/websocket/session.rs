@@ -457,8 +457,8 @@ impl Session {
     }
 
     /// Handles the result of polling the source: an item, an error, or `None` at the end. An end or an error closes the connection with a
-    /// close code and a reason for each case. After the client's close frame, `None` answers that frame. Does nothing unless the session
-    /// [accepts items](Self::accepts_items).
+    /// close code and a reason for each case. After the client's close frame, the item `None` makes the session answer that frame. Does nothing
+    /// unless the session [accepts items](Self::accepts_items).
     ///
     /// # Errors
     /// An error if the message format cannot express the item. The session then also closes the connection.
