@@ -30,7 +30,7 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ErrorKind {
     Unavailable,
-    /// Nobody has got the request: JetStream is starting, the stream has no leader, or no stream has the subject.
+    /// No server or program has received the request: JetStream is starting, the stream has no leader, or no stream has the subject.
     NoResponders,
     Timeout,
     Full,
@@ -126,7 +126,7 @@ impl Error {
         )
     }
 
-    /// Returns whether nobody has got the request.
+    /// Returns whether no server or program has received the request.
     pub(crate) fn is_no_responders(&self) -> bool {
         self.kind == ErrorKind::NoResponders
     }

@@ -17,13 +17,13 @@ use crate::{
 /// # Invariant: no hole
 /// A page has each requested message after the cursor and up to the sequence number at which the page ends, or a gap stands before them:
 /// - The stream's leader says for each subject which message is the first one after the cursor. The server that returns the messages may lag behind the
-///   leader, and may have removed messages earlier. If it begins with the leader's message, it has all later ones up to its last one, because a
-///   stream without holes loses its oldest messages first.
+///   leader, and may remove messages earlier than the leader. If this server begins with the leader's first message, it returns all messages of
+///   the subject up to the last one that it returns, because a stream without holes loses its oldest messages first.
 /// - The leader says for each subject which message follows the last one that was returned. The page ends before this message.
-/// - After all of this, the leader says that the stream is still the cursor's, that it has no holes, and which message is its oldest one. The
-///   messages before that one may be incomplete.
+/// - After these reads, the leader says that the stream is still the cursor's, that the stream has no holes, and which message is the oldest one.
+///   The page leaves out the messages before the oldest one, because others of them may be missing, and begins with a gap instead.
 ///
-/// If any of this is not so, [`read`](Self::read) returns no page, and the messages of all topics are read.
+/// If one of these checks fails, [`read`](Self::read) returns no page, and the caller reads the messages of all topics.
 #[derive(Debug)]
 pub(crate) struct TopicPageReader<'a> {
     api: &'a StreamApi,
@@ -74,8 +74,8 @@ impl<'a> TopicPageReader<'a> {
         })
     }
 
-    /// Reads the page. Returns `None` if the messages of all topics are to be read: near the end of the stream, because this costs fewer requests, and
-    /// if anything makes the selection incomplete.
+    /// Reads the page. Returns `None` if the caller must read the messages of all topics: near the end of the stream, where this costs fewer requests,
+    /// and if a check fails.
     pub(crate) async fn read(&self) -> Result<Option<Page<HubEvent>>, UpstreamError> {
         let Some(last) = self.end_of_selection().await? else {
             return Ok(None);
