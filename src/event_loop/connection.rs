@@ -20,7 +20,7 @@ pub(crate) trait DrivenConnection: Send {
     /// socket is a system call, which evicts the code and the data of the library from the processor's caches. So it is faster to poll many sources
     /// in a row, and to write afterwards.
     ///
-    /// By default, takes nothing.
+    /// The default implementation takes nothing.
     #[cfg(feature = "server")]
     fn take_output(&mut self, _cx: &mut Context<'_>, _now: Instant) -> TakenOutput {
         TakenOutput::Nothing
@@ -29,14 +29,14 @@ pub(crate) trait DrivenConnection: Send {
     /// Reads fields of all allocations that [`take_output`](Self::take_output) needs, so that the processor loads them into its caches. An event loop
     /// prefetches several connections in a row: the processor waits for the memory of all of them at once, instead of for one after the other.
     ///
-    /// By default, reads nothing.
+    /// The default implementation reads nothing.
     #[cfg(feature = "server")]
     fn prefetch(&self) {}
 
     /// Writes the output that [`take_output`](Self::take_output) has returned, and then continues like [`poll`](Self::poll). The connection need not read
     /// its socket, with which its waker is still registered.
     ///
-    /// By default, polls the connection.
+    /// The default implementation polls the connection.
     #[cfg(feature = "server")]
     fn write_output(
         &mut self,
@@ -55,7 +55,7 @@ pub(crate) enum TakenOutput {
     Nothing,
     /// A frame of a stream, or its end.
     Frame(FramePoll),
-    /// The items of a WebSocket are in its session. The poll is ready if the source may have more items.
+    /// The items that a WebSocket has taken, which are in its session. The poll is ready if the source may have more items.
     Items(Poll<()>),
 }
 

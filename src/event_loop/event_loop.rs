@@ -30,7 +30,7 @@ pub(super) struct EventLoop {
     queue: Arc<ReadyQueue>,
     connections: ConnectionTable,
     groups: HashMap<LogGroupKey, LogGroup>,
-    /// What is polled next. Entries are moved here from `queue`.
+    /// The entries that are polled next. Entries are moved here from `queue`.
     ready: VecDeque<ReadyEntry>,
     /// The members of a group whose output is written next. Empty between two batches.
     batch: Vec<BatchMember>,
@@ -66,7 +66,7 @@ struct BatchMember {
 /// millisecond.
 pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 
-/// How many members of a group take output from their log before the first of them writes it.
+/// The number of members of a group that take output from their log, before the first of them writes its output.
 const MEMBERS_PER_BATCH: usize = 16;
 
 impl ConnectionTable {
@@ -85,7 +85,7 @@ impl ConnectionTable {
         let entry = self.entries.get_mut(index as usize)?.take()?;
         self.free.push(index);
         if self.free.len() == self.entries.len() {
-            // No connection is left, and the memory that many connections needed is freed.
+            // No connection is left, so the memory that many connections needed is freed.
             *self = Self::default();
         }
         Some(entry)
@@ -135,10 +135,10 @@ impl EventLoop {
     }
 
     /// Polls what is ready, at most [`MAX_POLLS_PER_TURN`] connections. Returns whether nothing more is ready.
-    fn run_turn(&mut self, now: Instant) -> bool {
+    fn poll_ready_connections(&mut self, now: Instant) -> bool {
         self.queue.take(&mut self.ready);
         let mut polls_left = MAX_POLLS_PER_TURN / 2;
-        polls_left += self.poll_due(now, MAX_POLLS_PER_TURN / 2);
+        polls_left += self.poll_past_deadlines(now, MAX_POLLS_PER_TURN / 2);
         while polls_left > 0 {
             let Some(entry) = self.ready.pop_front() else {
                 return true;
@@ -164,7 +164,7 @@ impl EventLoop {
     }
 
     /// Polls the connections whose deadline has passed. Returns how many polls of `polls_left` are left.
-    fn poll_due(&mut self, now: Instant, mut polls_left: usize) -> usize {
+    fn poll_past_deadlines(&mut self, now: Instant, mut polls_left: usize) -> usize {
         while polls_left > 0 {
             let connections = &self.connections;
             let scheduled = |index| connections.scheduled_time(index);
@@ -180,8 +180,8 @@ impl EventLoop {
         polls_left
     }
 
-    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the pass is not complete then, it
-    /// is continued in the next turn, after what was woken meanwhile.
+    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the polls do not suffice for
+    /// the pass, the next turn continues the pass, after the connections that were woken meanwhile.
     fn poll_group(&mut self, key: LogGroupKey, mut polls_left: usize, now: Instant) -> usize {
         while polls_left > 0 {
             let Some(group) = self.groups.get_mut(&key) else {
@@ -321,7 +321,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether the first deadline has passed. If it has not, `cx` is woken at this deadline.
+    /// Returns whether the first deadline has passed. If the deadline has not passed, `cx` is woken at the deadline.
     fn is_deadline_past(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(first) = self.timers.first() else {
             self.sleep = None;
@@ -342,7 +342,7 @@ impl Future for EventLoop {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if !this.run_turn(Instant::now()) {
+        if !this.poll_ready_connections(Instant::now()) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

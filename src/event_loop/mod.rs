@@ -22,10 +22,10 @@
 //!
 //! # Fairness
 //! A poll of a connection is bounded by the connection. In one round, an event loop polls each connection at most once for its own waker and once for
-//! each of its logs that has changed, before it polls any of them again. It returns to the scheduler after
-//! [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never reads and a client that floods the
-//! server delay the other connections by one poll per round. A log that changes all the time delays the readers of other logs by one poll of each of its
-//! readers per round.
+//! each of its logs that has changed, before it polls any of them again. The event loop returns to the scheduler after
+//! [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never reads and a client that
+//! floods the server delay the other connections by one poll per round. A log that changes all the time delays the readers of other logs by one
+//! poll of each of its readers per round.
 //!
 //! # Invariant: no wake-up is lost
 //! - Waking a connection puts its [`ConnectionWaker`] into the [`ReadyQueue`] under the queue's lock, unless the waker is there already. The event loop

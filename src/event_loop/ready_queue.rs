@@ -6,7 +6,7 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// What an event loop must poll next, in the order in which it was woken.
+/// The connections and logs that an event loop must poll next, in the order in which they were woken.
 pub(super) struct ReadyQueue {
     state: Mutex<ReadyQueueState>,
 }
@@ -75,7 +75,7 @@ impl ReadyQueue {
         entries.extend(lock(&self.state).entries.drain(..));
     }
 
-    /// Moves all entries to the end of `entries`. If there are none, stores `waker`.
+    /// Moves all entries of the queue to the end of `entries`. If the queue has no entries, stores `waker`.
     pub(super) fn take_or_wait(
         &self,
         entries: &mut VecDeque<ReadyEntry>,
@@ -93,7 +93,7 @@ impl ReadyQueue {
         TakeOutcome::Taken
     }
 
-    /// Closes the queue if it is empty. Returns whether it is closed.
+    /// Closes the queue if it is empty. Returns whether the queue is closed.
     pub(super) fn close_if_empty(&self) -> bool {
         let mut state = lock(&self.state);
         state.is_closed |= state.entries.is_empty();

@@ -129,7 +129,7 @@ where
         Ok(())
     }
 
-    /// Writes what is ready, and returns what the connection waits for. See [`poll_output`](Self::poll_output).
+    /// Writes the output that is ready, and returns what the connection waits for. See [`poll_output`](Self::poll_output).
     fn poll_until_pending(
         &mut self,
         taken: Option<FramePoll>,
@@ -181,7 +181,7 @@ where
         self.is_flushed = false;
         let mut payload_len = first.bytes.len();
         let mut is_last_ready = first.is_last_ready;
-        // The size line is known at the end.
+        // The length of the payload, and so the size line, is known when all frames are gathered.
         let mut slices = vec![Bytes::new(), first.bytes];
         while payload_len < FULL_CHUNK_LEN && !is_last_ready {
             let Poll::Ready(Some(next)) = self.poll_frame(cx) else {
@@ -274,7 +274,7 @@ where
         }
     }
 
-    /// Writes a frame of the stream, or the last chunk. Pending if nothing more is ready.
+    /// Writes a frame of the stream, or the last chunk. The poll is pending if nothing more is ready.
     ///
     /// # Errors
     /// Fails if the source fails. The client then gets no last chunk.
@@ -306,7 +306,7 @@ where
         }
     }
 
-    /// Writes a heartbeat if one is due. Pending if none is due.
+    /// Writes a heartbeat if one is due. The poll is pending if no heartbeat is due.
     fn poll_idle(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         if let Some(bytes) = self.take_due_heartbeat(now) {
             let heartbeat = OutputFrame {

@@ -31,7 +31,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
         0
     }
 
-    /// Reads what the next poll reads first, so that the processor loads it into its cache. By default, reads nothing.
+    /// Reads the memory that the next poll needs first, so that the processor loads it into its cache. By default, reads nothing.
     #[cfg(feature = "server")]
     fn prefetch(&self) {}
 
@@ -56,7 +56,7 @@ pub(crate) enum EventLoopJoin {
 
 /// The stream of any source, as one type.
 pub(crate) enum AnySourceStream {
-    /// The most frequent stream. It is not boxed, so that a connection needs one allocation less.
+    /// The subscriber of a channel. As the most frequent stream, it is not boxed, so that a connection needs one allocation less.
     Channel(channel::Subscriber),
     Boxed(Pin<Box<dyn SourceStream>>),
 }

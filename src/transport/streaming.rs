@@ -286,7 +286,7 @@ enum StreamingState<W> {
 /// A frame of a [`StreamingOutput`].
 pub(crate) struct OutputFrame {
     pub(crate) bytes: Bytes,
-    /// Whether nothing more is ready: another poll at once would be pending. The writer wakes the task when it has more.
+    /// Whether no further frame is ready: another poll at once would be pending. The writer wakes the task when it has a further frame.
     #[cfg_attr(
         not(feature = "server"),
         expect(dead_code, reason = "hyper polls until nothing is ready")
@@ -327,7 +327,7 @@ impl<W: StreamWriter> StreamingState<W> {
 
 #[cfg(feature = "server")]
 impl StreamingOutput<ItemWriter<BoxItemStream>> {
-    /// Reads what the next poll reads first. See [`DrivenConnection::prefetch`](crate::event_loop::DrivenConnection).
+    /// Reads the memory that the next poll needs first. See [`DrivenConnection::prefetch`](crate::event_loop::DrivenConnection).
     pub(crate) fn prefetch(&self) {
         std::hint::black_box((self.frames_in_a_row, self.frames.is_some()));
         if let StreamingState::Open(writer) = &self.state {

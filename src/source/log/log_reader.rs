@@ -114,7 +114,7 @@ impl<I: LogIds> LogReader<I> {
         self.log.clone()
     }
 
-    /// Reads what the next poll reads first, so that the processor loads it into its cache.
+    /// Reads the memory that the next poll needs first, so that the processor loads it into its cache.
     #[cfg(feature = "server")]
     pub(crate) fn prefetch(&self) {
         std::hint::black_box((self.position, self.initial.is_some(), self.buffer.len()));

@@ -83,7 +83,8 @@ pub struct Fields {
     pub event_type: Option<EventType>,
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
-    /// All topics of an event that belongs to several: [`topic`](Self::topic) is the first. `None` if the event has at most one topic.
+    /// All topics of an event that belongs to several topics. The first of them is [`topic`](Self::topic). `None` if the event has at most one
+    /// topic.
     ///
     /// A vector behind one pointer, because few events have several topics, and a log holds many events.
     pub topics: Option<Arc<Vec<Topic>>>,
@@ -232,7 +233,7 @@ impl Event {
         Ok(self.with_event_topic(topic))
     }
 
-    /// Returns the event with several topics, for a stream that carries the logs of several topics and has an event of more than one of them once.
+    /// Returns the event with several topics, for a stream of several topics that has an event of more than one of its topics only once.
     ///
     /// The first topic is [`topic`](Self::topic). A topic that occurs twice is kept once. Without topics, the event has no topic.
     ///
