@@ -1,19 +1,21 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    ConnectionPoll, WakeCause,
-    connection_slot::ConnectionSlot,
+    ConnectionPoll, DrivenConnection, TakenOutput,
+    connection_waker::ConnectionWaker,
+    group_memberships::{GroupMembership, GroupMemberships},
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
     timer_queue::{ScheduledTime, TimerQueue},
@@ -28,8 +30,10 @@ pub(super) struct EventLoop {
     queue: Arc<ReadyQueue>,
     connections: ConnectionTable,
     groups: HashMap<LogGroupKey, LogGroup>,
-    /// What is polled next. Entries are moved here from `queue`.
+    /// The entries that are polled next. Entries are moved here from `queue`.
     ready: VecDeque<ReadyEntry>,
+    /// The members of a group whose output is written next. Empty between two batches.
+    batch: Vec<BatchMember>,
     timers: TimerQueue,
     /// The timer for the first entry of `timers`. Created when there is an entry.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -46,34 +50,42 @@ struct ConnectionTable {
 }
 
 struct ConnectionEntry {
-    slot: Arc<dyn ConnectionSlot>,
+    connection: Box<dyn DrivenConnection>,
+    waker: Waker,
     scheduled: ScheduledTime,
-    /// The group of the connection, and the connection's index among the members of the group.
-    group: Option<(LogGroupKey, u32)>,
+    memberships: GroupMemberships,
+}
+
+/// A connection whose output was taken from its log, and is written next.
+struct BatchMember {
+    index: u32,
+    output: TakenOutput,
 }
 
 /// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. 64 writes to a socket take about half a
 /// millisecond.
 pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 
-/// How many members of a group are polled until the group is looked up again.
+/// The number of members of a group that take output from their log, before the first of them writes its output.
 const MEMBERS_PER_BATCH: usize = 16;
 
 impl ConnectionTable {
-    fn insert(&mut self, entry: ConnectionEntry) -> u32 {
+    /// Adds the entry that `create` returns for its index.
+    fn insert(&mut self, create: impl FnOnce(u32) -> ConnectionEntry) -> u32 {
         if let Some(index) = self.free.pop() {
-            self.entries[index as usize] = Some(entry);
+            self.entries[index as usize] = Some(create(index));
             return index;
         }
-        self.entries.push(Some(entry));
-        self.entries.len() as u32 - 1
+        let index = self.entries.len() as u32;
+        self.entries.push(Some(create(index)));
+        index
     }
 
     fn remove(&mut self, index: u32) -> Option<ConnectionEntry> {
         let entry = self.entries.get_mut(index as usize)?.take()?;
         self.free.push(index);
         if self.free.len() == self.entries.len() {
-            // No connection is left, and the memory that many connections needed is freed.
+            // No connection is left, so the memory that many connections needed is freed.
             *self = Self::default();
         }
         Some(entry)
@@ -96,6 +108,17 @@ impl ConnectionTable {
     }
 }
 
+impl ConnectionEntry {
+    /// Calls `call` with the connection. Returns `None` if `call` panics: the connection must then be closed.
+    fn with_connection<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn DrivenConnection, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let mut cx = Context::from_waker(&self.waker);
+        catch_unwind(AssertUnwindSafe(|| call(&mut *self.connection, &mut cx))).ok()
+    }
+}
+
 impl EventLoop {
     pub(super) fn new(queue: Arc<ReadyQueue>, load: Arc<AtomicUsize>) -> Self {
         Self {
@@ -103,6 +126,7 @@ impl EventLoop {
             connections: ConnectionTable::default(),
             groups: HashMap::new(),
             ready: VecDeque::new(),
+            batch: Vec::new(),
             timers: TimerQueue::new(Instant::now()),
             sleep: None,
             is_set_dropped: false,
@@ -111,23 +135,21 @@ impl EventLoop {
     }
 
     /// Polls what is ready, at most [`MAX_POLLS_PER_TURN`] connections. Returns whether nothing more is ready.
-    fn run_turn(&mut self, now: Instant) -> bool {
+    fn poll_ready_connections(&mut self, now: Instant) -> bool {
         self.queue.take(&mut self.ready);
         let mut polls_left = MAX_POLLS_PER_TURN / 2;
-        polls_left += self.poll_due(now, MAX_POLLS_PER_TURN / 2);
+        polls_left += self.poll_past_deadlines(now, MAX_POLLS_PER_TURN / 2);
         while polls_left > 0 {
             let Some(entry) = self.ready.pop_front() else {
                 return true;
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(slot, log) => {
-                    self.add_connection(&slot, log);
-                    self.poll_connection(slot, WakeCause::Waker, now);
+                ReadyEntry::NewConnection(connection, logs) => {
+                    let index = self.add_connection(connection, logs);
+                    self.poll_connection(index, now);
                 }
-                ReadyEntry::Connection(slot) => {
-                    self.poll_connection(slot, WakeCause::Waker, now);
-                }
+                ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
                 ReadyEntry::Log(key) => {
                     if let Some(group) = self.groups.get(&key) {
                         group.on_wake();
@@ -142,7 +164,7 @@ impl EventLoop {
     }
 
     /// Polls the connections whose deadline has passed. Returns how many polls of `polls_left` are left.
-    fn poll_due(&mut self, now: Instant, mut polls_left: usize) -> usize {
+    fn poll_past_deadlines(&mut self, now: Instant, mut polls_left: usize) -> usize {
         while polls_left > 0 {
             let connections = &self.connections;
             let scheduled = |index| connections.scheduled_time(index);
@@ -151,16 +173,15 @@ impl EventLoop {
             };
             if let Some(entry) = self.connections.get_mut(index) {
                 entry.scheduled = ScheduledTime::default();
-                let slot = entry.slot.clone();
-                self.poll_connection(slot, WakeCause::Waker, now);
+                self.poll_connection(index, now);
             }
             polls_left -= 1;
         }
         polls_left
     }
 
-    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the pass is not complete then, it
-    /// is continued in the next turn, after what was woken meanwhile.
+    /// Polls the members of a group, each once in a pass. The call polls at most `polls_left` members, and returns how many of these polls it has not
+    /// used. If members of the pass remain, the next turn of the event loop polls them, after the connections that were woken meanwhile.
     fn poll_group(&mut self, key: LogGroupKey, mut polls_left: usize, now: Instant) -> usize {
         while polls_left > 0 {
             let Some(group) = self.groups.get_mut(&key) else {
@@ -173,45 +194,84 @@ impl EventLoop {
                 return polls_left;
             }
             polls_left -= members.len();
-            for index in members {
-                self.poll_member(*index, now);
-            }
+            self.poll_members(members, now);
         }
         self.ready.push_back(ReadyEntry::LogPass(key));
         0
     }
 
-    fn poll_member(&mut self, index: u32, now: Instant) {
-        if let Some(entry) = self.connections.get(index) {
-            let slot = entry.slot.clone();
-            self.poll_connection(slot, WakeCause::Log, now);
+    /// Polls members of a group, because their log has changed: takes the output of all of them, and then writes it.
+    fn poll_members(&mut self, members: &[u32], now: Instant) {
+        for index in members {
+            if let Some(entry) = self.connections.get(*index) {
+                entry.connection.prefetch();
+            }
         }
+        let mut batch = std::mem::take(&mut self.batch);
+        for index in members.iter().copied() {
+            let Some(entry) = self.connections.get_mut(index) else {
+                continue;
+            };
+            let taken = entry.with_connection(|connection, cx| connection.take_output(cx, now));
+            match taken {
+                Some(output) => batch.push(BatchMember { index, output }),
+                None => self.remove_connection(index),
+            }
+        }
+        for BatchMember { index, output } in batch.drain(..) {
+            // No connection is added before the batch is written, so the index is still that of the same connection.
+            if let Some(entry) = self.connections.get_mut(index) {
+                let poll = entry
+                    .with_connection(|connection, cx| connection.write_output(output, cx, now));
+                self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+            }
+        }
+        self.batch = batch;
     }
 
-    fn add_connection(&mut self, slot: &Arc<dyn ConnectionSlot>, log: Option<Arc<dyn WatchedLog>>) {
-        let index = self.connections.insert(ConnectionEntry {
-            slot: slot.clone(),
+    /// Adds a connection. Returns its index.
+    fn add_connection(
+        &mut self,
+        connection: Box<dyn DrivenConnection>,
+        mut logs: Vec<Arc<dyn WatchedLog>>,
+    ) -> u32 {
+        let index = self.connections.insert(|index| ConnectionEntry {
+            connection,
+            waker: Waker::from(Arc::new(ConnectionWaker::new(index, &self.queue))),
             scheduled: ScheduledTime::default(),
-            group: None,
+            memberships: GroupMemberships::default(),
         });
-        slot.set_index(Some(index));
-        if let Some(log) = log {
+        // A connection is at most once in each group.
+        logs.sort_unstable_by_key(LogGroupKey::new);
+        logs.dedup_by_key(|log| LogGroupKey::new(log));
+        let memberships = logs.into_iter().map(|log| {
             let key = LogGroupKey::new(&log);
             let group = self.groups.entry(key);
             let group = group.or_insert_with(|| LogGroup::new(log, &self.queue));
-            let member_index = group.add(index);
-            if let Some(entry) = self.connections.get_mut(index) {
-                entry.group = Some((key, member_index));
+            GroupMembership {
+                key,
+                member_index: group.add(index),
             }
+        });
+        let memberships = memberships.collect();
+        if let Some(entry) = self.connections.get_mut(index) {
+            entry.memberships = GroupMemberships::new(memberships);
         }
+        index
     }
 
-    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, cause: WakeCause, now: Instant) {
-        let Some(index) = slot.index() else {
+    /// Polls a connection because it was woken, or because its deadline has passed, or because it is new.
+    fn poll_connection(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.connections.get_mut(index) else {
             // The connection was closed before.
             return;
         };
-        match slot.poll(cause, now) {
+        let poll = entry.with_connection(|connection, cx| connection.poll(cx, now));
+        self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+    }
+
+    fn handle_poll(&mut self, index: u32, poll: ConnectionPoll) {
+        match poll {
             ConnectionPoll::Closed => self.remove_connection(index),
             ConnectionPoll::Pending { deadline: None } => {}
             ConnectionPoll::Pending {
@@ -228,18 +288,24 @@ impl EventLoop {
         let Some(entry) = self.connections.remove(index) else {
             return;
         };
-        entry.slot.set_index(None);
-        entry.slot.close();
+        let ConnectionEntry {
+            connection,
+            memberships,
+            ..
+        } = entry;
+        // Dropping a source can run the application's code, which may panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
         self.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some((key, member_index)) = entry.group {
-            self.remove_from_group(key, member_index);
+        for membership in memberships.as_slice() {
+            self.remove_from_group(*membership);
         }
         let connections = &self.connections;
         let scheduled = |index| connections.scheduled_time(index);
         self.timers.remove_invalid(connections.len(), scheduled);
     }
 
-    fn remove_from_group(&mut self, key: LogGroupKey, member_index: u32) {
+    fn remove_from_group(&mut self, membership: GroupMembership) {
+        let GroupMembership { key, member_index } = membership;
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
@@ -251,11 +317,11 @@ impl EventLoop {
             }
         }
         if let Some(entry) = moved.and_then(|index| self.connections.get_mut(index)) {
-            entry.group = Some((key, member_index));
+            entry.memberships.set_member_index(key, member_index);
         }
     }
 
-    /// Returns whether the first deadline has passed. If it has not, `cx` is woken at this deadline.
+    /// Returns whether the first deadline has passed. If the deadline has not passed, `cx` is woken at the deadline.
     fn is_deadline_past(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(first) = self.timers.first() else {
             self.sleep = None;
@@ -276,7 +342,7 @@ impl Future for EventLoop {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if !this.run_turn(Instant::now()) {
+        if !this.poll_ready_connections(Instant::now()) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

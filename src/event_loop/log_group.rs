@@ -18,26 +18,28 @@ use crate::{
 /// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
 /// that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been woken or will be
 /// woken, and the new pass also polls this reader.
+///
+/// A reader of several logs is a member of several groups. Each of these groups gives its own guarantee, whatever the others do.
 pub(super) struct LogGroup {
     log: Arc<dyn WatchedLog>,
     waiter: WaiterKey,
     waker: Arc<LogGroupWaker>,
     members: Vec<u32>,
-    pass: Option<GroupPass>,
+    pass: Option<GroupPollPass>,
 }
 
-/// A pass over a group that has begun.
+/// The state of a pass over a group, from its beginning until all members are polled.
 #[derive(Clone, Copy, Debug)]
-struct GroupPass {
+struct GroupPollPass {
     /// The status of the log at the beginning of the pass.
     log_status: u64,
-    /// The number of members that are not polled yet. These are the first members: the pass polls from the last member to the first. So if a member
-    /// leaves, the last member, which takes its index, has been polled already.
+    /// The number of members that are not polled yet. The pass polls from the last member to the first, so the unpolled members are the first
+    /// ones. So if a member leaves, the last member, which takes its index, has been polled already.
     unpolled: usize,
 }
 
 /// Identifies the group of a log: the address of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LogGroupKey(NonZero<usize>);
 
 impl LogGroupKey {
@@ -113,11 +115,11 @@ impl LogGroup {
         self.waker.is_queued.swap(false, Ordering::AcqRel);
     }
 
-    /// Fills `members` with the next connections to poll, and returns the filled part. This part is empty once the pass is complete: the
-    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed
-    /// by the next call.
+    /// Fills `members` with the next connections to poll, and returns the filled part. The filled part is empty once the pass is complete: the
+    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed by
+    /// the next call.
     pub(super) fn next_members<'a>(&mut self, members: &'a mut [u32]) -> &'a [u32] {
-        let pass = self.pass.get_or_insert_with(|| GroupPass {
+        let pass = self.pass.get_or_insert_with(|| GroupPollPass {
             log_status: self.log.status(),
             unpolled: self.members.len(),
         });

@@ -1,7 +1,7 @@
 //! A source for [tower-push](tower_push) on Redis Streams: every server shows the same feed, and any server serves any client.
 //!
-//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues there with the
-//! event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
+//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues on any of
+//! these servers with the event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
 //!
 //! ```no_run
 //! use tower_push::{Event, Push, PushLayer};
@@ -59,11 +59,12 @@
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
+//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. If a
+//! client got its cursor before that publication, and moves to another server, it gets a gap (`epoch`) although it has missed nothing.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod connector;
-mod continuity;
 mod entry_id;
 mod error;
 mod fingerprint;
@@ -78,6 +79,7 @@ mod redis_stream_builder;
 mod redis_upstream;
 mod stream_backend;
 mod stream_connection;
+mod stream_continuity;
 mod stream_cursor;
 mod stream_entry;
 mod stream_info;
@@ -87,7 +89,7 @@ mod trim_policy;
 
 pub use self::{
     error::Error,
-    reader_status::{ReaderState, ReaderStatus},
+    reader_status::ReaderStatus,
     redis_hub::RedisHub,
     redis_publisher::{Publication, RedisPublisher},
     redis_servers::RedisServers,
@@ -97,9 +99,9 @@ pub use self::{
     stream_connection::StreamConnection,
 };
 pub use redis;
-pub use tower_push::source::relay::EventSink;
+pub use tower_push::source::relay::{EventSink, ReaderState};
 
 /// The code of the README, as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct ReadmeDocTests;

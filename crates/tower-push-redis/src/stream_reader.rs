@@ -1,8 +1,4 @@
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
@@ -11,16 +7,16 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint, rand
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
-    continuity::{Continuity, ReaderPosition, StreamSnapshot},
     entry_id::EntryId,
     error::Error,
     log_tail::{LogTail, LogTailLimits},
     reader_status::ReaderMetrics,
+    stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
 
-/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+/// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
 pub(crate) trait EntrySink: Send + 'static {
     /// Appends the event of an entry. Entries come in the order of the stream, each once.
     fn push_entry(&mut self, entry: &StreamEntry);
@@ -59,7 +55,7 @@ pub(crate) struct StreamReader<S> {
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
     backoff: FeedBackoff,
-    /// When the server said for the last time that it is a master.
+    /// The time at which the server last said that it is a master.
     role_checked_at: Instant,
 }
 
@@ -71,7 +67,7 @@ struct BlockingRead {
     has_position_entry: bool,
 }
 
-/// How long the server waits for an entry until it answers that there is none.
+/// The time for which the server waits for an entry, before it answers that there is none.
 const BLOCK_TIME: Duration = Duration::from_secs(5);
 
 /// The least time after which the reader makes a new connection, so that it finds a master that has moved. The time is random.
@@ -133,7 +129,7 @@ impl<S: EntrySink> StreamReader<S> {
 
     async fn reconnect(&mut self) -> Result<(), Error> {
         let mut connection = self.connector.connect().await?;
-        self.metrics.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_reconnect();
         self.role_checked_at = Instant::now();
         self.check_position(&mut connection, false).await?;
         self.follow(connection).await
@@ -226,9 +222,9 @@ impl<S: EntrySink> StreamReader<S> {
         let snapshot = self.connector.with_timeout(read).await?;
         self.estimate.add(&snapshot.entries);
         match self.position.continuity(&snapshot, is_connected_since) {
-            Continuity::Intact => {}
-            Continuity::Trimmed { missed } => {
-                self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
+            StreamContinuity::Intact => {}
+            StreamContinuity::Trimmed { missed } => {
+                self.metrics.add_trimmed();
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
                 self.sink.gap(&gap);
@@ -236,7 +232,7 @@ impl<S: EntrySink> StreamReader<S> {
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
             }
-            Continuity::Replaced => return self.resume_in_replaced_stream(connection).await,
+            StreamContinuity::Replaced => return self.resume_in_replaced_stream(connection).await,
         }
         self.push_snapshot(snapshot);
         self.metrics.record_answer();
@@ -286,7 +282,7 @@ impl<S: EntrySink> StreamReader<S> {
             }
             tail.entries = newer;
         }
-        self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_replaced();
         let gap = Gap::new(GapReason::Epoch).resumed(tail.start.clone());
         self.sink.gap(&gap);
         // The recent entries that the stream still has are kept: after another failover, the reader may have to go further back.
@@ -314,13 +310,13 @@ impl<S: EntrySink> StreamReader<S> {
             self.position = ReaderPosition::after(entry, entries_added);
         }
         let read = entries.len() as u64;
-        self.metrics.entries_read.fetch_add(read, Ordering::Relaxed);
+        self.metrics.add_read(read);
         self.set_position(self.position);
     }
 
     fn set_position(&mut self, position: ReaderPosition) {
         self.position = position;
         let added = position.entries_added;
-        self.metrics.entries_added.store(added, Ordering::Relaxed);
+        self.metrics.set_position(added);
     }
 }

@@ -156,7 +156,7 @@ impl HubState {
     /// Sets the value of a member. Returns whether the topic has the member.
     ///
     /// # Errors
-    /// The rejection of a member that is too long.
+    /// A rejection if [`check_member`](Self::check_member) returns one.
     pub(super) fn update_member(
         &self,
         topic: &Topic,
@@ -256,7 +256,7 @@ impl HubState {
         Topic::new(format!("{topic}{suffix}")).map_err(invalid)
     }
 
-    /// Returns the rejection of a member that is too long, or whose topic cannot have members.
+    /// Returns a rejection if the hub has a broker, if the topic cannot have members, or if the key and the value exceed `max_member_len`.
     fn check_member(&self, topic: &Topic, key: &str, value: &Value) -> Result<(), Rejection> {
         if self.broker().is_some() {
             let message = "a hub with a broker has no members";

@@ -52,7 +52,7 @@ pub(super) struct HubReader {
     position: u64,
     /// The position up to which the reader has the events of some topics already.
     pub(super) catch_up_end: u64,
-    /// The reader reads the events up to this position even if their topics hold them back.
+    /// The reader reads the events up to this position, even those that a [`FlushWindow`](crate::source::log::FlushWindow) holds back.
     pub(super) held_position: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
@@ -63,7 +63,8 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
-    /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
+    /// The position up to which the reader reads the history of the topics that match its patterns from the logs of these topics. 0 if no topic
+    /// matches.
     pub(super) history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
@@ -92,7 +93,8 @@ struct ReaderPresence {
 /// What a [`HubReader`] has read of one of its topics.
 pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
-    pub(super) key: WaiterKey,
+    /// The key in the topic's wait list. `None` if the reader has [delegated](HubReader::delegate_wakeups) the topic's wakeups to an event loop.
+    pub(super) key: Option<WaiterKey>,
     pub(super) ordinals: ReaderOrdinals,
     /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
     pub(super) history_end: Option<HistoryEnd>,
@@ -123,7 +125,7 @@ enum BatchReadOutcome {
     Items,
     /// No topic has an unread event.
     UpToDate,
-    /// Nothing is to be yielded yet. Read again.
+    /// There is no item to yield yet: the caller must read again.
     Again,
     /// The reader was too slow, and must be disconnected.
     Lagged,
@@ -131,6 +133,10 @@ enum BatchReadOutcome {
 
 /// Upper bound for the bytes of events that are taken from the logs at once. A single larger event is taken alone.
 pub(super) const MAX_READ_BYTES: usize = 16 * 1024;
+
+/// The maximum number of reads of the logs in one poll. More are needed only while the reader gets none of the events that it reads, such as those of its own
+/// client. The bound lets the other connections of an event loop go on.
+const MAX_READS_PER_POLL: usize = 256;
 
 /// The number of positions by which the hub must be ahead of the client's cursor before the cursor moves on without an event.
 ///
@@ -220,7 +226,7 @@ impl HubReader {
             self.hub.counters.add_missed_on_resume(count);
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
         }
-        let key = topic.register_reader();
+        let key = Some(topic.register_reader());
         self.topics.push(TopicReader {
             topic,
             key,
@@ -235,7 +241,7 @@ impl HubReader {
         self.position
     }
 
-    #[cfg(feature = "json")]
+    #[cfg(any(feature = "json", feature = "server"))]
     pub(super) fn hub(&self) -> &Arc<HubState> {
         &self.hub
     }
@@ -295,7 +301,7 @@ impl HubReader {
     /// The error that disconnects a subscriber that is too slow, if the hub is configured so.
     #[inline]
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Error>> {
-        loop {
+        for _ in 0..MAX_READS_PER_POLL {
             if self.is_revoked() {
                 return Poll::Ready(Ok(Item::Expired));
             }
@@ -336,6 +342,8 @@ impl HubReader {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Leaves the topics of which the reader gets further events from the logs of its patterns.
@@ -346,7 +354,7 @@ impl HubReader {
             .partition(|reader| reader.history_end.is_some());
         self.topics = kept;
         for reader in &left {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         self.hub.leave(left.iter().map(|reader| &*reader.topic));
     }
@@ -371,9 +379,13 @@ impl HubReader {
         self.hub.id_at(self.position).map(Item::Cursor)
     }
 
-    /// Stores the waker in the wait list of each topic. Returns `false` if a topic has a readable event: read again.
+    /// Stores the waker in the wait list of each topic whose wakeups are not delegated. Returns `false` if one of these topics has a readable event: read
+    /// again.
     fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
         self.topics.iter().all(|reader| {
+            let Some(key) = &reader.key else {
+                return true;
+            };
             let is_readable = || {
                 let has_news = reader.topic.flushed_position() > self.position
                     && self.hub.published_position() > self.position;
@@ -381,7 +393,7 @@ impl HubReader {
             };
             let topic = &reader.topic;
             topic
-                .store_waker_unless(&reader.key, waker, is_readable)
+                .store_waker_unless(key, waker, is_readable)
                 .is_stored()
         })
     }
@@ -408,7 +420,7 @@ impl HubReader {
         if published == self.position {
             return BatchReadOutcome::UpToDate;
         }
-        if !self.is_told_of_news() {
+        if !self.may_read_now() {
             return BatchReadOutcome::UpToDate;
         }
         let position = self.position;
@@ -427,9 +439,9 @@ impl HubReader {
         }
     }
 
-    /// Returns whether the reader reads on: unless its topics hold back all events that the reader has not read.
+    /// Returns whether the reader may read now. Returns `false` if the topics hold back all events that the reader has not read.
     #[inline]
-    fn is_told_of_news(&self) -> bool {
+    fn may_read_now(&self) -> bool {
         let has_flush_window = !self.hub.config.flush_window.is_zero();
         if !has_flush_window || self.position < self.held_position {
             return true;
@@ -592,7 +604,7 @@ fn gap_item(gap: TopicGap, resumed: Option<EventId>) -> Item {
     Item::from(item)
 }
 
-/// What only readers of a hub with a broker do.
+/// The methods for readers of a hub with a broker.
 impl HubReader {
     /// Lets the client read pages of the broker before it joins the topics of `resume`.
     pub(super) fn begin_backend_resume(&mut self, resume: BackendResume) {
@@ -608,7 +620,7 @@ impl HubReader {
     }
 
     /// Returns the next item of a resume from the broker. Returns `None` if the client has joined its topics.
-    // Out of line, so that a client that reads the logs pays one comparison for it.
+    // Kept out of line: for a client that reads the logs, the check costs only one comparison.
     #[inline(never)]
     fn poll_backend_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         let Some(resume) = &mut self.backend_resume else {
@@ -648,7 +660,7 @@ impl HubReader {
         };
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event: self.name_for_joined_topics(event, resume),
+                event: self.with_joined_topics(event, resume),
                 cursor: resume.requested_cursor().clone(),
             }),
             Item::Gap(mut gap) => {
@@ -660,8 +672,9 @@ impl HubReader {
         }
     }
 
-    /// Returns an event of a page with the names of its joined topics, too, from whose logs the reader will not get the event again.
-    fn name_for_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
+    /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
+    /// of these topics.
+    fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
         let Some(topics) = resume.shared_topics_of(&event) else {
             return event;
         };
@@ -683,11 +696,11 @@ impl HubReader {
             self.position = position;
             self.cursor_position = position;
         } else if self.position < position {
-            // The reader has not read its other topics yet.
+            // The reader has read its other topics only up to an earlier position.
             self.set_catch_up_end(position);
             self.resumed_ids = (!shared_ids.is_empty()).then(|| Box::new(shared_ids));
         } else {
-            // The reader is ahead in its other topics.
+            // The reader has read its other topics up to a later position.
             self.position = position;
         }
         self.add_topics(joined, None);
@@ -709,7 +722,7 @@ impl HubReader {
     }
 }
 
-/// Members of the topics.
+/// The methods for the members of the topics.
 #[cfg(feature = "json")]
 impl HubReader {
     /// Makes the client a member of the topics where its access says so.
@@ -762,7 +775,7 @@ impl HubReader {
     }
 }
 
-/// Changes of the topics, for clients that send commands.
+/// The methods that change the topics of a client that sends commands.
 #[cfg(feature = "json")]
 impl HubReader {
     /// Returns whether there are items that precede the next events of the logs.
@@ -837,7 +850,7 @@ impl HubReader {
             .position(|reader| reader.topic.topic_name() == Some(topic));
         if let Some(index) = index {
             let reader = self.topics.swap_remove(index);
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
             self.hub.leave(std::iter::once(&*reader.topic));
         }
     }
@@ -929,7 +942,7 @@ impl TopicReader {
                     last_id_position = entry.position;
                 }
             }
-            self.ordinals.skip_entry(is_ephemeral);
+            self.ordinals.advance_past_entry(is_ephemeral);
             last_position = Some(entry.position);
         }
         TopicReadOutcome::Events {
@@ -951,7 +964,7 @@ impl Drop for HubReader {
             self.hub.revocations.deregister(revocable);
         }
         for reader in &self.topics {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         self.hub
             .leave(self.topics.iter().map(|reader| &*reader.topic));

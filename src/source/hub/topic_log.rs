@@ -84,7 +84,7 @@ pub(super) struct HistoryEnd {
     pub(super) position: u64,
 }
 
-/// Where a subscriber begins in a topic.
+/// The position at which a subscriber begins in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TopicStart {
     /// After the newest event.
@@ -99,7 +99,7 @@ pub(super) enum TopicStart {
 
 /// The result of [`TopicLog::resolve_start`].
 pub(super) struct ResolvedTopicStart {
-    /// The reader begins after these events.
+    /// The ordinals of the last events that the reader does not get.
     pub(super) ordinals: ReaderOrdinals,
     pub(super) missed: Option<MissedTopicEvents>,
 }
@@ -421,7 +421,7 @@ impl TopicLog {
 impl ReaderOrdinals {
     /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
     #[inline]
-    pub(super) fn skip_entry(&mut self, is_ephemeral: bool) {
+    pub(super) fn advance_past_entry(&mut self, is_ephemeral: bool) {
         match is_ephemeral {
             true => self.ephemeral += 1,
             false => self.retained += 1,

@@ -84,8 +84,8 @@ impl TopicPresence {
     /// [`TopicAccess::present`](super::TopicAccess::present) instead.
     ///
     /// # Errors
-    /// A rejection with the status 503 if there is no room for another member, and with the status 400 if the member is too long: see
-    /// [`PresenceOptions`](super::PresenceOptions).
+    /// A rejection with the status 503 if there is no room for another member, or with the status 400 if the key and the value exceed
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len).
     pub fn enter(
         &self,
         key: impl Into<Arc<str>>,
@@ -98,7 +98,8 @@ impl TopicPresence {
     /// Sets the value of a member. Returns `false` if the topic has no such member.
     ///
     /// # Errors
-    /// A rejection with the status 400 if the member is too long.
+    /// A rejection with the status 400 if the key and the value exceed
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len).
     pub fn update(
         &self,
         key: impl Into<Arc<str>>,

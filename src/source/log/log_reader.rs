@@ -24,7 +24,7 @@ pub(crate) struct LogReader<I: LogIds> {
     position: u64,
     /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
     initial: Option<Box<InitialReadState>>,
-    /// The reader reads the events up to this position even if the log holds them back.
+    /// The reader reads the events up to this position, even those that a [`FlushWindow`](super::FlushWindow) holds back.
     held_position: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
@@ -112,6 +112,12 @@ impl<I: LogIds> LogReader<I> {
             self.log.deregister_waiter(&key);
         }
         self.log.clone()
+    }
+
+    /// Reads the memory that the next poll needs first, so that the processor loads it into its cache.
+    #[cfg(feature = "server")]
+    pub(crate) fn prefetch(&self) {
+        std::hint::black_box((self.position, self.initial.is_some(), self.buffer.len()));
     }
 
     /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log

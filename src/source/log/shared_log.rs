@@ -56,12 +56,12 @@ pub(crate) enum AppendError {
 pub(crate) struct ReadRange {
     /// The reader has read all events up to this position.
     pub(crate) after: u64,
-    /// The reader reads the events up to this position even if they are held back.
+    /// The reader reads the events up to this position, even those that the log's [`FlushWindow`] holds back.
     pub(crate) min_end_position: u64,
 }
 
-/// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
-/// can run its owner's code.
+/// Data that the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a
+/// payload can run its owner's code.
 #[must_use]
 struct TrimmedEventsAndRuns {
     _events: Vec<Event>,

@@ -3,6 +3,8 @@
 mod connecting;
 mod faults;
 mod feed;
+mod hub;
+mod hub_random_faults;
 mod nodes;
 mod publishing;
 mod random_faults;
