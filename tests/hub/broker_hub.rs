@@ -425,10 +425,9 @@ async fn revoked_client_gets_no_page() {
 }
 
 #[tokio::test]
-async fn members_are_refused() {
-    let broker = Broker::default();
-    let node = broker.node(Hub::builder(), 0);
-    let room = node.hub.presence("room").unwrap();
+async fn members_without_presence_backend_are_refused() {
+    let (_feed, hub) = Hub::builder().build_with_backend(Broker::default(), id(0, 0));
+    let room = hub.presence("room").unwrap();
     let refused = room.enter("user/7", 1).unwrap_err();
     assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED);
     assert!(room.list().members.is_empty());

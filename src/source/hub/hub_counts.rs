@@ -37,4 +37,10 @@ pub struct HubCounts {
     pub lost_cursors: u64,
     /// Streams that ended because a page could not be read.
     pub unavailable: u64,
+    /// Members of all topics now, on all nodes. A member of two topics counts twice.
+    pub members: usize,
+    /// Members with a connection to this node, or whose grace time on this node has not ended.
+    pub members_here: usize,
+    /// Members of this node whose last change the broker has not confirmed yet: the queue for the `PresenceBackend`.
+    pub pending_members: usize,
 }

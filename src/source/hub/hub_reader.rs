@@ -615,7 +615,13 @@ impl HubReader {
             return Poll::Ready(None);
         };
         match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
-            ColdResumeOutcome::Item(item) => Poll::Ready(self.hold_cursor(item)),
+            ColdResumeOutcome::Item(item) => Poll::Ready(match self.hold_cursor(item) {
+                Some(Item::Gap(gap)) => {
+                    self.push_listed_gap(*gap);
+                    None
+                }
+                item => item,
+            }),
             ColdResumeOutcome::ReadLog(ColdResumeEnd::Joined {
                 position,
                 joined,
@@ -625,7 +631,7 @@ impl HubReader {
                 self.cold_resume = None;
                 self.continue_at(position, joined, shared_ids);
                 if let Some(gap) = gap {
-                    self.items.push_back(Item::from(gap));
+                    self.push_listed_gap(gap);
                 }
                 Poll::Ready(None)
             }
@@ -687,6 +693,16 @@ impl HubReader {
         }
         let mut gap = Gap::new(reason);
         gap.resumed = self.hub.id_at(position);
+        self.push_listed_gap(gap);
+    }
+
+    /// Queues a gap, and before it the lists of members of its topics.
+    fn push_listed_gap(&mut self, gap: Gap) {
+        #[cfg(feature = "json")]
+        {
+            let lists: Vec<_> = self.member_lists(gap.topic.as_ref()).collect();
+            self.items.extend(lists.into_iter().map(Item::Event));
+        }
         self.items.push_back(Item::from(gap));
     }
 }

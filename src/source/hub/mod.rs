@@ -81,9 +81,15 @@ mod hub_subscriber;
 mod hub_topic;
 mod idempotency_keys;
 mod merged_batch;
+#[cfg(feature = "json")]
+mod node_members;
 mod pattern_table;
 #[cfg(feature = "json")]
+mod presence_backend;
+#[cfg(feature = "json")]
 mod presence_options;
+#[cfg(feature = "json")]
+mod presence_sync;
 #[cfg(feature = "json")]
 mod presence_table;
 mod publish_options;
@@ -117,6 +123,11 @@ pub(crate) use self::hub_backend::publication_rejection;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
 use self::hub_state::{HubSize, HubState};
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::presence_backend::{
+    MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceUpdate,
+};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::presence_options::PresenceOptions;
@@ -428,6 +439,8 @@ impl Hub {
             counts.lost_cursors = reads.lost_cursors;
             counts.unavailable = reads.unavailable;
         }
+        #[cfg(feature = "json")]
+        self.state.count_members(&mut counts);
         counts
     }
 

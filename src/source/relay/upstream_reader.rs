@@ -63,7 +63,7 @@ impl<E: PageEvent> UpstreamReader<E> {
         random::jittered(self.limits.retry, 0.5)
     }
 
-    pub(super) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+    pub(crate) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         self.upstream.compare_ids(a, b)
     }
 

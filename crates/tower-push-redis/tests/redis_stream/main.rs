@@ -6,6 +6,7 @@ mod faults;
 mod feed;
 mod hub;
 mod nodes;
+mod presence;
 mod publishing;
 mod random_faults;
 mod topologies;
