@@ -229,7 +229,7 @@ impl AppState {
             "Events that a subscriber did not get, once for each.",
         );
         for (reason, events) in [
-            ("expired", counters.missed_on_return),
+            ("expired", counters.missed_on_resume),
             ("lagged", counters.lagged),
             ("conflated", counters.conflated),
         ] {

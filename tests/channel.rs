@@ -111,7 +111,7 @@ fn missing_events_become_gap_before_rest_of_log() {
         assert_eq!(describe_item(Ok(Item::Gap(gap))), expected);
         assert_eq!(read_ready_items(&mut subscriber), ["4", "5"]);
     }
-    assert_eq!(channel.counts().missed_on_return, 2);
+    assert_eq!(channel.counts().missed_on_resume, 2);
     assert_eq!(
         read_ready_items(&mut channel.subscribe_from(StartPosition::After(ids[2].clone()))),
         ["4", "5"],
@@ -395,7 +395,7 @@ fn replay_joins_live_without_loss_or_duplicates() {
     done.store(1, Ordering::Relaxed);
     publisher.join().unwrap();
     let counters = channel.counts();
-    assert_eq!((counters.lagged, counters.missed_on_return), (0, 0));
+    assert_eq!((counters.lagged, counters.missed_on_resume), (0, 0));
 }
 
 /// Several publishers publish at the same time. Every subscriber gets all events, those of one publisher in order.

@@ -44,7 +44,7 @@ use tower_push::{
     BoxError, Channel, Drain, Event, Guard, KeepAlive, Push, PushBody, PushLayer,
     guard::{CloseReason, DrainPlan, Observer, StreamInfo},
     layer::TransportLayer,
-    server::{KeptReason, Server},
+    server::{NotDetachedReason, Server},
     service,
     source::StartPosition,
     transport::{Chunked, Sse},
@@ -59,12 +59,16 @@ async fn wait_until_detached(server: &Server, streams: u64) {
 }
 
 /// Asserts which streams the server has detached and kept.
-fn assert_kept(server: &Server, reason: KeptReason, streams: u64) {
+fn assert_kept(server: &Server, reason: NotDetachedReason, streams: u64) {
     let counts = server.counts();
-    assert_eq!(counts.kept(reason), streams, "{reason:?}: {counts:?}");
-    let kept: u64 = KeptReason::ALL
+    assert_eq!(
+        counts.not_detached(reason),
+        streams,
+        "{reason:?}: {counts:?}"
+    );
+    let kept: u64 = NotDetachedReason::ALL
         .iter()
-        .map(|reason| counts.kept(*reason))
+        .map(|reason| counts.not_detached(*reason))
         .sum();
     assert_eq!(kept, streams, "{counts:?}");
 }
@@ -361,7 +365,7 @@ async fn stream_without_guard_is_cut_at_deadline() {
 // --- which streams stay in hyper
 
 /// Opens the stream `/` with `request`, and waits until `reason` is counted once.
-async fn assert_stays<S>(settings: Server, app: S, request: &[u8], reason: KeptReason)
+async fn assert_stays<S>(settings: Server, app: S, request: &[u8], reason: NotDetachedReason)
 where
     S: Service<Request<Incoming>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Response: IntoBoxedResponse,
@@ -375,7 +379,7 @@ where
     socket.read_exact(&mut byte).await.unwrap();
     sleep(MS_100).await;
     drop(socket);
-    wait_until(|| settings.counts().kept(reason) == 1, || "counted").await;
+    wait_until(|| settings.counts().not_detached(reason) == 1, || "counted").await;
     assert_kept(&settings, reason, 1);
     assert_eq!(settings.counts().detached_streams, 0);
 }
@@ -402,21 +406,33 @@ fn idle() -> tower_push::layer::SourceService<Channel> {
 #[tokio::test]
 async fn streams_stay_in_hyper_for_each_reason() {
     let disabled = Server::builder().detach(false).build();
-    assert_stays(disabled, idle(), GET, KeptReason::Disabled).await;
+    assert_stays(disabled, idle(), GET, NotDetachedReason::Disabled).await;
     let push = Push::new(Channel::new()).detach(false);
     let app = once(push).layer(PushLayer::new());
-    assert_stays(Server::new(), app, GET, KeptReason::Disabled).await;
+    assert_stays(Server::new(), app, GET, NotDetachedReason::Disabled).await;
     let http1_0 = b"GET / HTTP/1.0\r\n\r\n";
-    assert_stays(Server::new(), idle(), http1_0, KeptReason::HttpVersion).await;
+    assert_stays(
+        Server::new(),
+        idle(),
+        http1_0,
+        NotDetachedReason::HttpVersion,
+    )
+    .await;
     let post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello";
-    assert_stays(Server::new(), idle(), post, KeptReason::RequestBody).await;
+    assert_stays(Server::new(), idle(), post, NotDetachedReason::RequestBody).await;
     let short = once(Push::new(stream::iter(["short"]))).layer(PushLayer::new());
-    assert_stays(Server::new(), short, GET, KeptReason::NotCompared).await;
+    assert_stays(Server::new(), short, GET, NotDetachedReason::NotCompared).await;
     let compressed = CompressionLayer::new()
         .compress_when(SizeAbove::new(0))
         .layer(idle());
     let gzip = b"GET / HTTP/1.1\r\nhost: x\r\naccept-encoding: gzip\r\n\r\n";
-    assert_stays(Server::new(), compressed, gzip, KeptReason::BytesChanged).await;
+    assert_stays(
+        Server::new(),
+        compressed,
+        gzip,
+        NotDetachedReason::BytesChanged,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -426,7 +442,7 @@ async fn http2_streams_stay_in_hyper() {
     let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut stream = client.get("/", &[]).await;
     stream.expect_bytes(":\n").await;
-    assert_kept(&settings, KeptReason::HttpVersion, 1);
+    assert_kept(&settings, NotDetachedReason::HttpVersion, 1);
 }
 
 #[tokio::test]
@@ -447,7 +463,12 @@ async fn service_that_calls_twice_keeps_both_streams() {
     let mut read = Vec::new();
     read_until(&mut socket, &mut read, ":\n").await;
     drop(socket);
-    let counted = || settings.counts().kept(KeptReason::CalledTwice) == 2;
+    let counted = || {
+        settings
+            .counts()
+            .not_detached(NotDetachedReason::CalledTwice)
+            == 2
+    };
     wait_until(counted, || "counted").await;
     assert_eq!(settings.counts().detached_streams, 0);
 }
@@ -466,7 +487,7 @@ async fn changed_bytes_stay_in_hyper() {
                 response.map(|body| body.map_frame(move |frame| frame.map_data(map)))
             })
             .service(once(Push::new(opening())).layer(TransportLayer::with(Sse::new())));
-        assert_stays(Server::new(), app, GET, KeptReason::BytesChanged).await;
+        assert_stays(Server::new(), app, GET, NotDetachedReason::BytesChanged).await;
     }
 }
 
@@ -551,7 +572,7 @@ async fn swapped_bodies_stay_in_hyper() {
         assert_reads_only(server.address, "/b", "/a", 20),
     );
     wait_for_connections(&settings).await;
-    assert_kept(&settings, KeptReason::NotCompared, 2);
+    assert_kept(&settings, NotDetachedReason::NotCompared, 2);
     assert_eq!(settings.counts().detached_streams, 0);
 }
 
@@ -578,7 +599,12 @@ async fn body_polled_by_another_task_stays_in_hyper() {
     });
     let server = TestServer::start_on(settings.clone(), app).await;
     assert_reads_only(server.address, "/relayed", "/relayed", 20).await;
-    let counted = || settings.counts().kept(KeptReason::NotCompared) == 1;
+    let counted = || {
+        settings
+            .counts()
+            .not_detached(NotDetachedReason::NotCompared)
+            == 1
+    };
     wait_until(counted, || "counted").await;
     assert_eq!(settings.counts().detached_streams, 0);
 }

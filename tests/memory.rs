@@ -39,7 +39,7 @@ async fn memory_is_bounded() {
     assert_fast_publisher_is_bounded().await;
     assert_stalled_readers_hold_one_frame_each().await;
     assert_tiny_event_overhead().await;
-    assert_stalled_cold_readers_hold_no_page().await;
+    assert_stalled_upstream_readers_hold_no_page().await;
     assert_topic_is_small();
     assert_idle_connection_is_small(EVENT_STREAM_REQUEST, 750, 1050).await;
     assert_idle_connection_is_small(WEBSOCKET_REQUEST, 900, 1200).await;
@@ -270,7 +270,7 @@ impl Upstream for EndlessUpstream {
 }
 
 /// Clients return with cursors that are far apart, read a frame now and then from their pages, and stop in the middle.
-async fn assert_stalled_cold_readers_hold_no_page() {
+async fn assert_stalled_upstream_readers_hold_no_page() {
     const CACHE_BYTES: usize = 512 * KIB;
     const STALLED_CLIENTS: usize = 200;
     let limits = UpstreamLimits::new()

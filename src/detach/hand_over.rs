@@ -2,7 +2,7 @@ use std::{cell::Cell, fmt, io::IoSlice, sync::Arc};
 
 use http::{Extensions, request::Parts};
 
-use super::{BoxBody, DetachCounters, KeptReason, wire_digest::WireDigest};
+use super::{BoxBody, DetachCounters, NotDetachedReason, wire_digest::WireDigest};
 use crate::sync::{Mutex, lock};
 
 /// What an HTTP/1 connection and the bodies of its responses share. See the [module docs](super).
@@ -29,7 +29,7 @@ enum ClaimState {
     /// No transport has claimed the offer.
     Offered,
     Claimed,
-    Refused(KeptReason),
+    Refused(NotDetachedReason),
 }
 
 /// What hyper has written of the response to the current request.
@@ -62,7 +62,7 @@ enum OfferState {
         request_number: u64,
     },
     Refused {
-        reason: KeptReason,
+        reason: NotDetachedReason,
         counters: Arc<DetachCounters>,
     },
 }
@@ -98,7 +98,7 @@ impl HandOver {
         state.claim = if is_alone {
             ClaimState::Offered
         } else {
-            ClaimState::Refused(KeptReason::EarlierResponse)
+            ClaimState::Refused(NotDetachedReason::EarlierResponse)
         };
         DetachOffer(OfferState::Possible {
             hand_over: self.clone(),
@@ -130,7 +130,7 @@ impl HandOver {
     /// Marks the current thread as polling this connection, until the returned scope is dropped.
     pub(crate) fn enter_poll(&self) -> PolledConnectionScope {
         PolledConnectionScope {
-            outer_connection: POLLED_CONNECTION.replace(self.address()),
+            outer_connection: POLLED_CONNECTION.replace(self.pointer_address()),
         }
     }
 
@@ -138,7 +138,7 @@ impl HandOver {
     /// body has produced so far.
     ///
     /// The caller then owns the connection: it must take the socket from hyper, and must not poll hyper again.
-    pub(crate) fn take_proven_body(&self) -> Option<BoxBody> {
+    pub(crate) fn take_detachable_body(&self) -> Option<BoxBody> {
         let mut state = lock(&self.state);
         if state.claim != ClaimState::Claimed || !state.is_flushed {
             return None;
@@ -149,7 +149,7 @@ impl HandOver {
         }
         if !matches!(&state.written, WrittenResponse::Body(digest) if *digest == parked.digest) {
             // The parked body stays with hyper: the `DetachableBody` takes it back when hyper polls next.
-            state.claim = ClaimState::Refused(KeptReason::BytesChanged);
+            state.claim = ClaimState::Refused(NotDetachedReason::BytesChanged);
             return None;
         }
         let parked = state.parked.take()?;
@@ -158,12 +158,12 @@ impl HandOver {
         Some(parked.body)
     }
 
-    fn address(&self) -> usize {
+    fn pointer_address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
 
     fn is_polled_by_this_thread(&self) -> bool {
-        POLLED_CONNECTION.get() == self.address()
+        POLLED_CONNECTION.get() == self.pointer_address()
     }
 }
 
@@ -209,7 +209,7 @@ impl WrittenResponse {
 
 impl DetachOffer {
     /// The offer of a request whose response cannot be detached. A claim fails, and counts the stream as kept by hyper for this reason.
-    pub(crate) fn refused(reason: KeptReason, counters: &Arc<DetachCounters>) -> Self {
+    pub(crate) fn refused(reason: NotDetachedReason, counters: &Arc<DetachCounters>) -> Self {
         Self(OfferState::Refused {
             reason,
             counters: counters.clone(),
@@ -238,7 +238,7 @@ impl DetachOffer {
                 let mut state = lock(&hand_over.state);
                 let is_current = state.request_number == *request_number;
                 let reason = match state.claim {
-                    _ if !is_enabled => KeptReason::Disabled,
+                    _ if !is_enabled => NotDetachedReason::Disabled,
                     ClaimState::Offered if is_current => {
                         state.claim = ClaimState::Claimed;
                         return Some(DetachClaim {
@@ -248,16 +248,16 @@ impl DetachOffer {
                         });
                     }
                     ClaimState::Claimed if is_current => {
-                        state.claim = ClaimState::Refused(KeptReason::CalledTwice);
-                        KeptReason::CalledTwice
+                        state.claim = ClaimState::Refused(NotDetachedReason::CalledTwice);
+                        NotDetachedReason::CalledTwice
                     }
                     ClaimState::Refused(reason) if is_current => reason,
-                    _ => KeptReason::NotCompared,
+                    _ => NotDetachedReason::NotCompared,
                 };
                 (reason, &hand_over.counters)
             }
         };
-        counters.record_kept(reason);
+        counters.record_not_detached(reason);
         None
     }
 }
@@ -275,7 +275,7 @@ impl DetachClaim {
             return Err(body);
         }
         if !self.hand_over.is_polled_by_this_thread() {
-            state.claim = ClaimState::Refused(KeptReason::NotCompared);
+            state.claim = ClaimState::Refused(NotDetachedReason::NotCompared);
             return Err(body);
         }
         state.parked = Some(ParkedBody {
@@ -309,10 +309,10 @@ impl Drop for DetachClaim {
         let state = lock(&self.hand_over.state);
         let reason = match state.claim {
             ClaimState::Refused(reason) if state.request_number == self.request_number => reason,
-            _ => KeptReason::NotCompared,
+            _ => NotDetachedReason::NotCompared,
         };
         drop(state);
-        self.hand_over.counters.record_kept(reason);
+        self.hand_over.counters.record_not_detached(reason);
     }
 }
 

@@ -13,7 +13,7 @@ use http::Request;
 use http_body::{Body, Frame};
 use loom::{model, thread};
 
-use super::{DetachCounters, DetachOffer, DetachableBody, HandOver, InnerBody};
+use super::{DetachCounters, DetachOffer, DetachableBody, HandOver, MovableOutputBody};
 use crate::BoxError;
 
 /// Yields `opening` once, and is then pending.
@@ -34,7 +34,7 @@ impl Body for Opening {
     }
 }
 
-impl InnerBody for Opening {
+impl MovableOutputBody for Opening {
     fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
         None
     }
@@ -68,7 +68,7 @@ fn body_polled_elsewhere_or_connection_gets_stream() {
             assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
             body.has_inner()
         });
-        let is_detached = hand_over.take_proven_body().is_some();
+        let is_detached = hand_over.take_detachable_body().is_some();
         assert_ne!(is_detached, elsewhere.join().unwrap());
     });
 }
@@ -79,9 +79,9 @@ fn dropped_body_leaves_nothing_behind() {
         let counters: Arc<DetachCounters> = Arc::default();
         let (hand_over, body) = proven();
         let dropping = thread::spawn(move || drop(body));
-        let taken = hand_over.take_proven_body();
+        let taken = hand_over.take_detachable_body();
         dropping.join().unwrap();
-        assert!(hand_over.take_proven_body().is_none());
+        assert!(hand_over.take_detachable_body().is_none());
         drop((taken, counters));
     });
 }

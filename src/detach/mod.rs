@@ -10,12 +10,13 @@
 //!
 //! # Protocol
 //! 1. The connection calls [`HandOver::begin_request`] for each request, and puts the returned offer into the request's extensions.
-//! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. Its response gets a
+//! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. The transport's response gets a
 //!    [`DetachableBody`].
 //! 3. While hyper polls the body, the body computes a [`WireDigest`] of the chunks that hyper must write for its frames. When the inner body is
-//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, it takes the inner body back.
+//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, the `DetachableBody` takes the
+//!    inner body back.
 //! 4. The connection reports each write and flush of hyper. The `HandOver` computes a digest of the bytes that follow the response's head.
-//! 5. After each poll of hyper, the connection calls [`HandOver::take_proven_body`]. The body is returned if hyper has nothing left to write,
+//! 5. After each poll of hyper, the connection calls [`HandOver::take_detachable_body`]. The body is returned if hyper has nothing left to write,
 //!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.
 //!
 //! # Why no byte reaches the wrong client
@@ -30,9 +31,9 @@
 
 mod detachable_body;
 mod hand_over;
-mod kept_reason;
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
+mod not_detached_reason;
 mod wire_digest;
 
 use std::{any::Any, pin::Pin};
@@ -40,20 +41,20 @@ use std::{any::Any, pin::Pin};
 use bytes::Bytes;
 use http_body::Body;
 
-pub use self::kept_reason::KeptReason;
+pub use self::not_detached_reason::NotDetachedReason;
 pub(crate) use self::{
     detachable_body::DetachableBody,
     hand_over::{DetachClaim, DetachOffer, HandOver},
-    kept_reason::DetachCounters,
+    not_detached_reason::DetachCounters,
     wire_digest::{MAX_SIZE_LINE_LEN, write_chunk_size},
 };
 use crate::BoxError;
 
 /// A body whose output can move from hyper to a connection of the server.
-pub(crate) trait InnerBody: Body<Data = Bytes, Error = BoxError> + Send {
+pub(crate) trait MovableOutputBody: Body<Data = Bytes, Error = BoxError> + Send {
     /// Takes the output, which produces the frames, out of the body. Returns `None` if the output was taken before.
     fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>>;
 }
 
-/// A boxed [`InnerBody`].
-pub(crate) type BoxBody = Pin<Box<dyn InnerBody>>;
+/// A boxed [`MovableOutputBody`].
+pub(crate) type BoxBody = Pin<Box<dyn MovableOutputBody>>;

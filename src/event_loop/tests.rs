@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
 use crate::{
     Channel, Item,
-    source::{EventLoopJoin, PushStream, StartPosition},
+    source::{BoxItemStream, EventLoopJoin, StartPosition},
 };
 
 /// What a test sees of its connection, and tells the connection.
@@ -212,7 +212,7 @@ fn connections_end_with_their_runtime() {
 
 /// Counts the events that its stream has yielded.
 struct CountingReader {
-    stream: PushStream,
+    stream: BoxItemStream,
     events: Arc<AtomicUsize>,
 }
 
@@ -249,7 +249,7 @@ async fn readers_of_log_miss_no_event() {
     let mut counts = Vec::new();
     for _ in 0..READERS {
         let subscriber = channel.subscribe_from(StartPosition::Oldest);
-        let mut stream = PushStream::of(subscriber);
+        let mut stream = BoxItemStream::of(subscriber);
         let EventLoopJoin::Joined(log) = stream.join_event_loop() else {
             panic!("a channel is read in event loops");
         };
@@ -278,7 +278,7 @@ async fn readers_of_log_miss_no_event() {
 #[test]
 fn application_streams_do_not_fit() {
     let channel = Channel::new().subscribe_from(StartPosition::Now);
-    let mut stream = PushStream::of(futures_util::StreamExt::map(channel, |item| item));
+    let mut stream = BoxItemStream::of(futures_util::StreamExt::map(channel, |item| item));
     assert!(matches!(
         stream.join_event_loop(),
         EventLoopJoin::NeedsOwnTask

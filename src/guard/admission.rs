@@ -97,7 +97,7 @@ impl Admission {
     }
 
     /// Returns a random time after which one refused client should reconnect: 50 to 150 % of the configured time.
-    pub(super) fn random_retry(&self) -> Duration {
+    pub(super) fn random_retry_delay(&self) -> Duration {
         random::jittered(self.0.retry, 0.5)
     }
 }

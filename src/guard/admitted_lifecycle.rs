@@ -286,7 +286,7 @@ impl StreamLifecycle for AdmittedLifecycle {
                     })
                 });
         let (reason, retry) = match &self.drain {
-            Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry()),
+            Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry_delay()),
             _ => (CloseReason::Aged, random::jittered(LIFETIME_RETRY, 0.5)),
         };
         self.set_close_reason(reason);

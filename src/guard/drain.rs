@@ -182,7 +182,7 @@ impl DrainPlan {
     }
 
     /// Chooses a random time after which one client should reconnect.
-    fn random_retry(self) -> Duration {
+    fn random_retry_delay(self) -> Duration {
         random::jittered(self.retry, self.jitter)
     }
 }
@@ -282,9 +282,9 @@ impl Drain {
     }
 
     /// Chooses a random time after which one client should reconnect. Returns zero before the start.
-    pub(super) fn random_retry(&self) -> Duration {
+    pub(super) fn random_retry_delay(&self) -> Duration {
         let start = self.started();
-        start.map_or(Duration::ZERO, |start| start.plan.random_retry())
+        start.map_or(Duration::ZERO, |start| start.plan.random_retry_delay())
     }
 
     /// Counts one more stream as open. Returns `None` if the drain has started.
@@ -436,8 +436,8 @@ impl DrainableStream {
     }
 
     /// Chooses a random time after which the stream's client should reconnect. Returns zero before the start of the drain.
-    pub(super) fn random_retry(&self) -> Duration {
-        self.drain.random_retry()
+    pub(super) fn random_retry_delay(&self) -> Duration {
+        self.drain.random_retry_delay()
     }
 
     /// Waits for the start of the drain, and returns the time at which the stream must end.
@@ -492,7 +492,7 @@ mod tests {
         assert!(delays.iter().all(|delay| *delay < 5 * SECOND));
         assert!(delays.iter().any(|delay| *delay < SECOND));
         assert!(delays.iter().any(|delay| *delay > 4 * SECOND));
-        let retries: Vec<_> = (0..1000).map(|_| plan.random_retry()).collect();
+        let retries: Vec<_> = (0..1000).map(|_| plan.random_retry_delay()).collect();
         assert!(
             retries
                 .iter()
@@ -516,7 +516,7 @@ mod tests {
             .spread(Duration::MAX)
             .retry(Duration::MAX);
         assert!(plan.random_delay() <= MAX_DURATION);
-        assert!(plan.jitter(f64::NAN).random_retry() <= 2 * MAX_DURATION);
+        assert!(plan.jitter(f64::NAN).random_retry_delay() <= 2 * MAX_DURATION);
         assert_eq!(
             DrainPlan::within(SECOND)
                 .spread(Duration::ZERO)

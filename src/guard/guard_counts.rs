@@ -39,7 +39,7 @@ pub struct GuardCounts {
     pub bytes: u64,
     /// The number of gaps that transports took from sources.
     pub gaps: u64,
-    /// What was sent of the topics with each [label](super::GuardBuilder::topic_labels). Empty if no labels are set.
+    /// The events and gaps of the topics with each [label](super::GuardBuilder::topic_labels). Empty if no labels are set.
     pub by_topic_label: BTreeMap<String, TopicLabelCounts>,
     closed: [u64; CloseReason::ALL.len()],
     refused: [u64; RefusalReason::ALL.len()],

@@ -371,8 +371,8 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         let handle_offer = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let has_unread_form = UnreadForm::is_in(head);
         let response = respond_with_form(&self.transport, head, push);
-        // If the form is not read yet, the inner transport takes the stream's handle only after it has read the form. Until then, the offer
-        // must live.
+        // If the form is not read yet, the inner transport takes the stream's handle only after it has read the form. The offer of the handle
+        // must not be dropped before that.
         let handle_offer = has_unread_form.then_some(handle_offer);
         head.extensions.remove::<StreamHandleSlot>();
         Box::pin(async move {

@@ -94,9 +94,9 @@ impl SharedGuard {
         is_event_source: bool,
     ) -> Response<PushBody> {
         let retry = match reason {
-            RefusalReason::Draining => self.drain.as_ref().map(Drain::random_retry),
+            RefusalReason::Draining => self.drain.as_ref().map(Drain::random_retry_delay),
             RefusalReason::Full | RefusalReason::Key => {
-                self.admission.as_ref().map(Admission::random_retry)
+                self.admission.as_ref().map(Admission::random_retry_delay)
             }
             RefusalReason::Origin | RefusalReason::Source => None,
         };

@@ -9,7 +9,7 @@ use crate::{
     sync::{RwLock, lock_for_reading, lock_for_writing},
 };
 
-/// What a guard's streams have sent of the topics with one label: an element of
+/// The events and gaps that a guard's streams have sent of the topics with one label: an element of
 /// [`GuardCounts::by_topic_label`](super::GuardCounts::by_topic_label).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -94,7 +94,7 @@ impl TopicLabelCounters {
         }
     }
 
-    /// Returns the counts of all labels. `other` is among them if it has any.
+    /// Returns the counts of all labels. The label `other` is included if a topic was counted under it.
     pub(super) fn snapshot(&self) -> BTreeMap<String, TopicLabelCounts> {
         let labels = lock_for_reading(&self.counters);
         let counts = labels.iter();

@@ -84,7 +84,7 @@ pub use self::{publish_access::PublishAccess, publisher_builder::PublisherBuilde
 use self::{
     publish_request::{CheckedPublication, read_request},
     publisher_builder::{AuthorizeFn, PublisherConfig},
-    responses::{method_not_allowed, problem_response, published_response, too_fast},
+    responses::{method_not_allowed, problem_response, published_response, rate_limit_rejection},
     token_bucket::TokenBucket,
 };
 use crate::{
@@ -153,7 +153,7 @@ impl PublisherState {
         Ok(published_response(&ids, form))
     }
 
-    /// Asks for each topic whether the request may publish to it. A topic that several publications name is asked for once.
+    /// Asks for each topic whether the request may publish to it. The function is asked only once about a topic that several publications name.
     async fn authorize(
         &self,
         head: &Arc<Parts>,
@@ -178,14 +178,14 @@ impl PublisherState {
             return Ok(());
         };
         let taken = lock(bucket).take(count, self.created_at.elapsed());
-        taken.map_err(too_fast)
+        taken.map_err(rate_limit_rejection)
     }
 
     /// Publishes all events, one after another. Returns their ids.
     ///
     /// # Errors
-    /// None in a hub without a broker: topics and events were checked before. In a hub with a broker, the first event that is not published
-    /// ends the publication, and the events before it are published.
+    /// Never fails in a hub without a broker, because topics and events were checked before. In a hub with a broker, the first event that is
+    /// not published ends the publication, and the events before it are published.
     async fn publish(
         &self,
         head: &Parts,

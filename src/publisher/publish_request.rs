@@ -58,7 +58,7 @@ const MAX_KEY_LEN: usize = 256;
 /// Reads and checks the publications of a request.
 ///
 /// # Errors
-/// Returns the rejection of the request. Its message says what is wrong.
+/// Returns the rejection of the request. The message of the rejection says what is wrong.
 pub(super) fn read_request(
     head: &Parts,
     body: &Bytes,

@@ -90,7 +90,7 @@ pub(super) fn method_not_allowed(method: &Method) -> Rejection {
 }
 
 /// The rejection of publications that exceed the rate.
-pub(super) fn too_fast(reason: TooFewTokens) -> Rejection {
+pub(super) fn rate_limit_rejection(reason: TooFewTokens) -> Rejection {
     let rejection = Rejection::new(StatusCode::TOO_MANY_REQUESTS);
     match reason {
         TooFewTokens::RetryAfter(wait) => rejection.retry_after(wait),

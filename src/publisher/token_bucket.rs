@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     per_second: u32,
-    /// The time at which the bucket is full again. It is full if this time has passed.
+    /// The time at which the bucket is full again. The bucket is full if this time has passed.
     full_at: Duration,
 }
 
@@ -36,7 +36,7 @@ impl TokenBucket {
         if count == 0 {
             return Ok(());
         }
-        // A bucket of one second's tokens: the tokens that are missing take as many parts of a second to return.
+        // The bucket fills within one second, so `count` tokens return after `count / per_second` seconds.
         let full_at = self.full_at.max(now) + Duration::from_secs(1) * count / self.per_second;
         let wait = full_at.saturating_sub(now + Duration::from_secs(1));
         if !wait.is_zero() {

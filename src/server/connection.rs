@@ -35,14 +35,14 @@ use super::{
 use crate::{
     BoxError,
     deadline::earlier,
-    detach::{BoxBody, HandOver, KeptReason},
+    detach::{BoxBody, HandOver, NotDetachedReason},
     event_loop::{DedicatedTask, DrivenConnection, EventLoopSet},
     guard::{Drain, DrainStartWaiter},
     moving_deadline_timer::MovingDeadlineTimer,
     source::EventLoopJoin,
     transport::{
         ItemOutput,
-        websocket::{SessionDriver, UpgradeOffer},
+        websocket::{SessionDriver, WebSocketAdopter},
     },
 };
 
@@ -96,7 +96,7 @@ where
         let (hand_over, detach_eligibility) = match version {
             _ if !server.settings.can_detach => (
                 None,
-                DetachEligibility::Never(KeptReason::Disabled, counters),
+                DetachEligibility::Never(NotDetachedReason::Disabled, counters),
             ),
             HttpVersion::Http1 => {
                 let hand_over = HandOver::new(counters.clone());
@@ -107,7 +107,7 @@ where
             }
             HttpVersion::Http2 => (
                 None,
-                DetachEligibility::Never(KeptReason::HttpVersion, counters),
+                DetachEligibility::Never(NotDetachedReason::HttpVersion, counters),
             ),
         };
         let extensions = self.extensions;
@@ -121,7 +121,7 @@ where
                     hand_over: hand_over.clone(),
                 });
                 let io = TokioIo::new(io);
-                let service = service.with_upgrade_offer(UpgradeOffer {
+                let service = service.with_websocket_adopter(WebSocketAdopter {
                     event_loops: server.event_loops.clone(),
                     adopt: adopt_websocket::<IO>,
                 });
@@ -223,7 +223,7 @@ where
         let output = body.as_mut().take_output();
         let Some(mut output) = output.and_then(|output| output.downcast::<ItemOutput>().ok())
         else {
-            // The transports give only such bodies to the hand-over.
+            // Never the case: the transports give only bodies whose output is an `ItemOutput` to the hand-over.
             return Ok(());
         };
         drop(body);
@@ -252,7 +252,8 @@ where
     };
     let (io, permit) = io.into_inner().into_parts();
     driver.set_first_input(&read_buf);
-    // hyper's buffer is freed before the connection is moved to memory of its own, which would otherwise keep the freed memory apart.
+    // hyper's buffer is freed before the connection is moved to an allocation of its own. Otherwise this allocation would lie behind the
+    // buffer, and the freed memory would stay fragmented.
     drop(read_buf);
     let fit = driver.join_event_loop();
     let socket = UpgradedSocket {
@@ -318,7 +319,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
                 return Poll::Ready(result.map(|()| HyperOutcome::Closed).map_err(Into::into));
             }
             let hand_over = self.hand_over.as_ref();
-            if let Some(body) = hand_over.and_then(|hand_over| hand_over.take_proven_body()) {
+            if let Some(body) = hand_over.and_then(|hand_over| hand_over.take_detachable_body()) {
                 return Poll::Ready(Ok(HyperOutcome::Detached(body)));
             }
             let Some(deadline) = self.next_deadline() else {

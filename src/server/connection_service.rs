@@ -14,8 +14,8 @@ use tower_service::Service;
 
 use super::connection_activity::{ConnectionActivity, OpenRequest};
 use crate::{
-    detach::{DetachCounters, DetachOffer, HandOver, KeptReason},
-    transport::websocket::UpgradeOffer,
+    detach::{DetachCounters, DetachOffer, HandOver, NotDetachedReason},
+    transport::websocket::WebSocketAdopter,
 };
 
 /// The service of one connection: calls the application's service with the connection's data, and records which requests are open.
@@ -26,7 +26,7 @@ pub(super) struct ConnectionService<S> {
     activity: Arc<ConnectionActivity>,
     detach_eligibility: DetachEligibility,
     /// Set on an HTTP/1 connection.
-    upgrade_offer: Option<UpgradeOffer>,
+    websocket_adopter: Option<WebSocketAdopter>,
 }
 
 /// Which responses of a connection may be detached.
@@ -35,7 +35,7 @@ pub(super) enum DetachEligibility {
     /// Responses to HTTP/1.1 requests that have no body.
     Http1(Arc<HandOver>, Arc<DetachCounters>),
     /// No response.
-    Never(KeptReason, Arc<DetachCounters>),
+    Never(NotDetachedReason, Arc<DetachCounters>),
 }
 
 impl DetachEligibility {
@@ -45,9 +45,9 @@ impl DetachEligibility {
             Self::Http1(hand_over, counters) => {
                 let offer = hand_over.begin_request();
                 if request.version() != Version::HTTP_11 {
-                    DetachOffer::refused(KeptReason::HttpVersion, counters)
+                    DetachOffer::refused(NotDetachedReason::HttpVersion, counters)
                 } else if !request.body().is_end_stream() {
-                    DetachOffer::refused(KeptReason::RequestBody, counters)
+                    DetachOffer::refused(NotDetachedReason::RequestBody, counters)
                 } else {
                     offer
                 }
@@ -86,7 +86,7 @@ impl<S> ConnectionService<S> {
         detach_eligibility: DetachEligibility,
     ) -> Self {
         Self {
-            upgrade_offer: None,
+            websocket_adopter: None,
             detach_eligibility,
             service: TowerToHyperService::new(service),
             extensions,
@@ -97,8 +97,8 @@ impl<S> ConnectionService<S> {
 
 impl<S> ConnectionService<S> {
     /// Lets WebSockets of the connection take their socket back from hyper.
-    pub(super) fn with_upgrade_offer(mut self, offer: UpgradeOffer) -> Self {
-        self.upgrade_offer = Some(offer);
+    pub(super) fn with_websocket_adopter(mut self, adopter: WebSocketAdopter) -> Self {
+        self.websocket_adopter = Some(adopter);
         self
     }
 }
@@ -115,8 +115,8 @@ where
         let offer = self.detach_eligibility.begin_request(&request);
         let asks_for_upgrade = request.headers().contains_key(header::UPGRADE);
         let extensions = request.extensions_mut();
-        if let (Some(offer), true) = (&self.upgrade_offer, asks_for_upgrade) {
-            extensions.insert(offer.clone());
+        if let (Some(adopter), true) = (&self.websocket_adopter, asks_for_upgrade) {
+            extensions.insert(adopter.clone());
         }
         extensions.extend(self.extensions.clone());
         offer.insert_into(extensions);

@@ -19,7 +19,7 @@ use crate::{
     detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
     event_loop::{ConnectionPoll, DrivenConnection, WakeCause},
     guard::DrainStartWaiter,
-    source::PushStream,
+    source::BoxItemStream,
     transport::{ItemOutput, ItemWriter, StreamingOutput},
 };
 
@@ -28,7 +28,7 @@ use crate::{
 /// While the stream is idle, it holds no buffer.
 pub(super) struct DetachedStream<IO> {
     /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
-    output: Option<StreamingOutput<ItemWriter<PushStream>>>,
+    output: Option<StreamingOutput<ItemWriter<BoxItemStream>>>,
     /// While the stream is open: when it became idle, or `None` from a write until the next idle poll. After the last chunk: when the writing
     /// side was shut down.
     idle_since: Option<Instant>,
@@ -67,8 +67,8 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Chunks with a shorter payload are copied into one buffer on the stack, because one slice is cheaper to write than three: 1 KiB.
 const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
 
-/// How many bytes of input are discarded: 64 KiB. After that, the connection is not read any more, so that a disconnect is
-/// noticed only at the next write.
+/// How many bytes of input are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is noticed only
+/// at the next write.
 const MAX_DISCARDED_INPUT: u32 = 64 * 1024;
 
 /// How long a connection waits for the client to close its side after the last chunk: 2 s.
@@ -155,7 +155,7 @@ where
             self.is_flushed = false;
             return Ok(());
         }
-        // Not initialized, because most chunks are much shorter.
+        // The buffer is not initialized, because most chunks are much shorter than the buffer.
         let mut chunk =
             [const { MaybeUninit::<u8>::uninit() }; MAX_SIZE_LINE_LEN + MAX_COPIED_PAYLOAD_LEN + 2];
         let mut chunk = ReadBuf::uninit(&mut chunk);

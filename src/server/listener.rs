@@ -43,8 +43,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     /// The server calls `accept` again after an error. If the error concerns one connection only ([`ConnectionAborted`],
-    /// [`ConnectionRefused`], [`ConnectionReset`] or [`Interrupted`]), the server calls at once. After other errors, such as a lack of file
-    /// descriptors, the server waits for 5 ms to 1 s first. [`InvalidInput`] ends the server: the socket does not listen.
+    /// [`ConnectionRefused`], [`ConnectionReset`] or [`Interrupted`]), the server calls `accept` again at once. After other errors, such as a
+    /// lack of file descriptors, the server waits for 5 ms to 1 s first. [`InvalidInput`] ends the server: the socket does not listen.
     ///
     /// [`ConnectionAborted`]: io::ErrorKind::ConnectionAborted
     /// [`ConnectionRefused`]: io::ErrorKind::ConnectionRefused

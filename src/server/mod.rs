@@ -53,7 +53,7 @@
 //! hyper keeps about 12 KiB for each open response over HTTP/1.1. So an event stream or chunked stream leaves hyper: once hyper has written the head of the response and the first bytes of the stream, the
 //! server takes the connection from hyper and writes the rest of the stream itself. After the end of the stream, the connection is closed.
 //!
-//! A stream stays in hyper in the cases that [`KeptReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::kept`] counts them.
+//! A stream stays in hyper in the cases that [`NotDetachedReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::not_detached`] counts them.
 //!
 //! A layer around the body sees that the body is dropped at that time, as if the client had left, and does not see later frames.
 //! [docs/server.md](https://github.com/tower-push/tower-push/blob/main/docs/server.md#detached-streams) lists the layers of tower-http.
@@ -113,7 +113,7 @@ pub use self::{
     serve::{Serve, ServeFuture, serve},
     server_counts::ServerCounts,
 };
-pub use crate::detach::KeptReason;
+pub use crate::detach::NotDetachedReason;
 use crate::{
     BoxError, WriteTimeout, detach::DetachCounters, event_loop::EventLoopSet, guard::Drain,
 };
@@ -315,7 +315,7 @@ impl ServerBuilder {
     /// Sets whether streams [leave hyper](self#detached-streams): `true` by default.
     ///
     /// Set it to `false` if a layer acts on the body of a response after its first bytes, for example to cut it at a deadline.
-    /// [`Push::detach`](crate::Push::detach) is the same for one push.
+    /// [`Push::detach`](crate::Push::detach) sets this for one push.
     pub fn detach(mut self, detach: bool) -> Self {
         self.0.can_detach = detach;
         self

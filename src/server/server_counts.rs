@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::detach::{DetachCounters, KeptReason};
+use crate::detach::{DetachCounters, NotDetachedReason};
 
 /// A snapshot of what the connections of a server have done so far, from [`Server::counts`](super::Server::counts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,13 +23,13 @@ pub struct ServerCounts {
     pub timed_out_heads: u64,
     /// The number of streams that have [left hyper](super#detached-streams).
     pub detached_streams: u64,
-    kept: [u64; KeptReason::ALL.len()],
+    not_detached: [u64; NotDetachedReason::ALL.len()],
 }
 
 impl ServerCounts {
     /// Returns the number of streams that hyper has kept for `reason`. A stream that may still leave hyper is not counted.
-    pub fn kept(&self, reason: KeptReason) -> u64 {
-        self.kept[reason as usize]
+    pub fn not_detached(&self, reason: NotDetachedReason) -> u64 {
+        self.not_detached[reason as usize]
     }
 }
 
@@ -61,7 +61,7 @@ impl ServerCounters {
             failed_handshakes: load(&self.failed_handshakes),
             timed_out_heads: load(&self.timed_out_heads),
             detached_streams: detach_counters.detached(),
-            kept: detach_counters.kept(),
+            not_detached: detach_counters.not_detached(),
         }
     }
 }

@@ -143,7 +143,7 @@ impl QueueState {
     }
 
     /// Waits until the queue has room, or the receiver is dropped.
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_capacity(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.is_full() && !matches!(self.receiver, ReceiverState::Dropped) {
             self.sender = Some(cx.waker().clone());
             return Poll::Pending;
@@ -175,14 +175,14 @@ impl ClientMessageSender {
 
     /// Waits until the queue has room, or the receiver is dropped.
     pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.lock().poll_room(cx)
+        self.0.lock().poll_capacity(cx)
     }
 
     /// Waits until the queue has room, and returns a new batch to fill with messages until the batch [is
     /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
-        ready!(queue.poll_room(cx));
+        ready!(queue.poll_capacity(cx));
         if !queue.has_receiver() {
             return Poll::Ready(None);
         }
@@ -190,7 +190,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // The queue is usually empty. In this case, the batch borrows the queue's allocation, and `send` gives the allocation back.
+            // If the queue is empty, as it usually is, the batch borrows the queue's allocation, and `send` gives the allocation back.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),
@@ -316,7 +316,7 @@ impl Drop for ClientMessageSender {
 pub(super) enum ClientMessagesSlot {
     /// The receiving half has not been taken.
     Unclaimed(Arc<MessageQueue>),
-    /// The receiving half, until it is taken. Its messages are queued in the meantime.
+    /// The receiving half, until it is taken. The client's messages are queued in the meantime.
     Claimed(Arc<Mutex<Option<ClientMessages>>>),
 }
 

@@ -162,7 +162,7 @@ fn refusal_item(rejection: Rejection) -> Item {
 
 /// Returns whether the same request would probably be refused again.
 fn is_permanent_refusal(status: StatusCode) -> bool {
-    // 408 Request Timeout, 409 Conflict (another client has the stream), 425 Too Early and 429 Too Many Requests.
+    // Not permanent are 408 Request Timeout, 409 Conflict (another client has the stream), 425 Too Early and 429 Too Many Requests.
     status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429)
 }
 

@@ -35,12 +35,12 @@
 //! ```
 
 mod answering_source;
+mod box_item_stream;
 pub mod broadcast;
 pub mod channel;
 mod client_messages;
 mod early_response_source;
 mod form_body;
-mod holding_source;
 pub mod hub;
 mod item_stream;
 mod listen_fn;
@@ -49,7 +49,6 @@ pub mod mpsc;
 mod preceded_source;
 mod push;
 mod push_source;
-mod push_stream;
 pub mod query;
 mod rejection;
 pub mod relay;
@@ -59,17 +58,18 @@ mod source_fn;
 mod source_stream;
 mod subscription;
 mod topic_set;
+mod value_holding_source;
 pub mod watch;
 
 pub(crate) use self::rejection::retry_after_value;
 pub use self::{
     answering_source::{AnsweringSource, AnsweringStream},
+    box_item_stream::BoxItemStream,
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
     early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
-    holding_source::{HoldingSource, HoldingStream},
     hub::Hub,
     item_stream::ItemStream,
     listen_fn::{ListenFn, ListenStream, listen_fn},
@@ -77,7 +77,6 @@ pub use self::{
     preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
-    push_stream::PushStream,
     rejection::Rejection,
     relay::Relay,
     requested_cursor::LAST_EVENT_ID,
@@ -85,6 +84,7 @@ pub use self::{
     source_fn::{SourceFn, source_fn},
     subscription::{StartPosition, Subscription},
     topic_set::TopicSet,
+    value_holding_source::{ValueHoldingSource, ValueHoldingStream},
     watch::WatchSource,
 };
 #[cfg(feature = "server")]

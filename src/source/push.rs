@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    PushSource, PushStream, Rejection, Subscription,
+    BoxItemStream, PushSource, Rejection, Subscription,
     source_stream::{SourceStream, box_source_stream},
 };
 use crate::{
@@ -109,7 +109,7 @@ impl Push {
 /// Handles two kinds of cursors for every source. A client whose cursor says that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
-    type Stream = PushStream;
+    type Stream = BoxItemStream;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         if subscription.cursor().is_some_and(|id| id.is_finished()) {
@@ -119,7 +119,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.source.subscribe(subscription).await?;
-        Ok(PushStream::new(gap, stream))
+        Ok(BoxItemStream::new(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {

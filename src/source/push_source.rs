@@ -7,7 +7,8 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    AnsweringSource, EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription,
+    AnsweringSource, EarlyResponseSource, PrecededSource, Rejection, Subscription,
+    ValueHoldingSource,
 };
 use crate::{
     BoxError,
@@ -179,16 +180,16 @@ pub trait PushSource {
     ///     Ok(Push::new(tokio_stream::iter(["one", "two"]).holding(permit)))
     /// }
     /// ```
-    fn holding<T>(self, value: T) -> HoldingSource<Self, T>
+    fn holding<T>(self, value: T) -> ValueHoldingSource<Self, T>
     where
         Self: Sized + Send,
         T: Send + 'static,
     {
-        HoldingSource::new(self, value)
+        ValueHoldingSource::new(self, value)
     }
 
     /// Returns a source that passes each client's messages to `answer`, and sends the client the answers among the items of this source. Only
-    /// the client that has sent a message gets the answer. `None` is no answer.
+    /// the client that has sent a message gets the answer. If `answer` returns `None`, the client gets no answer.
     ///
     /// The messages are answered in their order. The next message is read when the last one is answered, so a client that sends faster is slowed
     /// down. If the client leaves, the future of its last message and the messages after it are dropped: let clients repeat messages that
@@ -197,8 +198,8 @@ pub trait PushSource {
     /// An answer usually has no id. An answer with an id moves the client's cursor, and an answer such as [`Item::Finished`] ends
     /// the stream.
     ///
-    /// Over a transport without messages, `answer` is not called. This source itself gets no messages: a source that accepts
-    /// `HubCommands` accepts none here.
+    /// Over a transport without messages, `answer` is not called. The source inside (`self`) gets no messages: if it accepts `HubCommands`, it
+    /// gets no commands here.
     ///
     /// ```
     /// use tower_push::{Channel, Event, Push, PushSource, event::Payload};

@@ -27,7 +27,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>>;
 
     /// Lets the stream yield the events that its log holds back in a flush window. Returns their number.
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         0
     }
 
@@ -70,7 +70,7 @@ where
     })
 }
 
-/// Boxes a reader of one of our own logs: each of them has one line. Returns any other stream as the error.
+/// Boxes a reader of one of our own logs: the function has one line for each type of reader. Returns any other stream as the error.
 fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S> {
     let mut stream = Some(stream);
     let boxed = None

@@ -15,7 +15,7 @@ use crate::{
     BoxError,
     deadline::earlier,
     event::{CloseFrame, Event, Item, ItemOrRun},
-    source::{Push, PushSource, PushStream},
+    source::{BoxItemStream, Push, PushSource},
 };
 
 /// The items of a source, until the source, a guard or an expiry ends the stream.
@@ -229,7 +229,7 @@ impl SupervisedStream {
         if self.has_ended_early() {
             return Poll::Ready(None);
         }
-        let poll_items = |items: Pin<&mut PushStream>, cx: &mut Context<'_>| {
+        let poll_items = |items: Pin<&mut BoxItemStream>, cx: &mut Context<'_>| {
             items.get_mut().poll_next_run(min_len, cx)
         };
         let next = ready!(self.poll_supervised(cx, poll_items));
@@ -317,8 +317,8 @@ impl<S: Unpin + 'static> SupervisedStream<S> {
             StreamPhase::Ending { held } => held,
             StreamPhase::Open => {
                 let items: &mut dyn Any = &mut self.items;
-                let items = items.downcast_mut::<PushStream>();
-                items.map_or(0, PushStream::release_held_events)
+                let items = items.downcast_mut::<BoxItemStream>();
+                items.map_or(0, BoxItemStream::release_and_count_held_events)
             }
             StreamPhase::SourceEnded | StreamPhase::EndedEarly => 0,
         };

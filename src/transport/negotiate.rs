@@ -54,20 +54,20 @@ use crate::{
 #[must_use]
 pub struct Negotiate {
     transports: Vec<Arc<dyn Transport>>,
-    methods: MethodUnion,
+    methods: AllowedMethods,
     query_parameter: &'static str,
 }
 
 /// The [methods](Transport::methods) of all transports of a set.
 #[derive(Clone, Debug, Default)]
-struct MethodUnion {
+struct AllowedMethods {
     /// The methods up to HTTP/1.1.
     http1: Vec<&'static str>,
     /// The methods from HTTP/2 on.
     http2: Vec<&'static str>,
 }
 
-impl MethodUnion {
+impl AllowedMethods {
     fn of(transports: &[Arc<dyn Transport>]) -> Self {
         let union_for = |version| {
             let mut union = Vec::new();
@@ -103,7 +103,7 @@ impl Negotiate {
     pub fn only(transport: impl Transport) -> Self {
         let set = Self {
             transports: Vec::new(),
-            methods: MethodUnion::default(),
+            methods: AllowedMethods::default(),
             query_parameter: "transport",
         };
         set.add_transport(transport)
@@ -116,7 +116,7 @@ impl Negotiate {
             Some(replaced) => *replaced = Arc::new(transport),
             None => self.transports.push(Arc::new(transport)),
         }
-        self.methods = MethodUnion::of(&self.transports);
+        self.methods = AllowedMethods::of(&self.transports);
         self
     }
 

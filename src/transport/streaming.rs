@@ -14,19 +14,19 @@ use super::{
     BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
     STREAM_METHODS, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
-    pending_retry::PendingRetry,
     rejection_response,
+    repoll_policy::RepollPolicy,
     response::{NOSNIFF, method_rejection},
 };
 use crate::{
     BoxError, Error,
     event::{EventRun, ItemOrRun},
-    source::{Push, PushStream},
+    source::{BoxItemStream, Push},
     supervision::{PendingSubscription, SupervisedStream},
 };
 #[cfg(feature = "server")]
 use crate::{
-    detach::{DetachableBody, InnerBody},
+    detach::{DetachableBody, MovableOutputBody},
     source::EventLoopJoin,
 };
 
@@ -104,7 +104,7 @@ where
         last_frame_len: 0,
         frames_in_a_row: 0,
     };
-    output.keep_frames(frames);
+    output.store_frames(frames);
     StreamingBody {
         output: Some(output),
         heartbeat_timer: HeartbeatTimer::new(keep_alive),
@@ -168,7 +168,7 @@ pub(crate) struct ItemWriter<S> {
     encoder: Box<dyn Encoder>,
 }
 
-impl ItemWriter<PushStream> {
+impl ItemWriter<BoxItemStream> {
     fn write_end(
         &mut self,
         end: StreamEnd,
@@ -192,7 +192,7 @@ impl ItemWriter<PushStream> {
     }
 }
 
-impl StreamWriter for ItemWriter<PushStream> {
+impl StreamWriter for ItemWriter<BoxItemStream> {
     fn write_opening(&mut self, out: &mut FrameBuffer) {
         self.encoder.open(out);
     }
@@ -204,7 +204,7 @@ impl StreamWriter for ItemWriter<PushStream> {
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         let min_run_len = self.encoder.min_run_len();
-        let mut retry = PendingRetry::default();
+        let mut retry = RepollPolicy::default();
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match self.stream.poll_next_run(min_run_len, cx) {
                 Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
@@ -320,7 +320,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BoxError>>> {
         if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            // Not 0, because `frames` may hold another frame of the same run.
+            // `frames_in_a_row` restarts at 1 and not at 0, because `frames` may hold another frame of the same run.
             self.frames_in_a_row = 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -333,7 +333,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
             false => self.state.poll_write(cx, &mut frames),
         };
         let frame = frames.take_frame();
-        self.keep_frames(frames);
+        self.store_frames(frames);
         if let Some(frame) = frame {
             self.frames_in_a_row += 1;
             return Poll::Ready(Some(Ok(frame)));
@@ -361,7 +361,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
         let mut frames = self.take_frames();
         self.state.write_heartbeat(&mut frames);
         let frame = frames.take_frame();
-        self.keep_frames(frames);
+        self.store_frames(frames);
         frame
     }
 
@@ -376,7 +376,7 @@ impl<W: StreamWriter> StreamingOutput<W> {
 
     /// Keeps the buffer if it has frames. An idle stream keeps no buffer.
     #[inline]
-    fn keep_frames(&mut self, frames: FrameBuffer) {
+    fn store_frames(&mut self, frames: FrameBuffer) {
         self.last_frame_len = frames.last_frame_len();
         if !frames.is_empty() {
             self.frames = Some(Box::new(frames));
@@ -413,14 +413,14 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
 /// The output of a body whose items come from a source, after it has left the body.
 #[cfg(feature = "server")]
 pub(crate) struct ItemOutput {
-    pub(crate) output: StreamingOutput<ItemWriter<PushStream>>,
+    pub(crate) output: StreamingOutput<ItemWriter<BoxItemStream>>,
     /// The time without output after which a heartbeat is due. `None` if the stream sends no heartbeats.
     pub(crate) heartbeat_interval: Option<Duration>,
 }
 
 #[cfg(feature = "server")]
 impl ItemOutput {
-    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`].
+    /// Prepares the source's stream for an event loop. See [`BoxItemStream::join_event_loop`].
     pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
         match &mut self.output.state {
             StreamingState::Open(writer) => writer.stream.items_mut().join_event_loop(),
@@ -430,7 +430,7 @@ impl ItemOutput {
 }
 
 #[cfg(feature = "server")]
-impl InnerBody for StreamingBody<ItemWriter<PushStream>> {
+impl MovableOutputBody for StreamingBody<ItemWriter<BoxItemStream>> {
     fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
         let this = self.project();
         Some(Box::new(ItemOutput {

@@ -1,4 +1,4 @@
-//! A hub with a broker: publications, what reaches the clients of other servers, cold resumes, and the end of a feed.
+//! A hub with a broker: publications, what reaches the clients of other servers, resumes from the broker, and the end of a feed.
 
 use std::time::Duration;
 
@@ -215,12 +215,12 @@ async fn clients_with_one_cursor_share_reads() {
     }
     let counts = node.hub.counts();
     // 500 events in pages of 256.
-    assert_eq!((counts.cold_resumes, counts.backend_reads), (1000, 2));
+    assert_eq!((counts.backend_resumes, counts.backend_reads), (1000, 2));
     assert_eq!((counts.lost_cursors, counts.failed_reads), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn cold_resume_fills_in_topic_that_was_removed() {
+async fn backend_resume_fills_in_removed_topic() {
     let broker = Broker::default();
     let mut node = broker.node(Hub::builder().max_topics(1), 0);
     broker.publish(&["a"], "1");
@@ -233,7 +233,7 @@ async fn cold_resume_fills_in_topic_that_was_removed() {
     broker.publish(&["a"], "3");
     node.push(usize::MAX);
     assert_eq!(next_text(&mut returned).await, "3");
-    assert_eq!(node.hub.counts().cold_resumes, 1);
+    assert_eq!(node.hub.counts().backend_resumes, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ use proptest::{
 use tokio::time::{advance, timeout};
 use tower_push::{
     Event, EventId, Gap, GapReason, Hub, Item,
+    event::Topic,
     source::{
         StartPosition, TopicSet,
         hub::{HubBuilder, HubSubscriber, PublishOptions, TopicPattern},
@@ -157,8 +158,8 @@ struct Client {
     fresh_from: HashMap<&'static str, Place>,
     /// The last event that the subscription has got for each topic, since the last gap (`epoch`).
     last: HashMap<&'static str, Place>,
-    /// The events that the client has got.
-    received: HashSet<Place>,
+    /// The events that the client has got, each with the topics that were named.
+    received: HashSet<(Place, &'static str)>,
     /// The events that the subscription has got.
     received_now: HashSet<Place>,
     /// The topics of the gaps since the last event. Such a gap includes the next event, if that has another gap or was received: see
@@ -228,14 +229,25 @@ impl Model {
 
     /// Returns the place after which the client misses events of a topic up to its cursor, of which it was not told: a gap may follow an event
     /// of another topic. The client that returns before the gap gets the gap, or the events, now.
-    fn owed_after(&self, client: usize, topic: &str, (epoch, number): Place) -> Option<Place> {
+    fn owed_after(
+        &self,
+        client: usize,
+        topic: &'static str,
+        (epoch, number): Place,
+    ) -> Option<Place> {
         let before = (*self.clients[client].accounted.get(topic)?)?;
         let is_owed = before.0 == epoch && !self.missing(client, topic, before, number).is_empty();
         is_owed.then_some(before)
     }
 
     /// Returns the numbers of the events that the client must have got for a topic after `from` and up to `to`.
-    fn missing(&self, client: usize, topic: &str, (epoch, from): Place, to: u64) -> Vec<u64> {
+    fn missing(
+        &self,
+        client: usize,
+        topic: &'static str,
+        (epoch, from): Place,
+        to: u64,
+    ) -> Vec<u64> {
         let broker = self.broker.lock();
         if epoch != broker.epoch {
             return Vec::new();
@@ -246,12 +258,14 @@ impl Model {
             event.topics().contains(topic)
                 && event.has_history()
                 && event.excluded_sender() != Some(&sender)
-                && !self.clients[client].received.contains(&(epoch, *number))
+                && !self.clients[client]
+                    .received
+                    .contains(&((epoch, *number), topic))
         };
         (from + 1..=to).filter(is_missing).collect()
     }
 
-    fn check_complete(&self, client: usize, topic: &str, (epoch, number): Place) {
+    fn check_complete(&self, client: usize, topic: &'static str, (epoch, number): Place) {
         let Some((complete_epoch, from)) = self.clients[client].accounted[topic] else {
             return;
         };
@@ -267,24 +281,30 @@ impl Model {
         // An event without history has no id.
         let Some(id) = event.id() else { return };
         let (epoch, number) = split_id(id);
-        let topic = event.topic().unwrap().as_str();
-        let topic = TOPICS.into_iter().find(|name| *name == topic).unwrap();
-        if epoch == self.broker.lock().epoch {
-            let broker = self.broker.lock();
-            let published = &broker.history[number as usize - 1];
-            assert!(published.topics().contains(topic));
-            assert_ne!(published.excluded_sender(), Some(sender(client).as_str()));
+        let static_name = |topic: &Topic| TOPICS.into_iter().find(|name| topic.as_str() == *name);
+        let topics = event.topics().iter();
+        let topics: Vec<_> = topics.map(|topic| static_name(topic).unwrap()).collect();
+        assert!(!topics.is_empty());
+        for topic in &topics {
+            if epoch == self.broker.lock().epoch {
+                let broker = self.broker.lock();
+                let published = &broker.history[number as usize - 1];
+                assert!(published.topics().contains(topic));
+                assert_ne!(published.excluded_sender(), Some(sender(client).as_str()));
+            }
+            self.check_complete(client, topic, (epoch, number - 1));
         }
-        self.check_complete(client, topic, (epoch, number - 1));
         let client = &mut self.clients[client];
         client.extend_gaps((epoch, number));
         client.gap_topics.clear();
         let place = Some((epoch, number));
-        let accounted = client.accounted.insert(topic, place).flatten();
-        client.accounted.insert(topic, accounted.max(place));
-        let last = client.last.insert(topic, (epoch, number));
-        assert!(last < place, "{number} of {topic} after {last:?}");
-        client.received.insert((epoch, number));
+        for topic in topics {
+            let accounted = client.accounted.insert(topic, place).flatten();
+            client.accounted.insert(topic, accounted.max(place));
+            let last = client.last.insert(topic, (epoch, number));
+            assert!(last < place, "{number} of {topic} after {last:?}");
+            client.received.insert(((epoch, number), topic));
+        }
         assert!(
             client.received_now.insert((epoch, number)),
             "{number} is repeated"

@@ -84,6 +84,10 @@ fn topic_names(bits: u8) -> Vec<&'static str> {
     names.map(|(_, name)| *name).collect()
 }
 
+fn static_name(topic: &str) -> &'static str {
+    TOPICS.into_iter().find(|name| *name == topic).unwrap()
+}
+
 /// All events with history, in their order, and what each client must get.
 struct Model {
     hub: Hub,
@@ -106,8 +110,8 @@ struct Client {
     /// For each topic: like `accounted`, but without the gaps that name no topic. The count of a later gap in the topic may include events
     /// before such a gap.
     counted: HashMap<&'static str, usize>,
-    /// The numbers of the events that the client has got.
-    received: HashSet<usize>,
+    /// The numbers of the events that the client has got, each with the topics that were named.
+    received: HashSet<(usize, &'static str)>,
     /// The numbers of the events that the subscription has got.
     received_now: HashSet<usize>,
     /// The topics of the gaps since the last event. Such a gap includes the next event, if that has another gap or was received: see
@@ -188,7 +192,7 @@ impl Model {
     }
 
     /// Returns the number of events of a topic up to the event number `up_to` that the client has not got and was not told of.
-    fn unaccounted(&self, client: usize, topic: &str, up_to: usize) -> usize {
+    fn unaccounted(&self, client: usize, topic: &'static str, up_to: usize) -> usize {
         let after = self.clients[client].accounted[topic];
         self.missing(client, topic, after, up_to).count()
     }
@@ -197,13 +201,13 @@ impl Model {
     fn missing(
         &self,
         client: usize,
-        topic: &str,
+        topic: &'static str,
         after: usize,
         up_to: usize,
     ) -> impl Iterator<Item = usize> {
         let received = &self.clients[client].received;
         (after + 1..=up_to).filter(move |number| {
-            self.events[number - 1].contains(&topic) && !received.contains(number)
+            self.events[number - 1].contains(&topic) && !received.contains(&(*number, topic))
         })
     }
 
@@ -245,16 +249,22 @@ impl Model {
     fn check_event(&mut self, client: usize, event: &Event) {
         let Some(id) = event.id() else { return };
         let number = self.ids[id];
-        let topic = event.topic().unwrap().as_str();
-        assert!(self.events[number - 1].contains(&topic));
-        assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
+        let topics = event.topics().iter();
+        let topics: Vec<_> = topics.map(|topic| static_name(topic.as_str())).collect();
+        assert!(!topics.is_empty());
+        for topic in &topics {
+            assert!(self.events[number - 1].contains(topic));
+            assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
+        }
         let client = &mut self.clients[client];
         client.extend_gaps(number);
         client.gap_topics.clear();
-        let accounted = client.accounted.get_mut(topic).unwrap();
-        *accounted = number.max(*accounted);
-        *client.counted.get_mut(topic).unwrap() = number;
-        client.received.insert(number);
+        for topic in topics {
+            let accounted = client.accounted.get_mut(topic).unwrap();
+            *accounted = number.max(*accounted);
+            *client.counted.get_mut(topic).unwrap() = number;
+            client.received.insert((number, topic));
+        }
         assert!(client.received_now.insert(number), "a duplicate");
     }
 
@@ -299,7 +309,7 @@ impl Model {
             assert!(gap.reason != GapReason::Lagged || gap.missed.is_some());
             if let Some(missed) = gap.missed {
                 // In this model, the log of a pattern does not become full.
-                let topic = gap.topic.as_ref().unwrap().as_str();
+                let topic = static_name(gap.topic.as_ref().unwrap().as_str());
                 let after = self.clients[client].counted[topic];
                 let missing = self.missing(client, topic, after, up_to).count();
                 assert_eq!(missed, missing as u64);

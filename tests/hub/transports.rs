@@ -205,3 +205,29 @@ async fn websocket_names_topics_and_moves_cursor_on() {
     let last = publish_elsewhere(&hub);
     assert_eq!(next_text().await, format!(r#"{{"id":"{last}"}}"#));
 }
+
+#[tokio::test]
+async fn transports_name_all_topics_of_client() {
+    let hub = Hub::builder().start(StartPosition::Last(1)).build();
+    let goal = hub.publish(["news", "sport", "secret"], "2:1").unwrap();
+    let push = || Push::new(hub.topics(["sport", "news", "rates"]).unwrap());
+
+    let sse = read_until(Sse::new(), push(), "2:1").await;
+    let event = format!("topic: news\ntopics: news\tsport\nid: {goal}\ndata: 2:1\n\n");
+    assert!(sse.ends_with(&event), "{sse}");
+
+    let envelope =
+        format!(r#"{{"id":"{goal}","topic":"news","topics":["news","sport"],"data":"2:1"}}"#);
+    let ndjson = read_until(Chunked::new(Ndjson::new()), push(), "2:1").await;
+    assert!(ndjson.ends_with(&format!("{envelope}\n")), "{ndjson}");
+    let batch = read_until(LongPoll::new(), push(), "2:1").await;
+    assert!(batch.contains(&envelope), "{batch}");
+
+    let multipart = read_until(Chunked::new(Multipart::mixed()), push(), "2:1").await;
+    let headers = "Event-Topic: news\r\nEvent-Topics: news\tsport\r\n";
+    assert!(multipart.contains(headers), "{multipart}");
+
+    let bare = Sse::new().topic_form(TopicForm::Omitted);
+    let text = read_until(bare, push(), "2:1").await;
+    assert!(!text.contains("topic"), "{text}");
+}

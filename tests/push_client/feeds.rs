@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use testkit::TestServer;
 use tower_push::{
-    Channel, Event, GapReason, Item,
+    Channel, Event, GapReason, Hub, Item,
     event::{CloseCode, CloseFrame, Payload},
-    source::{Subscription, listen_fn, source_fn},
+    source::{StartPosition, Subscription, listen_fn, source_fn},
     transport::StreamEnd,
 };
 use tower_push_client::{Client, ClientItem, Transport};
@@ -79,6 +79,24 @@ async fn fields_of_events_arrive() {
             &Payload::Binary(vec![0, 255].into()),
             "{transport}"
         );
+    }
+}
+
+#[tokio::test]
+async fn all_topics_of_an_event_arrive() {
+    let hub = Hub::builder().start(StartPosition::Last(1)).build();
+    hub.publish(["news", "sport", "secret"], "2:1").unwrap();
+    let source = hub.topics(["news", "sport"]).unwrap();
+    let server = TestServer::start(tower_push::service(source)).await;
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        let event = loop {
+            if let Some(event) = next_item(&mut stream).await.into_event() {
+                break event;
+            }
+        };
+        let topics: Vec<_> = event.topics().iter().map(|topic| topic.as_str()).collect();
+        assert_eq!(topics, ["news", "sport"], "{transport}");
     }
 }
 

@@ -84,7 +84,7 @@ fn trimmed_events_are_counted_while_their_ids_are_known() {
     assert_eq!(read(6), ["expired Some(1)", "8", "9"]);
     assert_eq!(read(5), ["expired Some(2)", "8", "9"]);
     assert_eq!(read(4), ["epoch None", "8", "9"]);
-    assert_eq!(relay.counts().missed_on_return, 3);
+    assert_eq!(relay.counts().missed_on_resume, 3);
     let mut expired = relay.subscribe_from(after(5));
     let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut expired) else {
         panic!("not a gap")

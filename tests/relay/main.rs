@@ -1,7 +1,7 @@
-//! The relay: ids from outside, gaps of the feed, cold resumes from an upstream, and their limits.
+//! The relay: ids from outside, gaps of the feed, upstream resumes from an upstream, and their limits.
 
-mod cold_resume;
 mod feed;
 mod model;
+mod upstream_resume;
 
 mod store;

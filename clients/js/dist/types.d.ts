@@ -29,6 +29,8 @@ export interface PushEvent<T = any> {
     id?: string | undefined;
     /** The event's topic, if the source has topics. */
     topic?: string | undefined;
+    /** All topics of the event that the connection has, with `topic` first. Absent if there is at most one. */
+    topics?: string[] | undefined;
     /** Absent: tells an event from a gap in a loop over a connection. */
     gap?: undefined;
 }

@@ -334,7 +334,7 @@ export class Connection implements PushConnection {
       this.#pass("gap", gap, { type: "gap", gap, id });
     } else if (record.data !== undefined || record.data_base64 != null) {
       const type = record.event || "message";
-      const event: PushEvent = { type, data: this.#payload(record), id, topic: record.topic };
+      const event: PushEvent = { type, data: this.#payload(record), id, topic: record.topic, topics: record.topics };
       this.#pass("event", event, event);
       if (!RESERVED.includes(type)) this.#listeners.emit(type, event);
     }

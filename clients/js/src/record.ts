@@ -8,6 +8,7 @@ export interface PushRecord {
   cursor?: string;
   event?: string;
   topic?: string;
+  topics?: string[];
   data?: unknown;
   data_base64?: string;
   gap?: Gap;

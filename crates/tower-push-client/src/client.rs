@@ -36,7 +36,7 @@ type PrepareRequest =
     Arc<dyn Fn(Request<Bytes>) -> BoxFuture<Result<Request<Bytes>, BoxError>> + Send + Sync>;
 
 impl Client {
-    /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. Its connections have `TCP_NODELAY`.
+    /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. The connections have `TCP_NODELAY`.
     ///
     /// For `https`, make a client [with a service](Self::with_service) that has TLS.
     #[cfg(feature = "hyper-client")]
@@ -154,7 +154,7 @@ impl Client {
     }
 
     /// Sets how long a response may have no byte before the client tries its next transport, because a proxy may hold the response back: 10 s
-    /// by default. The last transport, and one that has worked before, may be silent for longer.
+    /// by default. The last transport of the list, and a transport that has worked before, may be silent for longer.
     pub fn first_byte_timeout(self, timeout: Duration) -> Self {
         self.map_config(|config| config.first_byte_timeout = timeout.min(MAX_TIMEOUT))
     }

@@ -207,7 +207,7 @@ impl Error {
         self.0.kind == ErrorKind::Closed
     }
 
-    /// Whether the server answers long polls at once, although it has no events. In this case, the client polls with growing delays.
+    /// Whether the server answers long polls at once, although it has no events. The client then polls with growing delays.
     pub fn is_poll_without_events(&self) -> bool {
         self.0.kind == ErrorKind::NoEvents
     }

@@ -29,8 +29,8 @@ use crate::{
 
 /// A subscription to a feed: a stream of events, gaps and cursors, and of what happens to the connection.
 ///
-/// [`Client::subscribe`] makes this stream. The stream reconnects and resumes by itself. It ends after [`ClientItem::Finished`], or after
-/// an error that another request would not repair.
+/// [`Client::subscribe`] makes this stream. The stream reconnects and resumes by itself. The stream ends after [`ClientItem::Finished`], or
+/// after an error that another request would not repair.
 ///
 /// The stream works only while it is polled. A program that does not poll the stream for long, because it handles an event slowly, is a
 /// slow client: the server may disconnect the client, and answers to pings are late.

@@ -3,7 +3,7 @@ use std::fmt;
 /// A transport that the client asks the server for.
 ///
 /// The client reads a response by its `Content-Type`. A client that asks for one transport and gets another, as from a server that ignores
-/// `Accept`, reads the other one.
+/// `Accept`, reads the transport that it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Transport {

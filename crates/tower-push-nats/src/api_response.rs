@@ -63,13 +63,13 @@ pub(crate) fn parse_response<T: DeserializeOwned>(
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct StreamInfo {
     pub(crate) config: StreamConfig,
-    /// The time at which the stream was created, as RFC 3339 writes it. A stream that was deleted and created anew has another time.
+    /// The time at which the stream was created, as RFC 3339 writes it. A stream that was deleted and created anew has another creation time.
     pub(crate) created: String,
     pub(crate) state: StreamContents,
 }
 
 impl StreamInfo {
-    /// The fingerprint that tells the stream from another one that had or will have its name.
+    /// The fingerprint of the stream. A stream of the same name that existed earlier, or is created later, has another fingerprint.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         fingerprint_of_bytes(self.created.as_bytes())
     }
@@ -80,7 +80,7 @@ impl StreamInfo {
 pub(crate) struct StreamContents {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// The sequence number of the oldest message. In an empty stream, one more than `last_seq`, or 0.
+    /// The sequence number of the oldest message. In an empty stream, this number is one more than `last_seq`, or 0.
     pub(crate) first_seq: u64,
     /// The highest sequence number that was ever given to a message.
     pub(crate) last_seq: u64,

@@ -17,13 +17,13 @@ use crate::{
 /// Reads the messages of one consumer, in requests of a bounded size.
 ///
 /// # Invariant: no hole
-/// Each message is the one that the consumer has delivered after the message before. If a message is lost on its way, the connection breaks, or the
-/// consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
+/// The reader checks that no delivery of the consumer is missing between two messages. If a message is lost on its way, the connection breaks,
+/// or the consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
 #[derive(Debug)]
 pub(crate) struct ConsumerReader {
     api: Arc<StreamApi>,
     request_subject: String,
-    /// The beginning of the subjects for answers. Each request has a number, with which its subject for answers ends.
+    /// The prefix of the subjects for answers. A subject for answers ends with the number of its request.
     answers: String,
     request_number: u64,
     subscriber: Subscriber,
@@ -39,9 +39,9 @@ pub(crate) struct ConsumerReader {
 #[derive(Debug)]
 pub(crate) enum Delivery {
     Message(DeliveredMessage),
-    /// There is no message now.
+    /// A heartbeat: the server has no message for the consumer now.
     Heartbeat,
-    /// A request has ended. There may be more messages.
+    /// The server has ended a request for messages. There may be more messages.
     RequestEnded,
 }
 
@@ -65,7 +65,7 @@ impl ConsumerReader {
         let watch = api.connection.watch()?;
         let answers = api.connection.new_inbox();
         let subscriber = api.connection.subscribe(format!("{answers}.*")).await?;
-        let request_subject = format!("{}.{}", api.subject("CONSUMER.MSG.NEXT"), consumer.name);
+        let request_subject = format!("{}.{}", api.api_subject("CONSUMER.MSG.NEXT"), consumer.name);
         let max_message_len = api.connection.max_message_len() + MAX_SUBJECTS_LEN;
         Ok(Self {
             api,
@@ -107,14 +107,14 @@ impl ConsumerReader {
         self.request_number += 1;
         self.api
             .connection
-            .send(subject, self.current_answers(), request)
+            .send(subject, self.reply_subject(), request)
             .await?;
         self.requested = BATCH_MESSAGES;
         Ok(())
     }
 
     /// Returns the subject for answers to the current request.
-    fn current_answers(&self) -> String {
+    fn reply_subject(&self) -> String {
         format!("{}.{}", self.answers, self.request_number)
     }
 
@@ -124,7 +124,7 @@ impl ConsumerReader {
             tokio::select! {
                 biased;
                 message = self.subscriber.next() => Ok(message),
-                error = connection.broken(&mut self.watch) => Err(error),
+                error = connection.wait_until_broken(&mut self.watch) => Err(error),
             }
         };
         match timeout(HEARTBEAT_INTERVAL * 2, message).await {
@@ -138,10 +138,10 @@ impl ConsumerReader {
         match message.status.map(|status| status.as_u16()) {
             None | Some(200) => self.handle_delivery(message),
             Some(100) => self.handle_heartbeat(&message),
-            // The request has ended.
+            // The server has ended the request.
             Some(404 | 408) => Ok(self.end_request(&message)),
             Some(409) if is_end_of_request(description) => Ok(self.end_request(&message)),
-            // For example, the consumer is deleted, or the server shuts down.
+            // Any other status: for example, the consumer is deleted, or the server shuts down.
             Some(_) => Err(Error::unavailable(match description.is_empty() {
                 true => "the consumer is gone",
                 false => description,
@@ -152,7 +152,7 @@ impl ConsumerReader {
     fn handle_delivery(&mut self, message: Message) -> Result<Delivery, Error> {
         let delivered = DeliveredMessage::parse(message)?;
         if delivered.delivery != self.delivered + 1 {
-            return Err(lost_delivery());
+            return Err(lost_message_error());
         }
         self.delivered += 1;
         self.requested = self.requested.saturating_sub(1);
@@ -166,20 +166,20 @@ impl ConsumerReader {
         let last = last.and_then(|last| last.as_str().parse::<u64>().ok());
         match last.is_none_or(|last| last == self.delivered) {
             true => Ok(Delivery::Heartbeat),
-            false => Err(lost_delivery()),
+            false => Err(lost_message_error()),
         }
     }
 
-    /// Handles the end of a request. The end of a request that has delivered all of its messages comes after the next request.
+    /// Handles the end of a request. If a request has delivered all of its messages, its end arrives after the next request was sent.
     fn end_request(&mut self, message: &Message) -> Delivery {
-        if *message.subject == *self.current_answers() {
+        if *message.subject == *self.reply_subject() {
             self.requested = 0;
         }
         Delivery::RequestEnded
     }
 }
 
-fn lost_delivery() -> Error {
+fn lost_message_error() -> Error {
     Error::unavailable("a message was lost on its way")
 }
 

@@ -2,7 +2,7 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{api_response::StreamContents, stream_cursor::StreamCursor};
 
-/// Whether a stream is still the one in which a position was, with everything up to the position.
+/// The result of comparing a reader's position with a stream: whether the stream still has everything up to the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Continuity {
     /// The messages after the position are those with higher sequence numbers. Missing numbers are messages that were removed.
@@ -15,7 +15,7 @@ pub(crate) enum Continuity {
 
 /// Compares a position with the stream as it is now. `stream` is the stream's fingerprint, and `message` the fingerprint of the message that has
 /// the sequence number of the position, if there is one.
-pub(crate) fn continuity(
+pub(crate) fn check_continuity(
     position: StreamCursor,
     stream: Fingerprint,
     contents: StreamContents,
@@ -31,7 +31,7 @@ pub(crate) fn continuity(
     }
 }
 
-/// The limits of the newest messages with which a log begins.
+/// How many of the newest messages, and how many of their bytes, a log begins with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogTailLimits {
     pub(crate) max_messages: usize,
@@ -39,8 +39,9 @@ pub(crate) struct LogTailLimits {
 }
 
 impl LogTailLimits {
-    /// Returns the sequence number before the newest messages. The number of bytes is an estimate by the average of the stream.
-    pub(crate) fn start(&self, contents: StreamContents) -> u64 {
+    /// Returns the sequence number before the newest messages that fit the limits. The bytes of these messages are estimated by the average
+    /// size of the stream's messages.
+    pub(crate) fn start_sequence(&self, contents: StreamContents) -> u64 {
         let average = contents.bytes / contents.messages.max(1);
         let fitting = self.max_bytes as u64 / average.max(1);
         let messages = (self.max_messages as u64).min(fitting).max(1);
@@ -72,7 +73,7 @@ mod tests {
             stream,
             message: Some(message),
         };
-        let check = |last, found| continuity(position, stream, contents(1, last), found);
+        let check = |last, found| check_continuity(position, stream, contents(1, last), found);
         assert_eq!(check(7, Some(message)), Continuity::Intact);
         assert_eq!(check(9, Some(message)), Continuity::Intact);
         // The message was removed.
@@ -81,13 +82,13 @@ mod tests {
         assert_eq!(check(6, None), Continuity::Rewound);
         assert_eq!(check(7, Some(other_message)), Continuity::Rewound);
         assert_eq!(check(9, Some(other_message)), Continuity::Rewound);
-        let replaced = continuity(position, other, contents(1, 9), Some(message));
+        let replaced = check_continuity(position, other, contents(1, 9), Some(message));
         assert_eq!(replaced, Continuity::Replaced);
         let without_message = StreamCursor {
             message: None,
             ..position
         };
-        let found = continuity(without_message, stream, contents(1, 7), Some(message));
+        let found = check_continuity(without_message, stream, contents(1, 7), Some(message));
         assert_eq!(found, Continuity::Intact);
     }
 
@@ -98,7 +99,7 @@ mod tests {
                 max_messages,
                 max_bytes,
             };
-            limits.start(contents)
+            limits.start_sequence(contents)
         };
         let bytes = 1 << 20;
         assert_eq!(start(10, bytes, contents(0, 0)), 0);

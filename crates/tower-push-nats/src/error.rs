@@ -110,8 +110,8 @@ impl Error {
         }
     }
 
-    /// Returns whether the server cannot be reached, does not answer in time, is starting, or has no leader for the stream. The same call
-    /// can succeed later.
+    /// Returns whether the server cannot be reached, does not answer in time, is starting, or has no leader for the stream. A later call can
+    /// succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
     }
@@ -134,8 +134,8 @@ impl Error {
         self.kind == ErrorKind::NotFound
     }
 
-    /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, or is not retained by limits. Also
-    /// whether a subject is part of another stream.
+    /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, is not retained by limits, or another
+    /// stream has one of its subjects.
     pub fn is_wrong_stream(&self) -> bool {
         self.kind == ErrorKind::WrongStream
     }

@@ -19,7 +19,7 @@ use crate::{
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_connection::StreamConnection,
-    stream_reader::{StreamReader, log_start},
+    stream_reader::{StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
 
@@ -96,7 +96,8 @@ impl JetStreamBuilder {
     /// Sets the subject of events without a topic. The subject of an event with a topic is this prefix, a dot, and the topic: an event of the
     /// topic `orders.42` has the subject `events.orders.42` if the prefix is `events`. The default is the name of the stream.
     ///
-    /// With an empty prefix, the topic is the subject. So a stream with any subjects can be read, and only events with a topic can be published.
+    /// With an empty prefix, the topic is the subject. So with an empty prefix, a stream with any subjects can be read, and only events with a
+    /// topic can be published.
     ///
     /// A topic is any text. In the subject, characters that have a meaning there, white space, and characters outside of ASCII are written as `%`
     /// and two hexadecimal digits.
@@ -137,7 +138,7 @@ impl JetStreamBuilder {
     ///
     /// The stream has the subjects of the [prefix](Self::subject_prefix) and allows direct reads. [`max_len`](Self::max_len),
     /// [`max_age`](Self::max_age), [`replicas`](Self::replicas), [`in_memory`](Self::in_memory) and
-    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. They do not change a stream that exists.
+    /// [`idempotency_lifetime`](Self::idempotency_lifetime) are its other settings. These settings do not change a stream that exists.
     pub fn create_stream(mut self, is_created: bool) -> Self {
         self.new_stream.is_created = is_created;
         self
@@ -244,13 +245,14 @@ impl JetStreamBuilder {
     ) -> Result<(T, StreamConnection), Error> {
         let ends_at = Instant::now() + self.connect_wait;
         let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
-        let position = retry_until(ends_at, || log_start(&api, &info, self.log_limits)).await?;
+        let position =
+            retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
         let upstream = JetStreamUpstream::new(api.clone());
         let (sink, log) = make_log(position.to_event_id(), upstream);
         let metrics = Arc::new(ReaderMetrics::new());
         let limits = self.log_limits;
         let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
-        let consumer = reader.fill_until(ends_at).await?;
+        let consumer = reader.fill_log_until(ends_at).await?;
         let task = tokio::spawn(reader.run(consumer));
         let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
         Ok((log, StreamConnection::new(publisher, api, metrics, task)))

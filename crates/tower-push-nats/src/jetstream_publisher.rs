@@ -18,8 +18,9 @@ use crate::{
 
 /// Adds events to a stream. Clones share a connection.
 ///
-/// A publication is one message, which the server acknowledges when the stream has it. With several replicas, most of them have it then. Servers
-/// write to their disks later: a crash can lose an event that was published, and clients that have seen this event get a gap.
+/// A publication is one message, which the server acknowledges when the stream has it. If the stream has several replicas, most replicas have
+/// the event when the server acknowledges it. Servers write to their disks later: a crash can lose an event that was published, and clients
+/// that have seen this event get a gap.
 #[derive(Clone, Debug)]
 pub struct JetStreamPublisher {
     api: Arc<StreamApi>,
@@ -33,8 +34,7 @@ pub struct JetStreamPublisher {
 pub struct Publication {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
-    /// Whether an event had been published with the same key before. In this case, `id` is the id of that event, and nothing was published
-    /// now.
+    /// Whether an event had been published with the same key before. If so, `id` is the id of that event, and nothing was published now.
     pub is_duplicate: bool,
 }
 
@@ -69,8 +69,8 @@ impl JetStreamPublisher {
 
     /// Publishes an event, unless an event was published with the same idempotency key before, by any process.
     ///
-    /// The key is the message's id (`Nats-Msg-Id`), which the server remembers for the stream's duplicate window. This is the time of
-    /// [`idempotency_lifetime`](crate::JetStreamBuilder::idempotency_lifetime) if this crate has created the stream. So the publication
+    /// The key is the message's id (`Nats-Msg-Id`), which the server remembers for the stream's duplicate window. The duplicate window is the
+    /// time of [`idempotency_lifetime`](crate::JetStreamBuilder::idempotency_lifetime) if this crate has created the stream. So the publication
     /// is tried again even if the server may have got the event.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl JetStreamPublisher {
         let mut headers = headers_of_event(event);
         let fingerprint = match idempotency_key {
             Some(key) => {
-                let key = key_on_one_line(key);
+                let key = key_as_header_value(key);
                 headers.insert(MESSAGE_ID, key.as_str());
                 fingerprint_of_message_id(&key)
             }
@@ -136,7 +136,7 @@ impl JetStreamPublisher {
         let read_before = self.metrics.sequence.load(Ordering::Relaxed);
         let ack = self.api.publish(subject, headers, payload).await?;
         if ack.seq <= read_before && !ack.duplicate {
-            // The reader has read this number before, so the stream was created anew.
+            // The reader has read a message with this sequence number before, so the stream was created anew.
             let _ = self.api.info().await;
         }
         let cursor = StreamCursor {
@@ -152,7 +152,7 @@ impl JetStreamPublisher {
 }
 
 /// Returns an idempotency key as the value of a header, which is not empty, and has no line breaks and no white space at its ends.
-fn key_on_one_line(key: &str) -> String {
+fn key_as_header_value(key: &str) -> String {
     if key.is_empty() {
         return "%".to_owned();
     }
@@ -173,9 +173,9 @@ mod tests {
 
     #[test]
     fn keys_stay_different() {
-        assert_eq!(key_on_one_line("order/7"), "order/7");
-        assert_eq!(key_on_one_line(" a\r\né"), "%20.a%D.%A.%E9.");
-        assert_eq!(key_on_one_line(""), "%");
-        assert_ne!(key_on_one_line("%20."), key_on_one_line(" "));
+        assert_eq!(key_as_header_value("order/7"), "order/7");
+        assert_eq!(key_as_header_value(" a\r\né"), "%20.a%D.%A.%E9.");
+        assert_eq!(key_as_header_value(""), "%");
+        assert_ne!(key_as_header_value("%20."), key_as_header_value(" "));
     }
 }

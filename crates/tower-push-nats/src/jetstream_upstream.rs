@@ -49,7 +49,7 @@ impl JetStreamUpstream {
             .last()
             .is_some_and(|message| message.sequence > cursor.sequence);
         if !has_later && last > cursor.sequence {
-            messages.extend(self.api.message_from(cursor.sequence + 1).await?);
+            messages.extend(self.api.first_message_from(cursor.sequence + 1).await?);
         }
         Ok(())
     }
@@ -65,7 +65,8 @@ impl Upstream for JetStreamUpstream {
             .api
             .read_direct(from, max_messages, request.max_bytes());
         let messages = messages.await;
-        // The description is read last: if the stream is still the cursor's, it was so before.
+        // The description of the stream is read after the messages: if it says that the stream is the cursor's, the messages are of that
+        // stream, too.
         let info = match self.api.info().await {
             Err(error) if error.is_not_found() => return Err(lost()),
             info => info?,
@@ -91,7 +92,8 @@ impl Upstream for JetStreamUpstream {
 }
 
 /// Returns the page after a cursor, from messages of the cursor's stream that begin at the cursor's sequence number. `last_sequence` is the
-/// highest sequence number of the stream. If it is higher than the cursor's and there are no messages after the cursor, these were removed.
+/// highest sequence number of the stream. If this number is higher than the cursor's and there are no messages after the cursor, the messages
+/// after the cursor were removed.
 fn page_after(
     cursor: StreamCursor,
     messages: &[StreamMessage],
@@ -119,14 +121,14 @@ fn page_after(
         Some(_) => Gap::new(GapReason::Expired),
         None => Gap::new(GapReason::Expired).missed(missed),
     };
-    let later = first_of_page(later, request);
+    let later = messages_of_page(later, request);
     let [first, ..] = later else {
         if last_sequence > cursor.sequence {
             let gap = gap(last_sequence - cursor.sequence);
             let end = without_message(last_sequence);
             return Ok(Page::new(Vec::new()).after_gap(gap.resumed(end)));
         }
-        // A process that has started since the message was removed knows the end of the stream by the id without a fingerprint.
+        // The id without a fingerprint stands for the end of the stream in a process that has started after the message was removed.
         let end = match own {
             Some(own) => own.cursor(cursor.stream).to_event_id(),
             None => without_message(cursor.sequence),
@@ -147,7 +149,10 @@ fn page_after(
 
 /// Returns the messages of a page. The first message is in the page, however large it is. The page ends before removed messages, so that the gap
 /// for these is at the beginning of the next page.
-fn first_of_page<'a>(messages: &'a [StreamMessage], request: &PageRequest) -> &'a [StreamMessage] {
+fn messages_of_page<'a>(
+    messages: &'a [StreamMessage],
+    request: &PageRequest,
+) -> &'a [StreamMessage] {
     let mut bytes = 0;
     let mut next_sequence = messages.first().map(|message| message.sequence);
     let fitting = messages

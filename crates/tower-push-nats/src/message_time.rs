@@ -27,7 +27,7 @@ fn parse_numbers(text: &str, separator: char) -> Option<[i64; 3]> {
 fn days_since_1970(year: i64, month: i64, day: i64) -> Option<i64> {
     const DAYS_BEFORE_MONTH: [i64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let before_month = DAYS_BEFORE_MONTH.get(usize::try_from(month - 1).ok()?)?;
-    // The leap days up to the end of the month before.
+    // `leap_days` counts the leap days up to the end of the month before.
     let leap_year = if month > 2 { year } else { year - 1 };
     let leap_days = |year: i64| year / 4 - year / 100 + year / 400;
     let leap_days = leap_days(leap_year) - leap_days(1969);

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{error::Error, nats_servers::NatsServers};
 
-/// The connection of this process to the servers. The client reconnects by itself.
+/// The connection of this process to the servers. The NATS client inside reconnects by itself.
 #[derive(Debug)]
 pub(crate) struct NatsConnection {
     client: Client,
@@ -78,14 +78,15 @@ impl NatsConnection {
     /// Returns a watch of the connection as it is now.
     ///
     /// # Errors
-    /// [`Error::is_unavailable`] if there is no connection now. The client would keep what is sent until it has one.
+    /// [`Error::is_unavailable`] if there is no connection now. The NATS client would keep a message that is sent now until it is connected
+    /// again.
     pub(crate) fn watch(&self) -> Result<ConnectionWatch, Error> {
         // The receiver is created first, so that it notices a change after the check.
         let changes = self.events.changes.subscribe();
         match self.client.connection_state() {
             State::Connected => Ok(ConnectionWatch {
                 changes,
-                connects: self.connects(),
+                connects: self.connect_count(),
             }),
             State::Pending | State::Disconnected => {
                 Err(Error::unavailable("there is no connection"))
@@ -94,30 +95,34 @@ impl NatsConnection {
     }
 
     /// Waits until the connection of a watch is broken.
-    pub(crate) async fn broken(&self, watch: &mut ConnectionWatch) -> Error {
-        self.interruption(watch, None).await
+    pub(crate) async fn wait_until_broken(&self, watch: &mut ConnectionWatch) -> Error {
+        self.wait_for_interruption(watch, None).await
     }
 
     /// Waits until the connection is broken, or the server refuses the subject of a request, or a subscription.
-    async fn interruption(&self, watch: &mut ConnectionWatch, subject: Option<&str>) -> Error {
+    async fn wait_for_interruption(
+        &self,
+        watch: &mut ConnectionWatch,
+        subject: Option<&str>,
+    ) -> Error {
         loop {
-            // The events hold the sender, so that this never fails.
+            // `self.events` holds the sender, so waiting for a change never fails.
             if watch.changes.changed().await.is_err() {
                 return Error::disconnected();
             }
             let is_connected = self.client.connection_state() == State::Connected;
-            if !is_connected || self.connects() != watch.connects {
+            if !is_connected || self.connect_count() != watch.connects {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
-                && let Some(refusal) = self.events.refusal_of(subject)
+                && let Some(refusal) = self.events.take_refusal_of(subject)
             {
                 return Error::unauthorized(&refusal);
             }
         }
     }
 
-    fn connects(&self) -> u64 {
+    fn connect_count(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
@@ -136,7 +141,7 @@ impl NatsConnection {
         let answer = async {
             tokio::select! {
                 answer = self.client.send_request(subject.clone(), request) => Ok(answer?),
-                error = self.interruption(&mut watch, Some(&subject)) => Err(error),
+                error = self.wait_for_interruption(&mut watch, Some(&subject)) => Err(error),
             }
         };
         match timeout(self.timeout, answer).await {
@@ -166,14 +171,14 @@ impl NatsConnection {
         Ok(subscribed.map_err(|_| Error::timeout())??)
     }
 
-    /// Sends a message whose answers go to the subject `answers`.
+    /// Sends a message whose answers go to the subject `reply_to`.
     pub(crate) async fn send(
         &self,
         subject: String,
-        answers: String,
+        reply_to: String,
         payload: Bytes,
     ) -> Result<(), Error> {
-        let send = self.client.publish_with_reply(subject, answers, payload);
+        let send = self.client.publish_with_reply(subject, reply_to, payload);
         Ok(timeout(self.timeout, send)
             .await
             .map_err(|_| Error::timeout())??)
@@ -181,10 +186,10 @@ impl NatsConnection {
 
     /// Reconnects, to another server or to the same one, after the server has not answered in time. Returns the error for this.
     ///
-    /// A request during an attempt to connect would break the connection that comes out of this attempt, so there is none.
+    /// During an attempt to connect, this method does not ask for another attempt: it would break the connection that the attempt makes.
     pub(crate) async fn leave_silent_server(&self) -> Error {
         if self.client.connection_state() == State::Connected {
-            // The client's queue can be full.
+            // The queue of the NATS client can be full.
             let _ = timeout(self.timeout, self.client.force_reconnect()).await;
         }
         Error::timeout()
@@ -195,7 +200,7 @@ impl NatsConnection {
         let mut changes = self.events.changes.subscribe();
         let connected = async {
             while self.client.connection_state() != State::Connected {
-                // The client sends the event after it has set the state.
+                // The NATS client sends the connection event only after it has set its state.
                 if changes.changed().await.is_err() {
                     return;
                 }
@@ -219,8 +224,8 @@ impl ConnectionEvents {
         self.changes.send_replace(());
     }
 
-    /// Returns the server's refusal if it concerns this subject, or a subscription for answers.
-    fn refusal_of(&self, subject: &str) -> Option<String> {
+    /// Returns the server's newest refusal, if this refusal concerns `subject` or a subscription for answers.
+    fn take_refusal_of(&self, subject: &str) -> Option<String> {
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         let is_subject = |text: &mut String| {
             text.contains(&format!("\"{subject}\"")) || text.contains("Subscription to")

@@ -30,7 +30,7 @@ pub struct NatsServers {
     options: ConnectOptions,
 }
 
-/// The time after which the client asks a silent server whether it is there.
+/// The time after which the NATS client pings a silent server.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 impl NatsServers {

@@ -64,7 +64,7 @@ impl StreamApi {
     }
 
     /// Returns the subject of a request that concerns the stream.
-    pub(crate) fn subject(&self, request: &str) -> String {
+    pub(crate) fn api_subject(&self, request: &str) -> String {
         format!("{}.{request}.{}", self.api_prefix, self.name)
     }
 
@@ -89,8 +89,8 @@ impl StreamApi {
 
     /// Describes the stream.
     pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
-        let info = self.call(self.subject("STREAM.INFO"), Vec::new());
-        self.remember(info.await??)
+        let info = self.call(self.api_subject("STREAM.INFO"), Vec::new());
+        self.store_fingerprint(info.await??)
     }
 
     /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
@@ -111,15 +111,15 @@ impl StreamApi {
             return self.info().await;
         };
         let config = serde_json::to_vec(&json!(config)).unwrap_or_default();
-        let created = self.call(self.subject("STREAM.CREATE"), config).await?;
+        let created = self.call(self.api_subject("STREAM.CREATE"), config).await?;
         match created {
             // Another process has created the stream.
             Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
-            created => self.remember(created?),
+            created => self.store_fingerprint(created?),
         }
     }
 
-    fn remember(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
+    fn store_fingerprint(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
         let mut fingerprint = self
             .fingerprint
             .lock()
@@ -152,7 +152,10 @@ impl StreamApi {
     }
 
     /// Reads the first message with at least this sequence number from the stream's leader.
-    pub(crate) async fn message_from(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
+    pub(crate) async fn first_message_from(
+        &self,
+        sequence: u64,
+    ) -> Result<Option<StreamMessage>, Error> {
         self.read_from_leader(json!({ "seq": sequence, "next_by_subj": ">" }))
             .await
     }
@@ -161,7 +164,7 @@ impl StreamApi {
         &self,
         request: serde_json::Value,
     ) -> Result<Option<StreamMessage>, Error> {
-        let subject = self.subject("STREAM.MSG.GET");
+        let subject = self.api_subject("STREAM.MSG.GET");
         let response = self.call::<MessageResponse>(subject, request.to_string().into());
         match response.await? {
             Ok(response) => StreamMessage::from_stored(&response.message).map(Some),
@@ -170,7 +173,8 @@ impl StreamApi {
         }
     }
 
-    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. This server can lag.
+    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. The server that answers can lag behind
+    /// the leader.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
@@ -180,14 +184,14 @@ impl StreamApi {
         let request = json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
         let mut watch = self.connection.watch()?;
         let read = async {
-            let subject = self.subject("DIRECT.GET");
+            let subject = self.api_subject("DIRECT.GET");
             let request = request.to_string().into();
             let mut answers = self.connection.request_many(subject, request).await?;
             let mut messages = Vec::new();
             while let Some(answer) = answers.next().await {
                 match answer.status.map(|status| status.as_u16()) {
                     None | Some(200) => messages.push(StreamMessage::from_direct_read(&answer)?),
-                    // The end of the batch, or there are no messages.
+                    // This status ends the batch, or says that there are no messages.
                     Some(204 | 404) => return Ok(messages),
                     Some(503) => return Err(Error::unavailable("no server has the stream")),
                     Some(_) => {
@@ -201,7 +205,7 @@ impl StreamApi {
         let read = async {
             tokio::select! {
                 messages = read => messages,
-                error = self.connection.broken(&mut watch) => Err(error),
+                error = self.connection.wait_until_broken(&mut watch) => Err(error),
             }
         };
         match timeout(self.connection.timeout(), read).await {
@@ -210,7 +214,7 @@ impl StreamApi {
         }
     }
 
-    /// Creates a consumer that begins at the sequence number `from`. The server keeps it in memory, and expects no acknowledgements.
+    /// Creates a consumer that begins at the sequence number `from`. The server keeps the consumer in memory, and expects no acknowledgements.
     pub(crate) async fn create_consumer(&self, from: u64) -> Result<ConsumerInfo, Error> {
         let name = format!("tower-push-{:016x}", random::bits());
         let request = json!({
@@ -227,7 +231,7 @@ impl StreamApi {
                 "num_replicas": 1,
             },
         });
-        let subject = format!("{}.{name}", self.subject("CONSUMER.CREATE"));
+        let subject = format!("{}.{name}", self.api_subject("CONSUMER.CREATE"));
         Ok(self.call(subject, request.to_string().into()).await??)
     }
 

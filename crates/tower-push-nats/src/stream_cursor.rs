@@ -1,7 +1,7 @@
 use tower_push::EventId;
 use tower_push_proto::fingerprint::Fingerprint;
 
-/// The meaning of an event id of this crate.
+/// A cursor of this crate in parsed form: the parts of an event id.
 ///
 /// | text | meaning |
 /// |---|---|
@@ -41,7 +41,7 @@ impl StreamCursor {
         EventId::new(text).unwrap_or_else(|_| self.sequence.into())
     }
 
-    /// Returns whether the cursor's message is `fingerprint`'s. A cursor without a message agrees with any.
+    /// Returns whether the cursor's message has this fingerprint. A cursor without a message agrees with any fingerprint.
     pub(crate) fn agrees_with(&self, fingerprint: Fingerprint) -> bool {
         self.message.is_none_or(|message| message == fingerprint)
     }

@@ -83,13 +83,18 @@ impl StreamMessage {
 
     /// Reads a message as a direct read returns it.
     pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
-        let headers = message.headers.as_ref().ok_or_else(incomplete)?;
-        let header = |name: &str| last_value(headers, name);
+        let headers = message
+            .headers
+            .as_ref()
+            .ok_or_else(incomplete_message_error)?;
+        let header = |name: &str| last_header_value(headers, name);
         let number = |text: &str| text.parse().ok();
-        let sequence = header(SEQUENCE).and_then(number).ok_or_else(incomplete)?;
+        let sequence = header(SEQUENCE)
+            .and_then(number)
+            .ok_or_else(incomplete_message_error)?;
         let time = header(TIME).and_then(parse_utc_nanoseconds);
-        let time = time.ok_or_else(incomplete)?;
-        let subject = header(SUBJECT).ok_or_else(incomplete)?;
+        let time = time.ok_or_else(incomplete_message_error)?;
+        let subject = header(SUBJECT).ok_or_else(incomplete_message_error)?;
         let payload = message.payload.clone();
         Ok(Self::new(sequence, time, subject, header, payload))
     }
@@ -103,7 +108,7 @@ impl StreamMessage {
             let found = lines.find(|(found, _)| found.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.trim())
         };
-        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete)?;
+        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete_message_error)?;
         let payload = message.payload()?.into();
         Ok(Self::new(
             message.seq,
@@ -151,11 +156,11 @@ impl StreamMessage {
 }
 
 impl DeliveredMessage {
-    /// Reads a message of a consumer. Its subject for acknowledgements says which message of the stream it is.
+    /// Reads a message of a consumer. The message's subject for acknowledgements says which message of the stream it is.
     pub(crate) fn parse(message: Message) -> Result<Self, Error> {
         let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
-        let delivery = delivery.ok_or_else(incomplete)?;
-        let header = |name: &str| last_value(message.headers.as_ref()?, name);
+        let delivery = delivery.ok_or_else(incomplete_message_error)?;
+        let header = |name: &str| last_header_value(message.headers.as_ref()?, name);
         Ok(Self {
             message: StreamMessage::new(
                 delivery.sequence,
@@ -170,7 +175,7 @@ impl DeliveredMessage {
     }
 }
 
-fn incomplete() -> Error {
+fn incomplete_message_error() -> Error {
     Error::unsupported("a message without its sequence number")
 }
 
@@ -180,7 +185,7 @@ pub(crate) fn fingerprint_of_message_id(message_id: &str) -> Fingerprint {
 }
 
 /// Returns the last value of a header. The server appends its own headers.
-fn last_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn last_header_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get_last(name).map(|value| value.as_str())
 }
 

@@ -11,7 +11,7 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 use crate::{
     api_response::StreamInfo,
     consumer_reader::{ConsumerReader, Delivery},
-    continuity::{Continuity, LogTailLimits, continuity},
+    continuity::{Continuity, LogTailLimits, check_continuity},
     error::Error,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
@@ -30,8 +30,8 @@ pub(crate) struct StreamReader<S> {
     sink: S,
     /// The last message that was read, or the sequence number before the first one.
     position: StreamCursor,
-    /// The sequence numbers and fingerprints of the messages that were read last. From them, the reader finds the position at which to continue
-    /// after a server has lost the newest messages.
+    /// The sequence numbers and fingerprints of the messages that were read last. With these numbers, the reader finds the position at which to
+    /// continue after a server has lost the newest messages.
     recent: VecDeque<(u64, Fingerprint)>,
     limits: LogTailLimits,
     metrics: Arc<ReaderMetrics>,
@@ -41,7 +41,8 @@ pub(crate) struct StreamReader<S> {
 /// The interval of comparisons of the position with the stream.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The time after which a loss of messages is checked again. A new leader of a stream may not have applied all messages yet.
+/// The time after which a loss of messages is checked again. The reader checks again because a new leader of a stream may not have applied all
+/// messages yet.
 const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
 /// The number of messages in `recent`.
@@ -71,9 +72,12 @@ impl<S: EventSink> StreamReader<S> {
 
     /// Pushes the messages that the stream has now. While the server is not available, tries again until `ends_at`. Returns the consumer with
     /// which the reader goes on.
-    pub(crate) async fn fill_until(&mut self, ends_at: Instant) -> Result<ConsumerReader, Error> {
+    pub(crate) async fn fill_log_until(
+        &mut self,
+        ends_at: Instant,
+    ) -> Result<ConsumerReader, Error> {
         loop {
-            match self.fill().await {
+            match self.fill_log().await {
                 Err(error) if error.is_unavailable() && Instant::now() < ends_at => {
                     sleep(self.backoff.next_delay()).await;
                 }
@@ -82,7 +86,7 @@ impl<S: EventSink> StreamReader<S> {
         }
     }
 
-    async fn fill(&mut self) -> Result<ConsumerReader, Error> {
+    async fn fill_log(&mut self) -> Result<ConsumerReader, Error> {
         let (mut consumer, mut pending) = self.open_consumer().await?;
         while pending > 0 {
             match consumer.next().await? {
@@ -91,7 +95,7 @@ impl<S: EventSink> StreamReader<S> {
                     self.push(&delivered.message);
                 }
                 Delivery::RequestEnded => {}
-                // The messages were removed meanwhile.
+                // The pending messages were removed from the stream meanwhile.
                 Delivery::Heartbeat => break,
             }
         }
@@ -138,7 +142,7 @@ impl<S: EventSink> StreamReader<S> {
     /// Checks that the stream is still that of the position.
     async fn check_stream(&mut self) -> Result<(), Error> {
         let info = self.api.info().await?;
-        match continuity(self.position, info.fingerprint(), info.state, None) {
+        match check_continuity(self.position, info.fingerprint(), info.state, None) {
             Continuity::Intact => Ok(()),
             Continuity::Rewound | Continuity::Replaced => {
                 Err(Error::unavailable("the stream was replaced"))
@@ -146,44 +150,44 @@ impl<S: EventSink> StreamReader<S> {
         }
     }
 
-    /// Creates a consumer of the messages after the position. Before this, announces a gap if the stream is not that of the position. Returns
-    /// also the number of messages that the consumer will deliver at once.
+    /// Announces a gap if the stream is not that of the position, and then creates a consumer of the messages after the position. Returns also
+    /// the number of messages that the consumer will deliver at once.
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
-        match self.compare(&info).await? {
+        match self.compare_with_stream(&info).await? {
             Continuity::Intact => {}
             Continuity::Rewound => {
                 sleep(LOSS_CONFIRMATION_TIME).await;
                 let info = self.api.info_or_create().await?;
-                if self.compare(&info).await? == Continuity::Rewound {
+                if self.compare_with_stream(&info).await? == Continuity::Rewound {
                     self.resume_after_loss(&info).await?;
                 }
             }
             Continuity::Replaced => {
                 self.recent.clear();
-                let start = log_start(&self.api, &info, self.limits).await?;
-                self.restart_at(start);
+                let start = log_start_cursor(&self.api, &info, self.limits).await?;
+                self.restart_with_gap(start);
             }
         }
-        // The server would accept a number beyond the end of the stream, and skip the messages before it.
+        // `position` is not beyond the end of the stream: the server would accept such a sequence number, and skip the messages before it.
         let consumer = self.api.create_consumer(self.position.sequence + 1).await?;
         let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
         let info = self.api.info().await?;
-        match self.compare(&info).await? {
+        match self.compare_with_stream(&info).await? {
             Continuity::Intact => Ok((reader, consumer.num_pending)),
-            // The next attempt announces the gap.
+            // The reader tries again after this error, and then announces the gap.
             _ => Err(Error::unavailable("the stream was replaced")),
         }
     }
 
-    async fn compare(&mut self, info: &StreamInfo) -> Result<Continuity, Error> {
+    async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<Continuity, Error> {
         let message = match self.position.sequence {
             0 => None,
             sequence => self.api.message_at(sequence).await?,
         };
         let message = message.map(|message| message.fingerprint);
         let stream = info.fingerprint();
-        Ok(continuity(self.position, stream, info.state, message))
+        Ok(check_continuity(self.position, stream, info.state, message))
     }
 
     /// Announces a gap, and continues after the newest message that the reader has read and that the stream still has.
@@ -211,30 +215,30 @@ impl<S: EventSink> StreamReader<S> {
                 message: Some(*fingerprint),
             },
             None => {
-                let start = log_start(&self.api, info, self.limits).await?;
-                // Clients have got the messages before the recent ones.
+                let start = log_start_cursor(&self.api, info, self.limits).await?;
+                // Even the oldest recent message is lost. Clients have got the messages before it.
                 let first_new = oldest.map_or(0, |oldest| oldest.saturating_sub(1));
                 match first_new.min(info.state.last_seq) {
                     sequence if sequence > start.sequence => {
-                        start_at(&self.api, sequence, info.fingerprint()).await?
+                        cursor_at_sequence(&self.api, sequence, info.fingerprint()).await?
                     }
                     _ => start,
                 }
             }
         };
-        self.restart_at(start);
+        self.restart_with_gap(start);
         Ok(())
     }
 
     /// Announces that the stream is not the one that was read, and continues at `start`.
-    fn restart_at(&mut self, start: StreamCursor) {
+    fn restart_with_gap(&mut self, start: StreamCursor) {
         self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
         let gap = Gap::new(GapReason::Epoch).resumed(start.to_event_id());
         self.sink.gap(&gap);
         self.set_position(start);
     }
 
-    /// Pushes a message. Before this, announces a gap if the messages before it were removed.
+    /// Announces a gap if the messages before `message` were removed, and pushes `message`.
     fn push(&mut self, message: &StreamMessage) {
         let stream = self.position.stream;
         let missed = message.sequence.saturating_sub(self.position.sequence + 1);
@@ -266,16 +270,16 @@ impl<S: EventSink> StreamReader<S> {
 }
 
 /// Returns the position before the newest messages, with which a log begins.
-pub(crate) async fn log_start(
+pub(crate) async fn log_start_cursor(
     api: &StreamApi,
     info: &StreamInfo,
     limits: LogTailLimits,
 ) -> Result<StreamCursor, Error> {
-    start_at(api, limits.start(info.state), info.fingerprint()).await
+    cursor_at_sequence(api, limits.start_sequence(info.state), info.fingerprint()).await
 }
 
 /// Returns the position after a sequence number.
-async fn start_at(
+async fn cursor_at_sequence(
     api: &StreamApi,
     sequence: u64,
     stream: Fingerprint,

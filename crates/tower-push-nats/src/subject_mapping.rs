@@ -82,7 +82,7 @@ impl SubjectMapping {
             (true, _) => subject,
             (false, []) => return None,
             (false, [b'.', ..]) => &rest[1..],
-            // Another subject that begins with the same letters.
+            // The subject only begins with the same letters as the prefix.
             (false, _) => subject,
         };
         Topic::new(decode_percent(encoded)?).ok()

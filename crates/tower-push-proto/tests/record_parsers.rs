@@ -31,7 +31,7 @@ enum ReadRecord {
     Event {
         id: Option<String>,
         cursor: Option<String>,
-        topic: Option<String>,
+        topics: Vec<String>,
         event_type: Option<String>,
         payload: Payload,
     },
@@ -44,7 +44,7 @@ fn record_of_event(event: &Event, cursor: Option<&EventId>) -> ReadRecord {
     ReadRecord::Event {
         id: event.id().map(ToString::to_string),
         cursor: cursor.map(ToString::to_string),
-        topic: event.topic().map(ToString::to_string),
+        topics: event.topics().iter().map(ToString::to_string).collect(),
         event_type: event.event_type().map(ToString::to_string),
         payload: event.payload().clone(),
     }
@@ -92,14 +92,14 @@ fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
             ReadRecord::Event {
                 id,
                 cursor,
-                topic,
+                topics,
                 event_type,
                 payload,
             } => {
                 records.push(ReadRecord::Event {
                     id: cursor.or(id).or(held_cursor.take()),
                     cursor: None,
-                    topic,
+                    topics,
                     event_type,
                     payload: Payload::Binary(Bytes::copy_from_slice(payload.as_bytes())),
                 });
@@ -201,16 +201,14 @@ fn event() -> impl Strategy<Value = Event> {
     (
         payload(),
         option::of(id()),
-        option::of(line()),
+        vec(line().prop_map(|topic| Topic::new(topic).unwrap()), 0..4),
         option::of(line()),
     )
-        .prop_map(|(mut event, id, topic, event_type)| {
+        .prop_map(|(mut event, id, topics, event_type)| {
             if let Some(id) = id {
                 event = event.with_id(id).unwrap();
             }
-            if let Some(topic) = topic {
-                event = event.with_topic(topic).unwrap();
-            }
+            event = event.with_topics(topics);
             if let Some(event_type) = event_type {
                 event = event.with_type(event_type).unwrap();
             }
@@ -729,6 +727,8 @@ fn record_with_invalid_member_is_an_error() {
     assert!(error(r#"{"id":"a b"}"#).is_invalid_id());
     assert!(error(r#"{"cursor":"a b","data":1}"#).is_invalid_id());
     assert!(error(r#"{"topic":"","data":1}"#).is_invalid_topic());
+    assert!(error(r#"{"topic":"a","topics":["a",""],"data":1}"#).is_invalid_topic());
+    assert!(error(r#"{"topics":["a",1],"data":1}"#).is_json());
     assert!(error(r#"{"event":" ","data":1}"#).is_invalid_type());
     assert!(error(r#"{"data_base64":"*"}"#).is_malformed());
     for ignored in [

@@ -120,7 +120,8 @@ fn standard_is_followed() {
 
 #[test]
 fn events_have_their_own_id_and_topic() -> Result<(), Error> {
-    let mut input = Bytes::from("topic: a\nid: 1\ndata: x\n\ndata: y\n\nid:\ndata: z\n\n");
+    let mut input =
+        Bytes::from("topic: a\ntopics: a\tb\nid: 1\ndata: x\n\ndata: y\n\nid:\ndata: z\n\n");
     let mut parser = SseParser::new();
     let mut next = || parser.next_event(&mut input).map(Option::unwrap);
     let event = next()?;
@@ -129,7 +130,7 @@ fn events_have_their_own_id_and_topic() -> Result<(), Error> {
         (Some("1"), Some("a"))
     );
     let event = next()?;
-    assert_eq!((event.id, event.topic), (None, None));
+    assert_eq!((event.id, event.topic, event.topics), (None, None, None));
     let event = next()?;
     assert_eq!(event.id.as_deref(), Some(""));
     Ok(())
@@ -212,8 +213,8 @@ fn events_are_bounded() {
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let word = proptest::sample::select(
         &[
-            "data", "event", "id", "retry", "topic", ":", ": ", " ", "\n", "\r", "\r\n", "\n\n",
-            "\u{feff}", "7", "x", "é", "\0",
+            "data", "event", "id", "retry", "topic", "topics", ":", ": ", " ", "\n", "\r", "\r\n",
+            "\n\n", "\u{feff}", "7", "x", "é", "\0",
         ][..],
     );
     let bytes = prop_oneof![

@@ -1,4 +1,4 @@
-//! Tests where each format writes the topic of an event, and a cursor that differs from the event's id. The bytes of an event without them
+//! Tests where each format writes the topics of an event, and a cursor that differs from the event's id. The bytes of an event without them
 //! do not change.
 
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tower_push_proto::{
     Encoder, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, Topic,
     format::{Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw},
-    sse::{SseConfig, SseEncoder},
+    sse::{SseConfig, SseEncoder, TopicForm},
 };
 
 fn event() -> Event {
@@ -16,6 +16,11 @@ fn event() -> Event {
 
 fn with_topic() -> Event {
     event().with_topic("chat/\"1\"").unwrap()
+}
+
+fn with_topics() -> Event {
+    let topics = ["a \"1\"", "é,b", "c"].map(|name| Topic::new(name).unwrap());
+    event().with_topics(topics)
 }
 
 fn with_cursor(event: Event) -> Item {
@@ -154,10 +159,10 @@ fn websocket_messages_have_members_or_lines() {
         DecoderConfig, DecoderEvent, FrameDecoder, FrameEncoder, Message, MessageFormat, Role,
     };
 
-    let messages = |format| -> Vec<String> {
+    let messages = |format, items: &[Item]| -> Vec<String> {
         let (mut encoder, mut out) = (FrameEncoder::new(format), FrameBuffer::default());
-        for item in items() {
-            item.write_to(&mut encoder, &mut out).unwrap();
+        for item in items {
+            item.clone().write_to(&mut encoder, &mut out).unwrap();
         }
         let mut decoder = FrameDecoder::new(DecoderConfig::new(Role::Client));
         let frames = out.into_bytes();
@@ -169,15 +174,87 @@ fn websocket_messages_have_members_or_lines() {
         })
         .collect()
     };
-    assert_eq!(messages(MessageFormat::Json), ENVELOPES);
-    assert_eq!(messages(MessageFormat::Plain), ["hi"; 4]);
+    assert_eq!(messages(MessageFormat::Json, &items()), ENVELOPES);
+    assert_eq!(messages(MessageFormat::Plain, &items()), ["hi"; 4]);
     let lines = |topic: &str| {
         format!("id: a1\n{topic}event: greeting\ncontent-type: text/plain; charset=utf-8\n\nhi")
     };
     let (plain, with_topic) = (lines(""), lines("topic: chat/\"1\"\n"));
     let cursor = "content-type: application/vnd.tower-push+json\n\n{\"id\":\"b9\"}";
     let expected = [&plain, &with_topic, &plain, cursor, &with_topic, cursor];
-    assert_eq!(messages(MessageFormat::Nchan), expected);
+    assert_eq!(messages(MessageFormat::Nchan, &items()), expected);
+    let items = [Item::Event(with_topics())];
+    let topics = "topic: a \"1\"\ntopics: a \"1\"\té,b\tc\n";
+    assert_eq!(messages(MessageFormat::Nchan, &items), [lines(topics)]);
+}
+
+/// Asserts the bytes of an event with several topics, and of such an event with a cursor, in one format.
+fn assert_written_with_topics(encoder: &mut dyn Encoder, expected: [&str; 2]) {
+    let items = [Item::Event(with_topics()), with_cursor(with_topics())];
+    assert_eq!(written(encoder, items), expected);
+}
+
+#[test]
+fn several_topics_are_named_after_the_first() {
+    let after_cursor =
+        r#""topic":"a \"1\"","topics":["a \"1\"","é,b","c"],"event":"greeting","data":"hi"}"#;
+    let json = [
+        format!(r#"{{"id":"a1",{after_cursor}"#),
+        format!(r#"{{"id":"a1","cursor":"b9",{after_cursor}"#),
+    ];
+    let lines = json.clone().map(|json| format!("{json}\n"));
+    assert_written_with_topics(&mut Ndjson::new(), lines.each_ref().map(String::as_str));
+
+    let sse = |id: &str| {
+        format!("event: greeting\ntopic: a \"1\"\ntopics: a \"1\"\té,b\tc\nid: {id}\ndata: hi\n\n")
+    };
+    let (own, cursor) = (sse("a1"), sse("b9"));
+    let mut encoder = SseEncoder::new(Arc::default(), None);
+    assert_written_with_topics(&mut encoder, [&own, &cursor]);
+
+    let envelope = |id: &str| format!("id: {id}\ndata: {}\n\n", json[0]);
+    let (own, cursor) = (envelope("a1"), envelope("b9"));
+    let config = SseConfig::new().topic_form(TopicForm::Envelope);
+    let mut encoder = SseEncoder::new(Arc::new(config), None);
+    assert_written_with_topics(&mut encoder, [&own, &cursor]);
+
+    let config = SseConfig::new().topic_form(TopicForm::EventType);
+    let mut encoder = SseEncoder::new(Arc::new(config), None);
+    let event = |id: &str| format!("event: a \"1\"\nid: {id}\ndata: hi\n\n");
+    assert_written_with_topics(&mut encoder, [&event("a1"), &event("b9")]);
+
+    let parts = written(
+        &mut *self::encoder(Multipart::mixed()),
+        [Item::Event(with_topics())],
+    );
+    let headers =
+        "Event-Topic: a \"1\"\r\nEvent-Topics: a \"1\"\té,b\tc\r\nEvent-Type: greeting\r\n";
+    assert!(parts[0].contains(headers), "{}", parts[0]);
+}
+
+#[cfg(feature = "json")]
+#[test]
+fn several_topics_are_read_back() {
+    use tower_push_proto::format::Record;
+
+    for (json, topics) in [
+        (
+            r#"{"topic":"a","topics":["a","b"],"data":1}"#,
+            &["a", "b"][..],
+        ),
+        (r#"{"topic":"a","topics":["b","b"],"data":1}"#, &["a", "b"]),
+        (r#"{"topics":["b","a"],"data":1}"#, &["b", "a"]),
+        (r#"{"topic":"a","topics":[],"data":1}"#, &["a"]),
+        (r#"{"topic":"a","topics":null,"data":1}"#, &["a"]),
+        (r#"{"data":1}"#, &[]),
+    ] {
+        let record = Record::from_json(json.as_bytes()).unwrap();
+        let Some(Record::Event { event, .. }) = record else {
+            panic!("{record:?}");
+        };
+        let names: Vec<_> = event.topics().iter().map(Topic::as_str).collect();
+        assert_eq!(names, topics, "{json}");
+    }
 }
 
 /// Clients that get one event with another cursor for each share the bytes of its payload.

@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let scale = if is_bench { 1 } else { 100 };
     measure_delay(5000 / scale).await?;
     measure_reader(200_000 / scale).await?;
-    measure_cold_resumes(10_000 / scale).await?;
+    measure_upstream_resumes(10_000 / scale).await?;
     Ok(())
 }
 
@@ -90,7 +90,7 @@ async fn measure_reader(events: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn measure_cold_resumes(clients: usize) -> Result<(), Box<dyn Error>> {
+async fn measure_upstream_resumes(clients: usize) -> Result<(), Box<dyn Error>> {
     const EVENTS: usize = 1000;
     const CURSORS: usize = 100;
     let server = RedisServer::start(RedisProgram::Redis, &[]);
@@ -110,7 +110,7 @@ async fn measure_cold_resumes(clients: usize) -> Result<(), Box<dyn Error>> {
         });
         join_all(reads).await;
         println!(
-            "cold resumes of {clients} clients with {count} cursors, about {EVENTS} events each: {} transactions, {:?}",
+            "upstream resumes of {clients} clients with {count} cursors, about {EVENTS} events each: {} transactions, {:?}",
             server.call_count("xrange") - before,
             started_at.elapsed()
         );

@@ -226,16 +226,16 @@ struct SharedConnectionState {
 /// The shared connection, for one command.
 pub(crate) struct ConnectionLease {
     pub(crate) connection: MultiplexedConnection,
-    /// The number with which the connection is discarded.
+    /// The number that a caller passes to [`discard`](SharedConnection::discard) if the connection is broken.
     pub(crate) generation: u64,
 }
 
-/// The range of the time after a failed attempt in which no other attempt is made.
+/// The least time after a failed attempt to connect in which no other attempt is made. The time is random.
 const MIN_FAILURE_TIME: Duration = Duration::from_millis(50);
 const MAX_FAILURE_TIME: Duration = Duration::from_millis(250);
 
-/// The time after which an unused connection is checked before a lease. A server or a proxy may have closed it, and the command of the lease would
-/// fail with an error that leaves open whether the server has got it.
+/// The time after which an unused connection is checked before a lease. A server or a proxy may have closed an unused connection. A command on
+/// it would fail with an error that leaves open whether the server has got the command.
 const MAX_UNCHECKED_IDLE_TIME: Duration = Duration::from_secs(1);
 
 impl SharedConnection {

@@ -62,8 +62,8 @@ impl ReaderPosition {
 
     /// Compares this position with a snapshot whose entries begin at the position's id.
     ///
-    /// `is_connected_since` says whether the connection to the server has not broken since the position was read. Without a break, there was no
-    /// failover.
+    /// `is_connected_since` says whether the connection to the server has not broken since the position was read. If the connection has not
+    /// broken, there was no failover.
     pub(crate) fn continuity(
         &self,
         snapshot: &StreamSnapshot,
@@ -100,11 +100,11 @@ impl ReaderPosition {
     fn continuity_before_first(&self, info: &StreamInfo, is_connected_since: bool) -> Continuity {
         let removed = info.entries_added.saturating_sub(info.length);
         if !is_connected_since {
-            // The stream may have been emptied and filled again, so the numbers prove nothing.
+            // The stream may have been emptied and filled again, so the number of entries that were added proves nothing.
             return Continuity::Trimmed { missed: None };
         }
         match removed.checked_sub(self.entries_added) {
-            // More entries are left than were added after this position.
+            // Fewer entries were removed than the reader has read, so the stream is not the one of the position.
             None => Continuity::Replaced,
             Some(0) => Continuity::Intact,
             Some(missed) => Continuity::Trimmed {
@@ -113,8 +113,8 @@ impl ReaderPosition {
         }
     }
 
-    /// Returns the continuity of a position between two entries. It is intact only if the entry of the position was deleted with `XDEL`.
-    /// Otherwise, a failover has lost this entry.
+    /// Returns the continuity of a position between two entries. The continuity is intact only if the entry of the position was deleted with
+    /// `XDEL`. If the entry was not deleted, a failover has lost it.
     fn continuity_in_range(&self, info: &StreamInfo, snapshot: &StreamSnapshot) -> Continuity {
         let added_since = info.entries_added - self.entries_added;
         let is_deleted = info.max_deleted_id >= self.id;

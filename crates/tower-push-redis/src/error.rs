@@ -101,7 +101,7 @@ impl Error {
         detail == Some("no such key")
     }
 
-    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. The same call can succeed later.
+    /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. A later call can succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self.kind,

@@ -5,7 +5,7 @@ use tower_push_proto::fingerprint::Fingerprint;
 pub(crate) fn fingerprint_of_fields(fields: &[(Vec<u8>, Vec<u8>)]) -> Fingerprint {
     let mut hash = Sha1::new();
     for bytes in fields.iter().flat_map(|(name, value)| [name, value]) {
-        // With the lengths, no two lists of fields have the same input.
+        // The lengths are part of the hash's input, so that no two lists of fields have the same input.
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     }

@@ -29,7 +29,7 @@ const NO_HISTORY: &str = "no";
 /// The field with the topic whose list of members the event changes.
 const MEMBERS: &str = "members";
 
-/// The maximum number of topics of one event. Further topics of an entry that another program has added are not used.
+/// The maximum number of topics of one event. If another program has added an entry with more topics, the further topics are not used.
 pub(crate) const MAX_TOPICS: usize = 1024;
 
 /// Returns the fields of the entry for an event of a hub.

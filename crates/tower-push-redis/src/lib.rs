@@ -26,8 +26,7 @@
 //!
 //! # Cursors
 //! The id of an event is the entry's id and six characters of a hash over its fields: `1716402-0~k3vq7a`. A client resumes after an entry
-//! only if this very entry is still in the stream, or nothing was added after it. Otherwise, the client gets a
-//! [gap](tower_push::Gap).
+//! only if this very entry is still in the stream, or nothing was added after it. In all other cases, the client gets a [gap](tower_push::Gap).
 //!
 //! | what happens to the stream | what clients get |
 //! |---|---|
@@ -45,9 +44,9 @@
 //! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that have got it
 //! get a gap; clients that have not got it do not learn of it.
 //!
-//! Three changes of a stream look like harmless ones:
-//! - A key was deleted and filled again while a process was not connected. This looks like trimming: clients get a gap (`expired`), and not
-//!   `epoch`.
+//! Three changes of a stream cannot be told from harmless changes:
+//! - A key was deleted and filled again while a process was not connected. The refilled stream looks like a trimmed one: clients get a gap with
+//!   the reason `expired`, and not `epoch`.
 //! - The last entry was removed, and a client returns with the id of this entry. The hash in the cursor has no entry to be compared with, and the
 //!   client resumes.
 //! - An entry was deleted with `XDEL` before a client got it. The client gets the entries before and after it, without a gap.

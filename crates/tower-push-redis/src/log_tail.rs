@@ -41,7 +41,7 @@ impl LogTail {
         let mut newest_first: Vec<StreamEntry> = Vec::new();
         let mut bytes = 0;
         let mut info = None;
-        // One entry more than the log has: its id is the cursor before the first one.
+        // One entry more than the log holds is read: the id of this entry is the cursor before the log's first entry.
         while newest_first.len() <= limits.max_entries && bytes <= limits.max_bytes {
             let max_entries =
                 (limits.max_entries + 1 - newest_first.len()).min(estimate.max_entries());

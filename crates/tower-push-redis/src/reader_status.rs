@@ -34,7 +34,7 @@ pub struct ReaderStatus {
     pub error: Option<Error>,
     /// Entries that were read.
     pub entries_read: u64,
-    /// Connections that were made after the first one. Every 10 minutes, the reader makes a new one.
+    /// Connections that were made after the first one. Every 10 minutes, the reader makes a new connection.
     pub reconnects: u64,
     /// How often the stream was not the one that the reader had read: deleted, created anew, or set back by a failover.
     pub replaced: u64,

@@ -50,7 +50,7 @@ impl RedisHub {
         &self.hub
     }
 
-    /// Returns what the reader does, and how often something has happened to it.
+    /// Returns what the reader of the stream does now, its last error, and its counts.
     pub fn reader_status(&self) -> ReaderStatus {
         self.connection.reader_status()
     }

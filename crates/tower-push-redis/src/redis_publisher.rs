@@ -27,9 +27,9 @@ use crate::{
 
 /// Adds events to a stream. Clones share a connection.
 ///
-/// A publication is one command, `XADD`. It ends when the Redis server has added the entry. The event then reaches all processes that read
-/// the stream. Redis copies the entry to replicas and to the disk later: a failover can lose an event that was published, and clients that
-/// have seen this event get a gap.
+/// A publication is one command, `XADD`. The publication ends when the Redis server has added the entry. The event then reaches all processes
+/// that read the stream. Redis copies the entry to replicas and to the disk later: a failover can lose an event that was published, and clients
+/// that have seen this event get a gap.
 #[derive(Clone, Debug)]
 pub struct RedisPublisher {
     shared: Arc<PublisherState>,
@@ -62,8 +62,7 @@ pub(crate) struct PublisherConfig {
 pub struct Publication {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
-    /// Whether an event had been published with the same key before. In this case, `id` is the id of that event, and nothing was published
-    /// now.
+    /// Whether an event had been published with the same key before. If so, `id` is the id of that event, and nothing was published now.
     pub is_duplicate: bool,
 }
 
@@ -133,8 +132,8 @@ impl RedisPublisher {
         event: &HubEvent,
         idempotency_key: Option<&str>,
     ) -> Result<EventId, Error> {
-        let entry = NewEntry::of_hub_event(event, self.shared.config.max_event_bytes)?;
-        let key = idempotency_key.map(|key| key_for_topics(event.topics(), key));
+        let entry = NewEntry::from_hub_event(event, self.shared.config.max_event_bytes)?;
+        let key = idempotency_key.map(|key| idempotency_key_for_topics(event.topics(), key));
         let publication = self.add(&entry, key.as_deref()).await?;
         Ok(publication.id)
     }
@@ -245,7 +244,7 @@ impl NewEntry {
         Ok(Self::from_fields(fields_of_event(event)))
     }
 
-    fn of_hub_event(event: &HubEvent, max_bytes: usize) -> Result<Self, Error> {
+    fn from_hub_event(event: &HubEvent, max_bytes: usize) -> Result<Self, Error> {
         let fields = fields_of_hub_event(event);
         let len: usize = fields.iter().map(|(_, value)| value.len()).sum();
         if len > max_bytes || event.topics().len() > MAX_TOPICS {
@@ -264,7 +263,7 @@ impl NewEntry {
 
 /// Returns the idempotency key of a publication to these topics: the key after a hash of the topics, so that a list of long topics makes no long
 /// key.
-fn key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
+fn idempotency_key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
     let mut hash = Sha1::new();
     for topic in topics {
         // A topic has no line break.
@@ -285,8 +284,9 @@ mod tests {
 
     #[test]
     fn idempotency_key_depends_on_topics() {
-        let key =
-            |topics: &[&str]| key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k");
+        let key = |topics: &[&str]| {
+            idempotency_key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k")
+        };
         assert_eq!(key(&["a", "b"]), key(&["b", "a"]));
         assert_ne!(key(&["a", "b"]), key(&["ab"]));
         assert!(key(&["a"]).ends_with(":k") && key(&["a"]).len() == 42);

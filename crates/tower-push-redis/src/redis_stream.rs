@@ -70,7 +70,7 @@ impl RedisStream {
         self.connection.publisher()
     }
 
-    /// Returns the relay that clients read, with its counts of subscribers and of cold resumes.
+    /// Returns the relay that clients read, with its counts of subscribers and of upstream resumes.
     pub fn relay(&self) -> &Relay {
         &self.relay
     }

@@ -233,7 +233,7 @@ impl RedisStreamBuilder {
         let connector = Arc::new(connector);
         let limits = self.log_limits;
         let (connection, members, tail) =
-            connect_first(&connector, limits, has_members, self.connect_wait).await?;
+            connect_and_read_tail(&connector, limits, has_members, self.connect_wait).await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
@@ -255,7 +255,7 @@ impl RedisStreamBuilder {
 }
 
 /// Connects, and reads the newest entries and the members of a hub. While the server is not available, tries again for the time `wait`.
-async fn connect_first(
+async fn connect_and_read_tail(
     connector: &Connector,
     limits: LogTailLimits,
     has_members: bool,

@@ -63,7 +63,7 @@ impl RedisUpstream {
         let lost = || UpstreamError::Lost(GapReason::Epoch);
         let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
         if cursor.id == EntryId::ZERO {
-            // The beginning of another process's log.
+            // The cursor stands for the beginning of another process's log.
             return Err(lost());
         }
         let max_entries = self.max_entries(request);
@@ -114,8 +114,8 @@ fn page_after<E>(
         _ => {}
     }
     if cursor.id == info.last_generated_id {
-        // The last entry was removed, so its fingerprint cannot be compared. A process that has started since then knows the end of the
-        // stream by the id without a fingerprint.
+        // The last entry was removed, so its fingerprint cannot be compared. The id without a fingerprint stands for the end of the stream in a
+        // process that has started after the entry was removed.
         let end = StreamCursor::without_entry(cursor.id).to_event_id();
         return Ok(Page::new(Vec::new()).scanned_to(end));
     }

@@ -3,7 +3,7 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::entry_id::EntryId;
 
-/// The meaning of an event id of this crate.
+/// A cursor of this crate in parsed form: the parts of an event id.
 ///
 /// | text | meaning |
 /// |---|---|
@@ -17,7 +17,7 @@ pub(crate) struct StreamCursor {
 }
 
 impl StreamCursor {
-    /// Returns the cursor of the position after an entry that is not there any more, or of the beginning.
+    /// Returns the cursor after an entry that was removed from the stream, or the cursor before the first entry.
     pub(crate) fn without_entry(id: EntryId) -> Self {
         // A stream can begin at 0-0 again, so a cursor at the beginning is valid for the log of this process only.
         let fingerprint = (id == EntryId::ZERO).then(Fingerprint::random);

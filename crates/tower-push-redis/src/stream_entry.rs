@@ -18,8 +18,8 @@ use crate::{
 /// | `topic` | the event's topic; optional. An event of a hub has a field for each of its topics |
 /// | `format` | `text` (the default), `json` or `binary` |
 ///
-/// [`hub_entry`](crate::hub_entry) has two fields more, for events of a hub. Other fields are not used. An entry that has no `data`, or whose type or topic is invalid, becomes an event whose payload is a JSON object of
-/// all fields, so that no entry is skipped.
+/// The entry of a hub's event has two more fields: see [`hub_entry`](crate::hub_entry). Other fields are not used. An entry that has no `data`,
+/// or whose type or topic is invalid, becomes an event whose payload is a JSON object of all fields, so that no entry is skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEntry {
     pub(crate) id: EntryId,
@@ -71,8 +71,8 @@ impl StreamEntry {
     /// Returns the entry as an event whose id is the entry's cursor.
     pub(crate) fn to_event(&self) -> Event {
         let event = self
-            .event_of_own_fields()
-            .unwrap_or_else(|| self.json_event_of_all_fields());
+            .event_from_tower_push_fields()
+            .unwrap_or_else(|| self.json_event_from_all_fields());
         event.with_event_id(self.event_id())
     }
 
@@ -88,7 +88,7 @@ impl StreamEntry {
     }
 
     /// Returns the event of the fields that this crate writes. Returns `None` if `data` is missing, or the type or the topic is invalid.
-    fn event_of_own_fields(&self) -> Option<Event> {
+    fn event_from_tower_push_fields(&self) -> Option<Event> {
         let text_field = |name| self.field(name).map(std::str::from_utf8).transpose().ok();
         let data = self.field(DATA)?;
         let format = self.field(FORMAT).unwrap_or(b"text");
@@ -107,7 +107,7 @@ impl StreamEntry {
     }
 
     /// Returns an event whose payload is a JSON object of all fields.
-    fn json_event_of_all_fields(&self) -> Event {
+    fn json_event_from_all_fields(&self) -> Event {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let fields = self.fields.iter();
         let object: Map<String, JsonValue> = fields

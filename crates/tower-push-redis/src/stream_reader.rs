@@ -60,13 +60,13 @@ pub(crate) struct StreamReader<S> {
     connector: Arc<Connector>,
     sink: S,
     position: ReaderPosition,
-    /// The entries that were read last. From them, the reader finds the position at which to continue after a failover that lost the newest
-    /// entries.
+    /// The entries that were read last. With these entries, the reader finds the position at which to continue after a failover that lost the
+    /// newest entries.
     recent: VecDeque<(EntryId, Fingerprint)>,
     limits: LogTailLimits,
     estimate: EntrySizeEstimate,
     metrics: Arc<ReaderMetrics>,
-    /// The connections of the upstream and of the publisher. If the reader's connection breaks, they are probably broken, too.
+    /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
     backoff: FeedBackoff,
     /// When the server said for the last time that it is a master.
@@ -77,14 +77,14 @@ pub(crate) struct StreamReader<S> {
 struct BlockingRead {
     /// The entries after the reader's position. Empty if there was none in time.
     entries: Vec<StreamEntry>,
-    /// Whether the stream still has the entry of the reader's position.
+    /// Whether the stream still has the last entry that the reader has read.
     has_position_entry: bool,
 }
 
 /// How long the server waits for an entry until it answers that there is none.
 const BLOCK_TIME: Duration = Duration::from_secs(5);
 
-/// The range of the time after which the reader makes a new connection, which finds a master that has moved.
+/// The least time after which the reader makes a new connection, so that it finds a master that has moved. The time is random.
 const MIN_CONNECTION_AGE: Duration = Duration::from_secs(8 * 60);
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(12 * 60);
 
@@ -175,8 +175,8 @@ impl<S: EntrySink> StreamReader<S> {
 
     /// Waits until there are entries after the position, at most for [`BLOCK_TIME`].
     ///
-    /// The server executes the second command after the first one has returned. So if the second one finds the entry of the position, this
-    /// entry was in the stream during the first command, too.
+    /// The server executes a second command after the blocking read has returned. If the second command finds the entry of the position, this
+    /// entry was in the stream during the blocking read, too.
     async fn read_blocking(
         &mut self,
         connection: &mut MultiplexedConnection,
@@ -220,7 +220,7 @@ impl<S: EntrySink> StreamReader<S> {
         })
     }
 
-    /// Finds out whether entries are missing after the position. Announces a gap if so, and pushes the entries after the position.
+    /// Announces a gap if entries are missing after the position, and pushes the entries after the position.
     async fn check_position(
         &mut self,
         connection: &mut MultiplexedConnection,
@@ -243,7 +243,7 @@ impl<S: EntrySink> StreamReader<S> {
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
                 self.sink.gap(&gap);
-                // The entries before the first one of the stream.
+                // `entries_added` becomes the number of entries that were added before the first entry of the stream.
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
             }
@@ -260,7 +260,7 @@ impl<S: EntrySink> StreamReader<S> {
         entries.retain(|entry| entry.id > self.position.id);
         self.push_all(&entries);
         if let (Some(info), true) = (snapshot.info, snapshot.is_complete) {
-            // The entries that were deleted unread are over, too.
+            // Entries that were deleted before the reader could read them count as read, too.
             let is_at_end = self.position.id == info.last_generated_id;
             self.set_position(match is_at_end {
                 true => ReaderPosition {
@@ -272,8 +272,9 @@ impl<S: EntrySink> StreamReader<S> {
         }
     }
 
-    /// Announces a gap, and continues in a stream that is not the one of the position: after the newest entry that the reader knows, if a failover
-    /// has lost only later ones, and else with the newest entries of the stream.
+    /// Announces a gap, and continues in a stream that is not the one of the position. If a failover has lost only the newest entries, the
+    /// reader continues after the newest entry that it has read and that the stream still has. Otherwise it continues with the newest entries
+    /// of the stream.
     async fn resume_in_replaced_stream(
         &mut self,
         connection: &mut MultiplexedConnection,
@@ -281,7 +282,10 @@ impl<S: EntrySink> StreamReader<S> {
         self.sink.before_gap(&self.connector, connection).await?;
         let tail = LogTail::read(&self.connector, connection, self.limits, &mut self.estimate);
         let mut tail = tail.await?;
-        let known = tail.entries.iter().rposition(|entry| self.is_known(entry));
+        let known = tail
+            .entries
+            .iter()
+            .rposition(|entry| self.is_recently_read(entry));
         // The number of recent entries that are still in the stream.
         let mut known_recent = 0;
         if let Some(known) = known {
@@ -297,14 +301,14 @@ impl<S: EntrySink> StreamReader<S> {
         self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
         let gap = Gap::new(GapReason::Epoch).resumed(tail.start.clone());
         self.sink.gap(&gap);
-        // After another failover, the reader may have to go further back.
+        // The recent entries that the stream still has are kept: after another failover, the reader may have to go further back.
         self.recent.truncate(known_recent);
         self.push_tail(tail);
         Ok(())
     }
 
     /// Returns whether the reader has read this entry recently.
-    fn is_known(&self, entry: &StreamEntry) -> bool {
+    fn is_recently_read(&self, entry: &StreamEntry) -> bool {
         let mut recent = self.recent.iter().rev();
         let found = recent.find(|(id, _)| *id == entry.id);
         found.is_some_and(|(_, fingerprint)| *fingerprint == entry.fingerprint())

@@ -13,7 +13,7 @@ const RESPONSE_BYTES: usize = 1 << 20;
 /// The largest number of entries in one response.
 const MAX_RESPONSE_ENTRIES: usize = 512;
 
-/// Estimates the size of entries, so that a response has about [`RESPONSE_BYTES`] at most.
+/// An estimate of the size of an entry, by which a response has about [`RESPONSE_BYTES`] at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EntrySizeEstimate {
     bytes_per_entry: usize,
@@ -32,7 +32,7 @@ impl EntrySizeEstimate {
         (RESPONSE_BYTES / self.bytes_per_entry.max(1)).clamp(1, MAX_RESPONSE_ENTRIES)
     }
 
-    /// Learns from the entries of a response. Large entries count at once, small ones little by little.
+    /// Learns from the entries of a response. The estimate rises at once after large entries, and falls little by little after small entries.
     pub(crate) fn add(&mut self, entries: &[StreamEntry]) {
         let bytes: usize = entries.iter().map(StreamEntry::byte_len).sum();
         if let Some(average) = bytes.checked_div(entries.len()) {

@@ -14,13 +14,13 @@ pub(crate) enum TrimStrategy {
     MinMs(u64),
 }
 
-/// If both limits are set, one in this number of publications trims by age, and the others trim by the number of entries: an `XADD` can do
-/// only one of the two.
+/// If both limits are set, one of this many publications trims by age, and the other publications trim by the number of entries, because one
+/// `XADD` can trim in one way only.
 const AGE_TRIM_INTERVAL: u64 = 16;
 
 impl TrimPolicy {
-    /// Returns how the publication with this number trims. `last_ms` is the newest known time of the server's clock. The ids of entries
-    /// have the time of that clock, and this machine's clock can differ.
+    /// Returns how the publication with this number trims. `last_ms` is the newest known time of the server's clock. The ids of entries are
+    /// times of the server's clock, and this machine's clock can differ.
     pub(crate) fn trim_strategy(&self, number: u64, last_ms: Option<u64>) -> Option<TrimStrategy> {
         let is_age_due = self.max_len.is_none() || number.is_multiple_of(AGE_TRIM_INTERVAL);
         let by_age = || {

@@ -32,8 +32,9 @@ impl ChannelBuilder {
     /// event stays in the log even if it alone exceeds the maximum.
     ///
     /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the event's size
-    /// again and about 100 bytes, is not counted, either. Nor are the joined encodings of up to 256 KiB of events that were sent together. If
-    /// events are small, these uncounted bytes are most of the log's memory: bound it with [`max_events`](Self::max_events).
+    /// again and about 100 bytes, is not counted, either. The joined encodings of events that were sent together, of up to 256 KiB of events,
+    /// are not counted, either. If events are small, these uncounted bytes are most of the log's memory: bound it with
+    /// [`max_events`](Self::max_events).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.log.limits.max_bytes = bytes;
         self

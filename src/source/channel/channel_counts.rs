@@ -10,7 +10,7 @@ pub struct ChannelCounts {
     pub published: u64,
     /// Events that returning clients missed, because the log no longer held the events when the client resubscribed. An event counts once
     /// for each client that missed it.
-    pub missed_on_return: u64,
+    pub missed_on_resume: u64,
     /// Events that connected subscribers missed, because the log dropped the events before these subscribers had read them. An event
     /// counts once for each subscriber that missed it.
     pub lagged: u64,
@@ -24,7 +24,7 @@ impl From<LogCounts> for ChannelCounts {
     fn from(counts: LogCounts) -> Self {
         Self {
             published: counts.appended,
-            missed_on_return: counts.missed_on_return,
+            missed_on_resume: counts.missed_on_resume,
             lagged: counts.lagged,
             conflated: counts.conflated,
         }

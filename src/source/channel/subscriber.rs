@@ -98,13 +98,13 @@ impl SourceStream for Subscriber {
         self.get_mut().poll_item_or_run(min_len, cx)
     }
 
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
-        self.get_mut().reader.release_held_events()
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_and_count_held_events()
     }
 
     #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
-        EventLoopJoin::Joined(self.get_mut().reader.wait_with_group())
+        EventLoopJoin::Joined(self.get_mut().reader.delegate_wakeups())
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) enum CommandAction {
     },
 }
 
-/// A message that is no command: what is wrong, and the client's name for the command.
+/// The error of a message that is no command: what is wrong, and the client's name for the command.
 #[derive(Debug)]
 pub(super) struct InvalidCommand {
     pub(super) rejection: Rejection,

@@ -82,7 +82,7 @@ type AccessFuture = Pin<Box<dyn Future<Output = TopicAccess> + Send>>;
 pub(super) struct AllowedTopics {
     pub(super) topics: Vec<AllowedTopic>,
     pub(super) patterns: Vec<AllowedPattern>,
-    /// The keys of the member as whom the client reads each topic and each pattern.
+    /// For each topic and each pattern, the key of the member that the client is.
     pub(super) members: Vec<(TopicOrPattern, Option<Arc<str>>)>,
     #[cfg(feature = "json")]
     pub(super) refused: Vec<(TopicOrPattern, Rejection)>,
@@ -152,9 +152,10 @@ impl ClientTopicsSource {
     }
 
     /// Returns the same source, which also accepts [patterns](TopicPattern) of topics from its clients, and asks `authorize` for each of them
-    /// whether the client may read **every** topic that matches. The function is asked as often as that of [`ClientTopics::authorize`], which
-    /// is not asked for the topics that match. [`Topics::at_most_patterns`] says how requests name patterns, and limits their number. The hub must
-    /// allow patterns, too: [`HubBuilder::max_patterns`](super::HubBuilder::max_patterns).
+    /// whether the client may read **every** topic that matches. The function is asked for every request, as the function of
+    /// [`ClientTopics::authorize`] is. The latter function is not asked for the topics that match the pattern. [`Topics::at_most_patterns`]
+    /// says how requests name patterns, and limits their number. The hub must allow patterns, too:
+    /// [`HubBuilder::max_patterns`](super::HubBuilder::max_patterns).
     ///
     /// Clients are no members of the topics that match, and may not publish to them: [`TopicAccess::with_publishing`], `present` and
     /// `with_members` have no effect on a pattern. [`TopicAccess::max_history`] limits the events of each topic.
@@ -179,7 +180,7 @@ impl ClientTopicsSource {
         self
     }
 
-    /// Returns the topics and patterns that the request names. A WebSocket that accepts commands may begin without any.
+    /// Returns the topics and patterns that the request names. A request may name none of them if its WebSocket accepts commands.
     fn read_requested(
         &self,
         subscription: &Subscription,
@@ -323,7 +324,7 @@ impl PushSource for ClientTopicsSource {
         let fresh_topics = self.topics.read_fresh_topics(&subscription)?;
         let mut sender = self.topics.read_sender(&subscription);
         if accepts_commands && sender.is_none() {
-            // The name of a connection that publishes without an echo.
+            // Without a sender's name, a client could not publish events that it does not get itself (no echo).
             sender = Some(format!("~{:016x}", random::bits()).into());
         }
         let revocations = &self.hub.revocations;
@@ -342,7 +343,7 @@ impl PushSource for ClientTopicsSource {
             let present: Vec<_> = allowed
                 .topics
                 .iter()
-                .filter_map(AllowedTopic::present_member)
+                .filter_map(AllowedTopic::presence_member)
                 .collect();
             let request = ReaderRequest {
                 topics: allowed.topics,

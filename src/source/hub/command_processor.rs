@@ -72,17 +72,17 @@ pub(super) struct CommandProcessor {
     subscription: Subscription,
     authorizer: Authorizer,
     topics: Topics,
-    /// Where topics begin for which the client has no cursor.
+    /// Where the client begins in a topic for which it has no cursor.
     first_start: StartPosition,
     rate_limiter: RateLimiter,
     subscribed: SubscribedTopics,
     pending: Option<PendingCommand>,
 }
 
-/// A command that waits.
+/// A command that waits for a decision about the client's access, or for the hub's broker.
 type PendingCommand = Pin<Box<dyn Future<Output = CommandOutcome> + Send>>;
 
-/// What a command has waited for.
+/// The result that a command has waited for.
 enum CommandOutcome {
     /// The decision about the command's topic or pattern.
     Decided {
@@ -135,7 +135,7 @@ impl CommandProcessor {
         }
     }
 
-    /// Executes the commands that have arrived. Is ready when the client sends no more.
+    /// Executes the commands that have arrived. Is ready when the client sends no more messages.
     pub(super) fn poll_commands(
         &mut self,
         reader: &mut HubReader,
@@ -275,7 +275,7 @@ impl CommandProcessor {
         }
     }
 
-    /// Subscribes to what `allowed` has: one topic, or one pattern.
+    /// Subscribes the client to the one topic or the one pattern in `allowed`.
     fn subscribe(
         &mut self,
         command: ClientCommand,
@@ -301,7 +301,7 @@ impl CommandProcessor {
                 join_topic(topic, start, cursor.as_ref(), position.is_none(), reader)
             }
             ([], [pattern, ..]) => {
-                let request = pattern.request(start);
+                let request = pattern.join_request(start);
                 let joined = reader.join_pattern(&request, cursor.as_ref());
                 joined.map(|()| None).map_err(Rejection::from)
             }
@@ -317,7 +317,7 @@ impl CommandProcessor {
                 return refuse(reader, &requested, &rejection, reference);
             }
         };
-        // A client that has the answer has the list.
+        // The list of members precedes the answer, so that a client that has the answer has the list.
         if let Some(members) = members {
             reader.push_answer(members);
         }
@@ -347,7 +347,7 @@ fn join_topic(
         max_history: allowed.max_history,
     };
     let members = reader.join_topic(&request, cursor, &allowed.presence, is_new)?;
-    reader.enter(allowed.present_member().into_iter().collect())?;
+    reader.enter(allowed.presence_member().into_iter().collect())?;
     Ok(members)
 }
 

@@ -1,5 +1,5 @@
-//! Events by which a hub answers one client in its stream: `docs/hub-protocol.md`. They have a type that begins with `hub.`, and no id,
-//! except the events of members, which the hub publishes.
+//! Events by which a hub answers one client in its stream: `docs/hub-protocol.md`. A control event has a type that begins with `hub.`, and no
+//! id. Only the control events about members, which the hub publishes, have an id.
 
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ fn control_event(
         data.insert("ref".to_owned(), reference);
     }
     let make_event = || Event::json(&data)?.with_type(event_type);
-    // Neither the data nor the type is ever refused.
+    // `Event` refuses neither a JSON object nor the types of control events.
     let event = make_event().unwrap_or_else(|_: Error| Event::text(""));
     match topic {
         Some(topic) => event.with_event_topic(topic.clone()),

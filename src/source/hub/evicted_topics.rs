@@ -63,7 +63,7 @@ impl EvictedTopics {
             let Some(EvictedTopic { hash, position, .. }) = self.insertions.pop_front() else {
                 return;
             };
-            // A topic that was inserted again has a higher position, and a later insertion.
+            // If the topic was inserted again, `positions` has its higher position, which this older insertion must not remove.
             if self.positions.get(&hash) == Some(&position) {
                 self.positions.remove(&hash);
                 self.floor = self.floor.max(position);
@@ -71,7 +71,7 @@ impl EvictedTopics {
         }
     }
 
-    /// Forgets all topics. Each topic may have had an event at `floor`.
+    /// Forgets all topics. From then on, each topic counts as one whose last event may have been at the position `floor`.
     pub(super) fn forget_all(&mut self, floor: u64) {
         self.positions.clear();
         self.insertions.clear();

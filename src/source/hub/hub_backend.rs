@@ -66,16 +66,17 @@ pub trait HubBackend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<EventId, Error>> + Send;
 
     /// Reads the events after a cursor, as [`Upstream::read_page`](crate::source::relay::Upstream::read_page) does, and under the same rule
-    /// for cursors. [`HubEvent::is_requested`] says whether the page has an event.
+    /// for cursors. [`HubEvent::is_requested`] says whether an event belongs in the page.
     ///
     /// # Errors
-    /// [`UpstreamError::Lost`] if the events after the cursor cannot be told. [`UpstreamError::Failed`] if the broker cannot answer now.
+    /// [`UpstreamError::Lost`] if the backend does not know which events came after the cursor. [`UpstreamError::Failed`] if the broker cannot
+    /// answer now.
     fn read_page(
         &self,
         request: PageRequest,
     ) -> impl Future<Output = Result<Page<HubEvent>, UpstreamError>> + Send;
 
-    /// Compares the places of two events by their ids. See [`Upstream::compare_ids`](crate::source::relay::Upstream::compare_ids).
+    /// Compares the order of two events by their ids. See [`Upstream::compare_ids`](crate::source::relay::Upstream::compare_ids).
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
         None

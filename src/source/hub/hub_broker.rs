@@ -28,13 +28,13 @@ pub(super) struct HubBroker {
     /// `None` if the broker has no members.
     #[cfg(feature = "json")]
     pub(super) presence: Option<Arc<BrokerPresence>>,
-    /// The ids at all positions from a recent one on. Changed only under the lock of the hub's table.
+    /// The ids of the recent events: of each position from a certain one on. The ids change only under the lock of the hub's table.
     ids: RwLock<IdIndex>,
     /// The position of the last gap of the feed; 0 if there was none.
     gap_position: AtomicU64,
-    last_gaps: Mutex<LastGaps>,
+    last_gaps: Mutex<LastFeedGaps>,
     is_feed_gone: AtomicBool,
-    /// The cold resumes that wait for the feed. They are woken without a lock.
+    /// The resumes from the broker that wait for the feed. The hub wakes these resumes without a lock.
     pub(super) waiting_resumes: WaitList,
 }
 
@@ -47,14 +47,14 @@ pub(super) struct FeedGap {
 
 /// The reasons of the last gaps.
 #[derive(Clone, Copy, Debug)]
-struct LastGaps {
+struct LastFeedGaps {
     /// The reason of the last gap.
     reason: GapReason,
     /// The position of the last gap with the reason `epoch`; 0 if there was none.
     epoch_position: u64,
 }
 
-impl LastGaps {
+impl LastFeedGaps {
     fn add(&mut self, gap: FeedGap) {
         self.reason = gap.reason;
         if gap.reason == GapReason::Epoch {
@@ -62,7 +62,7 @@ impl LastGaps {
         }
     }
 
-    /// Returns the reason for a reader at `position`, which passes all later gaps at once.
+    /// Returns the reason of the one gap that a reader at `position` gets in place of all later gaps.
     fn reason_after(&self, position: u64) -> GapReason {
         match self.epoch_position > position {
             true => GapReason::Epoch,
@@ -71,7 +71,7 @@ impl LastGaps {
     }
 }
 
-/// The error of [`HubBroker::push_id`]: the hub has an event with this id.
+/// The error of [`HubBroker::append_id`]: the hub has an event with this id.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DuplicateId;
 
@@ -93,7 +93,7 @@ impl HubBroker {
             presence: None,
             ids: RwLock::new(IdIndex::new(Some(start), max_ids)),
             gap_position: AtomicU64::new(0),
-            last_gaps: Mutex::new(LastGaps {
+            last_gaps: Mutex::new(LastFeedGaps {
                 reason: GapReason::Epoch,
                 epoch_position: 0,
             }),
@@ -102,21 +102,21 @@ impl HubBroker {
         }
     }
 
-    /// Adds the id at the next position, which `take_position` returns. The caller holds the lock of the hub's table.
+    /// Adds the id of a new event, at the position that `allocate_position` returns. The caller holds the lock of the hub's table.
     ///
     /// # Errors
-    /// [`DuplicateId`] if the id is known already. In this case, no position is taken.
-    pub(super) fn push_id(
+    /// [`DuplicateId`] if the id is known already: `allocate_position` is not called.
+    pub(super) fn append_id(
         &self,
         id: &EventId,
-        take_position: impl FnOnce() -> u64,
+        allocate_position: impl FnOnce() -> u64,
     ) -> Result<(), DuplicateId> {
         let mut ids = lock_for_writing(&self.ids);
         if ids.contains(id) {
             return Err(DuplicateId);
         }
         ids.push(id.clone());
-        ids.forget_trimmed(take_position());
+        ids.forget_trimmed(allocate_position());
         Ok(())
     }
 
@@ -160,8 +160,8 @@ impl HubBroker {
     }
 
     /// Returns the time after which one client should return.
-    pub(super) fn random_retry(&self) -> Duration {
-        self.upstream.random_retry()
+    pub(super) fn random_retry_delay(&self) -> Duration {
+        self.upstream.random_retry_delay()
     }
 }
 

@@ -70,7 +70,7 @@ impl HubConfig {
 
     /// Returns how many events a topic may hold back: half of what its log has room for, with and without history. A value that is replaced
     /// while it is held back is no loss.
-    pub(super) fn max_held(&self) -> HeldEvents {
+    pub(super) fn max_held_events(&self) -> HeldEvents {
         let limits = match self.is_last_value || self.has_no_history() {
             true => &EPHEMERAL_LIMITS,
             false => &self.topic_limits,
@@ -168,7 +168,7 @@ impl HubBuilder {
     /// Sets the time after which a topic is removed with its history if nobody publishes to it or subscribes to it. The default is 5
     /// minutes. A topic without history is removed when its last subscriber leaves.
     ///
-    /// The hub has no task of its own. It removes an idle topic while other topics are used.
+    /// The hub has no task of its own. The hub removes an idle topic while other topics are used.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.config.idle_timeout = timeout;
         self

@@ -21,19 +21,19 @@ pub struct HubCounts {
     pub published: u64,
     /// Events that returning clients missed, because the hub no longer had them. An event counts once for each client that missed it. Gaps
     /// whose number of events is not known count as none.
-    pub missed_on_return: u64,
+    pub missed_on_resume: u64,
     /// Events that connected subscribers missed, because the topic's log dropped the events before the subscriber read them. An event
     /// counts once for each subscriber that missed it.
     pub lagged: u64,
     /// Gaps that the [feed](super::HubFeed) has announced. 0 in a hub without a backend, as are the counts that follow.
     pub feed_gaps: u64,
     /// Subscriptions for which the hub read the [backend](super::HubBackend), because its own logs did not have every event after the cursor.
-    pub cold_resumes: u64,
+    pub backend_resumes: u64,
     /// Calls of [`HubBackend::read_page`](super::HubBackend::read_page).
     pub backend_reads: u64,
     /// Calls of [`HubBackend::read_page`](super::HubBackend::read_page) that failed or took too long.
     pub failed_reads: u64,
-    /// Cold resumes that ended in a gap, because the broker has lost the events after the cursor, or because these events were too many.
+    /// Resumes from the broker that ended in a gap, because the broker has lost the events after the cursor, or because these events were too many.
     pub lost_cursors: u64,
     /// Streams that ended because a page could not be read.
     pub unavailable: u64,

@@ -20,7 +20,7 @@ use crate::{
 /// the broker pushes each event into the `HubFeed`.
 ///
 /// Events are pushed strictly in the order of the broker: there is one `HubFeed`, it has no clones, and pushing takes `&mut self`. The methods
-/// never wait for a subscriber. The feed does not keep the hub: when the hub and all its subscribers are gone, pushing does nothing.
+/// never wait for a subscriber. The feed does not keep the hub alive: when the hub and all its subscribers are gone, pushing does nothing.
 ///
 /// If the `HubFeed` is dropped, for example because its task has panicked, the subscribers' streams end after the last event, and the clients
 /// are told to return later.
@@ -46,7 +46,7 @@ impl HubFeed {
     }
 
     /// Announces that events are missing after the last one that was pushed, in any topics. The logs of all topics begin anew: their events are
-    /// dropped, and earlier cursors lead to the backend.
+    /// dropped, and for an earlier cursor the hub reads the backend.
     ///
     /// Every connected subscriber gets a gap with the `reason` of `gap`, and without a topic and a number. `resumed` is the id of the last of the
     /// missing events, if it is known; the next event that is pushed follows it. The other fields of `gap` are not used.
@@ -104,7 +104,7 @@ impl HubState {
         let mut woken = Vec::new();
         let position = {
             let table = &mut *lock(&self.table);
-            let pushed = broker.push_id(&id, || table.take_position());
+            let pushed = broker.append_id(&id, || table.allocate_position());
             pushed.map_err(|DuplicateId| PushError::DuplicateId)?;
             #[cfg(feature = "json")]
             if let Some(change) = &mut pushed_change {
@@ -114,6 +114,7 @@ impl HubState {
             let mut publication = Publication {
                 hub: self,
                 table,
+                topics: topics.as_slice(),
                 except: except.as_ref(),
                 id: &id,
                 now,
@@ -150,7 +151,7 @@ impl HubState {
         let mut deferred_drops = DeferredDrops::default();
         let (woken, position) = {
             let table = &mut *lock(&self.table);
-            let position = table.take_position();
+            let position = table.allocate_position();
             let reason = gap.reason;
             broker.restart_after_gap(FeedGap { position, reason }, gap.resumed.clone());
             let woken = table.restart_after_gap(position, &mut deferred_drops);

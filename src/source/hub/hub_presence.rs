@@ -45,7 +45,7 @@ pub(super) struct LockedPresence {
     pub(super) update_task: Option<JoinHandle<()>>,
 }
 
-/// Keeps one connection of a member of a topic, from [`TopicPresence::enter`](super::TopicPresence::enter).
+/// Keeps one connection of a member of a topic counted until it is dropped. From [`TopicPresence::enter`](super::TopicPresence::enter).
 ///
 /// When the last `MemberConnection` of the member is dropped, the member leaves after the [grace time](super::PresenceOptions::grace).
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl LockedPresence {
         self.table.members(topic)
     }
 
-    /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a runtime.
+    /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a tokio runtime.
     fn ensure_departure_task(&mut self, hub: &Arc<HubState>) -> bool {
         ensure_task(&mut self.departure_task, || {
             remove_departed(Arc::downgrade(hub))
@@ -191,7 +191,7 @@ impl HubState {
                 }
             }
         };
-        finish(published);
+        finish_publication(published);
         Ok(MemberConnection {
             hub: self.clone(),
             topic: topic.clone(),
@@ -231,7 +231,7 @@ impl HubState {
                 }
             }
         };
-        finish(published);
+        finish_publication(published);
         Ok(is_member)
     }
 
@@ -242,7 +242,7 @@ impl HubState {
             let grace = self.config.presence.grace;
             let has_grace = has_grace && !grace.is_zero();
             let leaves_at = has_grace.then(|| self.now().saturating_add(grace));
-            // Outside of a runtime nothing measures the grace time.
+            // Outside of a tokio runtime no task measures the grace time, so the member leaves at once.
             let leaves_at = leaves_at.filter(|_| presence.ensure_departure_task(self));
             match &mut presence.node {
                 None => {
@@ -256,7 +256,7 @@ impl HubState {
                 }
             }
         };
-        finish(published);
+        finish_publication(published);
     }
 
     /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
@@ -281,7 +281,7 @@ impl HubState {
                 let next = presence.table.next_departure();
                 next.map(|time| time.saturating_sub(now))
             };
-            published.into_iter().for_each(finish);
+            published.into_iter().for_each(finish_publication);
             if next.is_none_or(|next| !next.is_zero()) {
                 return next;
             }
@@ -313,7 +313,7 @@ impl HubState {
 
     /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
     /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
-    pub(super) fn topic_of_members(&self, events: &Topic) -> Topic {
+    pub(super) fn base_topic_of(&self, events: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
         let base = events.as_str().strip_suffix(suffix);
         let base = base.and_then(|base| Topic::new(base).ok());
@@ -324,7 +324,7 @@ impl HubState {
 impl HubState {
     /// Publishes the event of a change, while the members are locked.
     fn publish_change(&self, change: PresenceChange) -> Option<PublishedEvent> {
-        let topic = self.topic_of_events(&change.topic).ok()?;
+        let topic = self.presence_topic_of(&change.topic).ok()?;
         let event = control_events::presence_changed(&change);
         let options = PublishOptions::new();
         let publish = || self.publish_under_lock(std::slice::from_ref(&topic), event, &options);
@@ -332,7 +332,7 @@ impl HubState {
     }
 
     /// Returns the topic that has the events of the members of `topic`.
-    fn topic_of_events(&self, topic: &Topic) -> Result<Topic, Rejection> {
+    fn presence_topic_of(&self, topic: &Topic) -> Result<Topic, Rejection> {
         let suffix = &*self.config.presence.topic_suffix;
         if suffix.is_empty() {
             return Ok(topic.clone());
@@ -347,8 +347,8 @@ impl HubState {
             let message = "the hub's broker has no members";
             return Err(Rejection::new(StatusCode::NOT_IMPLEMENTED).message(message));
         }
-        self.topic_of_events(topic)?;
-        let mut budget = LengthBudget(self.config.presence.max_member_len);
+        self.presence_topic_of(topic)?;
+        let mut budget = LengthLimitedWriter(self.config.presence.max_member_len);
         let fits = budget.write_all(key.as_bytes()).is_ok();
         match fits && serde_json::to_writer(&mut budget, value).is_ok() {
             true => Ok(()),
@@ -360,9 +360,9 @@ impl HubState {
 }
 
 /// A writer that fails when more bytes are written than this number.
-struct LengthBudget(usize);
+struct LengthLimitedWriter(usize);
 
-impl Write for LengthBudget {
+impl Write for LengthLimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.checked_sub(bytes.len()) {
             Some(rest) => {
@@ -378,7 +378,7 @@ impl Write for LengthBudget {
     }
 }
 
-fn finish(published: Option<PublishedEvent>) {
+fn finish_publication(published: Option<PublishedEvent>) {
     if let Some(published) = published {
         published.finish();
     }

@@ -8,6 +8,15 @@ use std::{
 #[cfg(feature = "json")]
 use serde_json::Value;
 
+use super::{
+    backend_resume::{BackendResume, BackendResumeEnd, SharedEventIds},
+    hub_broker::{FeedGap, HubBroker},
+    hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
+    merged_batch::{FeedGapFound, FinishedBatch, MergedBatch},
+    revocations::RevocableSubscription,
+    topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
+    topic_state::TopicState,
+};
 #[cfg(feature = "json")]
 use super::{
     control_events,
@@ -18,21 +27,12 @@ use super::{
     topic_or_pattern::TopicOrPattern,
     topic_table::DeferredDrops,
 };
-use super::{
-    hub_broker::{FeedGap, HubBroker},
-    hub_cold_resume::{ColdResumeEnd, HubColdResume, SharedEventIds},
-    hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
-    merged_batch::{FeedGapFound, FinishedBatch, MergedBatch},
-    revocations::RevocableSubscription,
-    topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
-    topic_state::TopicState,
-};
 #[cfg(feature = "json")]
 use crate::source::Rejection;
 use crate::{
     Error,
     event::{Event, EventId, Gap, GapReason, Item, Topic},
-    source::{log::ReadBuffer, relay::ColdResumeOutcome},
+    source::{log::ReadBuffer, relay::UpstreamResumeOutcome},
     sync::WaiterKey,
 };
 
@@ -67,9 +67,9 @@ pub(super) struct HubReader {
     pub(super) history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
-    /// The cold resume of a client that has not joined all of its topics yet. `None` in a hub without a broker.
-    pub(super) cold_resume: Option<Box<HubColdResume>>,
-    /// The ids of events that the client has got during its cold resume, and that the logs of its other topics may have, too. `None` after
+    /// The resume from the broker of a client that has not joined all of its topics yet. `None` in a hub without a broker.
+    pub(super) backend_resume: Option<Box<BackendResume>>,
+    /// The ids of events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
     /// `catch_up_end`.
     resumed_ids: Option<Box<SharedEventIds>>,
     /// `None` if the server has chosen the topics.
@@ -159,7 +159,7 @@ impl HubReader {
             sender,
             history_end_position: 0,
             is_parked: false,
-            cold_resume: None,
+            backend_resume: None,
             resumed_ids: None,
             revocable: None,
             #[cfg(feature = "json")]
@@ -217,7 +217,7 @@ impl HubReader {
             let before_gap = missed.last_position - u64::from(!is_pattern);
             self.position = self.position.min(before_gap);
             let count = missed.count.unwrap_or(0);
-            self.hub.counters.add_missed_on_return(count);
+            self.hub.counters.add_missed_on_resume(count);
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
         }
         let key = topic.register_reader();
@@ -307,8 +307,8 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
-            if self.cold_resume.is_some() {
-                match ready!(self.poll_cold_resume(cx)) {
+            if self.backend_resume.is_some() {
+                match ready!(self.poll_backend_resume(cx)) {
                     Some(item) => return Poll::Ready(Ok(item)),
                     None => continue,
                 }
@@ -321,7 +321,7 @@ impl HubReader {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
-                    if let Some(end) = self.hub.end_without_feed() {
+                    if let Some(end) = self.hub.end_item_if_feed_gone() {
                         return Poll::Ready(Ok(end));
                     }
                     if std::mem::take(&mut self.is_parked) {
@@ -442,7 +442,7 @@ impl HubReader {
 
     /// Lets the reader read the events that its topics hold back now. Returns an upper bound for their number: how many events the hub has after the
     /// reader's position. Returns 0 if the hub has no flush window.
-    pub(super) fn release_held_events(&mut self) -> u32 {
+    pub(super) fn release_and_count_held_events(&mut self) -> u32 {
         if self.hub.config.flush_window.is_zero() {
             return 0;
         }
@@ -595,48 +595,49 @@ fn gap_item(gap: TopicGap, resumed: Option<EventId>) -> Item {
 /// What only readers of a hub with a broker do.
 impl HubReader {
     /// Lets the client read pages of the broker before it joins the topics of `resume`.
-    pub(super) fn begin_cold_resume(&mut self, resume: HubColdResume) {
-        self.cold_resume = Some(Box::new(resume));
+    pub(super) fn begin_backend_resume(&mut self, resume: BackendResume) {
+        self.backend_resume = Some(Box::new(resume));
     }
 
-    /// Returns the topics that the client joins after its cold resume.
+    /// Returns the topics that the client joins after its resume from the broker.
     #[cfg(feature = "json")]
-    pub(super) fn cold_topics(&self) -> &[Topic] {
-        self.cold_resume
+    pub(super) fn backend_resume_topics(&self) -> &[Topic] {
+        self.backend_resume
             .as_ref()
             .map_or(&[], |resume| resume.topics())
     }
 
-    /// Returns the next item of a cold resume. Returns `None` if the client has joined its topics.
+    /// Returns the next item of a resume from the broker. Returns `None` if the client has joined its topics.
     // Out of line, so that a client that reads the logs pays one comparison for it.
     #[inline(never)]
-    fn poll_cold_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let Some(resume) = &mut self.cold_resume else {
+    fn poll_backend_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let Some(resume) = &mut self.backend_resume else {
             return Poll::Ready(None);
         };
         match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
-            ColdResumeOutcome::Item(item) => Poll::Ready(match self.hold_cursor(item) {
+            UpstreamResumeOutcome::Item(item) => Poll::Ready(match self.hold_cursor(item) {
                 Some(Item::Gap(gap)) => {
                     self.push_listed_gap(*gap);
                     None
                 }
                 item => item,
             }),
-            ColdResumeOutcome::ReadLog(ColdResumeEnd::Joined {
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
                 position,
                 joined,
                 gap,
             }) => {
                 let shared_ids = resume.take_shared_ids();
-                self.cold_resume = None;
+                self.backend_resume = None;
                 self.continue_at(position, joined, shared_ids);
                 if let Some(gap) = gap {
                     self.push_listed_gap(gap);
                 }
                 Poll::Ready(None)
             }
-            ColdResumeOutcome::ReadLog(ColdResumeEnd::Ended) | ColdResumeOutcome::Unavailable => {
-                let retry = self.hub.broker().map(HubBroker::random_retry);
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Ended)
+            | UpstreamResumeOutcome::Unavailable => {
+                let retry = self.hub.broker().map(HubBroker::random_retry_delay);
                 Poll::Ready(Some(Item::Ended {
                     retry: retry.unwrap_or_default(),
                 }))
@@ -644,16 +645,16 @@ impl HubReader {
         }
     }
 
-    /// Returns an item of a cold resume without its cursor, if the client has joined other topics. The client has not got the events of these topics
+    /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics. The client has not got the events of these topics
     /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
     fn hold_cursor(&self, item: Item) -> Option<Item> {
-        let resume = self.cold_resume.as_ref();
+        let resume = self.backend_resume.as_ref();
         let Some(resume) = resume.filter(|_| !self.topics.is_empty()) else {
             return Some(item);
         };
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event,
+                event: self.name_for_joined_topics(event, resume),
                 cursor: resume.requested_cursor().clone(),
             }),
             Item::Gap(mut gap) => {
@@ -662,6 +663,23 @@ impl HubReader {
             }
             Item::Cursor(_) => None,
             other => Some(other),
+        }
+    }
+
+    /// Returns an event of a page with the names of its joined topics, too, from whose logs the reader will not get the event again.
+    fn name_for_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
+        let Some(topics) = resume.shared_topics_of(&event) else {
+            return event;
+        };
+        let mut names = event.topics().to_vec();
+        let is_unread = |topic: &&Topic| {
+            let mut readers = self.topics.iter();
+            readers.any(|reader| reader.has_unread(topic, &event))
+        };
+        names.extend(topics.iter().filter(is_unread).cloned());
+        match names.len() == event.topics().len() {
+            true => event,
+            false => event.with_topics(names),
         }
     }
 
@@ -741,7 +759,7 @@ impl HubReader {
         let listed = listed.iter();
         let listed = listed.filter(move |listed| topic.is_none_or(|topic| topic == *listed));
         listed.map(|listed| {
-            let (members, _) = self.hub.list_members(&self.hub.topic_of_members(listed));
+            let (members, _) = self.hub.list_members(&self.hub.base_topic_of(listed));
             control_events::members(listed, members)
         })
     }
@@ -803,7 +821,7 @@ impl HubReader {
             true => {
                 let locked = self.hub.lock_presence();
                 let joined = self.hub.join(requests, &[], &mut deferred_drops)?;
-                let members = locked.members(&self.hub.topic_of_members(&request.topic));
+                let members = locked.members(&self.hub.base_topic_of(&request.topic));
                 (joined, is_new.then_some(members))
             }
             false => (self.hub.join(requests, &[], &mut deferred_drops)?, None),
@@ -822,7 +840,7 @@ impl HubReader {
             self.hub.revocations.remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
-        if let Some(resume) = &mut self.cold_resume {
+        if let Some(resume) = &mut self.backend_resume {
             resume.remove_topic(topic);
         }
         if self.has_pattern_for(topic) {
@@ -881,6 +899,20 @@ impl TopicReader {
         Some(end.ordinal.saturating_sub(self.ordinals.retained))
     }
 
+    /// Returns whether the reader will find an event of `topic` in this log.
+    fn has_unread(&self, topic: &Topic, event: &Event) -> bool {
+        let pattern = self.topic.pattern();
+        let is_log = self.topic.topic_name() == Some(topic);
+        if !is_log && pattern.is_none_or(|pattern| !pattern.matches(topic)) {
+            return false;
+        }
+        let mut ordinals = self.ordinals;
+        let log = self.topic.log();
+        log.skip_missed(&mut ordinals);
+        let mut entries = log.unread_entries(&mut ordinals);
+        entries.any(|(entry, _)| entry.event.id() == event.id())
+    }
+
     /// Takes events up to the position `bound` from the topic's log.
     fn read_events(
         &mut self,
@@ -902,7 +934,7 @@ impl TopicReader {
             if entry.position > bound {
                 break;
             }
-            if entry.is_for(sender) {
+            if entry.is_visible_to(sender) {
                 byte_len += entry.byte_len;
                 if buffer.is_full() || (buffer.len() > 0 && byte_len > MAX_READ_BYTES) {
                     stopped_after = last_position;
@@ -913,7 +945,7 @@ impl TopicReader {
                     last_id_position = entry.position;
                 }
             }
-            self.ordinals.pass_entry(is_ephemeral);
+            self.ordinals.skip_entry(is_ephemeral);
             last_position = Some(entry.position);
         }
         TopicReadOutcome::Events {

@@ -33,7 +33,7 @@ pub struct HubSource {
     hub: Arc<HubState>,
     topics: TopicSet,
     patterns: Vec<TopicPattern>,
-    /// Topics that begin like those of a client without a cursor.
+    /// Topics in which a client with a cursor begins like a client without a cursor.
     fresh_topics: Option<TopicSet>,
     /// Where clients without a cursor begin.
     start: StartPosition,

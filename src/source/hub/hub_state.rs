@@ -162,9 +162,9 @@ impl HubState {
 
     /// Returns the last item of an up-to-date client's stream, if the feed is gone.
     #[inline]
-    pub(super) fn end_without_feed(&self) -> Option<Item> {
+    pub(super) fn end_item_if_feed_gone(&self) -> Option<Item> {
         let broker = self.broker().filter(|broker| broker.is_feed_gone())?;
-        let retry = broker.random_retry();
+        let retry = broker.random_retry_delay();
         Some(Item::Ended { retry })
     }
 
@@ -176,7 +176,7 @@ impl HubState {
         }
     }
 
-    /// Returns the id of the newest event. If it is not known, returns an id that no event has.
+    /// Returns the id of the newest event. If this id is not known, returns an id that no event has.
     pub(super) fn last_id(&self) -> EventId {
         let position = self.published_position();
         let id = self.id_at(position);
@@ -212,7 +212,7 @@ impl HubState {
         !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
-    /// Publishes an event to `topics`, at one position. The hub has no broker.
+    /// Publishes an event to `topics`, at one position. The caller has checked that the hub has no broker.
     #[inline]
     pub(super) fn publish(
         &self,
@@ -276,7 +276,7 @@ impl HubState {
             .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
-            return PublishedEvent::unchanged(self.last_id());
+            return PublishedEvent::already_published(self.last_id());
         };
         let (first, copies) = copies_for_topics(event, first_topic, other_topics);
         let mut deferred_drops = DeferredDrops::default();
@@ -285,15 +285,16 @@ impl HubState {
             let now = self.now();
             if let Some(key) = &key {
                 if let Some(id) = table.idempotency_keys.id_of(key, now) {
-                    return PublishedEvent::unchanged(id);
+                    return PublishedEvent::already_published(id);
                 }
             }
-            let position = table.take_position();
+            let position = table.allocate_position();
             let id = publisher_id.unwrap_or_else(|| self.epoch.event_id(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
             let mut publication = Publication {
                 hub: self,
                 table,
+                topics,
                 except: options.except.as_ref(),
                 id: &id,
                 now,
@@ -337,7 +338,7 @@ impl HubState {
     /// lock.
     ///
     /// # Errors
-    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. The reader has joined nothing then.
     pub(super) fn join(
         &self,
         requests: &[TopicRequest],
@@ -504,7 +505,7 @@ pub(super) struct PublishedEvent {
 
 impl PublishedEvent {
     /// Creates the result of a publication that has published nothing.
-    fn unchanged(id: EventId) -> Self {
+    fn already_published(id: EventId) -> Self {
         Self {
             id,
             event: TopicEvent {
@@ -531,6 +532,8 @@ impl PublishedEvent {
 pub(super) struct Publication<'a> {
     pub(super) hub: &'a HubState,
     pub(super) table: &'a mut TopicTable,
+    /// All topics of the event.
+    pub(super) topics: &'a [Topic],
     /// The sender whose own subscribers do not get the event.
     pub(super) except: Option<&'a Arc<str>>,
     pub(super) id: &'a EventId,
@@ -551,7 +554,7 @@ impl Publication<'_> {
             false => event.with_event_id(self.id.clone()),
         };
         if !self.table.patterns.is_empty() {
-            self.append_to_patterns(name, &event);
+            self.append_to_patterns(&event);
         }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
@@ -578,7 +581,7 @@ impl Publication<'_> {
     }
 
     /// Appends the event of a topic to the logs of the patterns that match the topic.
-    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+    fn append_to_patterns(&mut self, event: &Event) {
         let position = self.table.last_position();
         let new_entry = |event| {
             let except = self.except.cloned();
@@ -586,8 +589,9 @@ impl Publication<'_> {
         };
         let patterns = &self.table.patterns;
         let woken = patterns.append(
-            name,
+            self.topics,
             event,
+            position,
             new_entry,
             self.is_ephemeral,
             self.deferred_drops,

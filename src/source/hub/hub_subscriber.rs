@@ -37,7 +37,7 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct HubSubscriber {
     reader: HubReader,
-    /// Executes the client's commands. `None` if the source accepts none.
+    /// Executes the client's commands. `None` if the source accepts no commands.
     #[cfg(feature = "json")]
     command_processor: Option<Box<CommandProcessor>>,
     is_disconnected: bool,
@@ -120,8 +120,8 @@ impl SourceStream for HubSubscriber {
         self.poll_next(cx).map_ok(ItemOrRun::Item)
     }
 
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
-        self.get_mut().reader.release_held_events()
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_and_count_held_events()
     }
 }
 

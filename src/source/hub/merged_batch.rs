@@ -8,7 +8,8 @@ use crate::event::Event;
 
 /// The next events of several topics, in the order of their positions.
 ///
-/// An event that was published to several topics is in the log of each at the same position. The batch has this event once.
+/// An event that was published to several topics is in the log of each at the same position. The batch has this event once, with the names of
+/// those of its topics from whose logs it was read.
 pub(super) struct MergedBatch {
     entries: Vec<BatchEntry>,
     /// No event after this position is in the batch.
@@ -33,7 +34,9 @@ struct BatchEntry {
     topic_index: usize,
     is_ephemeral: bool,
     byte_len: usize,
-    /// `None` if the reader does not get the event, or gets it from another topic.
+    /// Whether an entry before this one, of another topic, has the same event.
+    is_repeated: bool,
+    /// `None` if the reader does not get the event.
     event: Option<Event>,
 }
 
@@ -81,13 +84,13 @@ impl MergedBatch {
                 .partition_point(|other| other.position <= entry.position);
             let previous = index.checked_sub(1).map(|index| &self.entries[index]);
             let is_repeated = previous.is_some_and(|other| other.position == entry.position);
-            let is_sent = entry.is_for(sender) && !is_repeated;
             let entry = BatchEntry {
                 position: entry.position,
                 topic_index,
                 is_ephemeral,
                 byte_len: entry.byte_len,
-                event: is_sent.then(|| entry.event.clone()),
+                is_repeated,
+                event: entry.is_visible_to(sender).then(|| entry.event.clone()),
             };
             self.entries.insert(index, entry);
             self.truncate_to_capacity();
@@ -122,7 +125,8 @@ impl MergedBatch {
     pub(super) fn finish(mut self, readers: &mut [TopicReader]) -> FinishedBatch {
         let mut byte_len = 0;
         let exceeds = |entry: &BatchEntry| {
-            byte_len += entry.event.as_ref().map_or(0, |_| entry.byte_len);
+            let is_sent = entry.event.is_some() && !entry.is_repeated;
+            byte_len += if is_sent { entry.byte_len } else { 0 };
             byte_len > MAX_READ_BYTES
         };
         let first_position = self.entries.first().map_or(0, |entry| entry.position);
@@ -135,16 +139,32 @@ impl MergedBatch {
                 self.truncate_at(position.max(end));
             }
         }
-        let mut events = Vec::with_capacity(self.entries.len());
+        let mut events: Vec<(u64, Event)> = Vec::with_capacity(self.entries.len());
         for entry in self.entries {
             readers[entry.topic_index]
                 .ordinals
-                .pass_entry(entry.is_ephemeral);
-            events.extend(entry.event.map(|event| (entry.position, event)));
+                .skip_entry(entry.is_ephemeral);
+            let Some(mut event) = entry.event else {
+                continue;
+            };
+            let previous = events.last().map(|(position, _)| *position);
+            if previous == Some(entry.position) {
+                if let Some((_, first)) = events.pop() {
+                    event = name_for_both(first, &event);
+                }
+            }
+            events.push((entry.position, event));
         }
         FinishedBatch {
             events,
             end_position: self.end_position,
         }
     }
+}
+
+/// Returns an event that was read from the log of one of its topics, with the names of the topics of `other`: the same event in another log.
+fn name_for_both(event: Event, other: &Event) -> Event {
+    let topics = event.topics().iter().chain(other.topics());
+    let topics: Vec<_> = topics.cloned().collect();
+    event.with_topics(topics)
 }

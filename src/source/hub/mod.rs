@@ -41,8 +41,8 @@
 //!
 //! A client whose topics are quiet gets a new cursor from time to time, with a heartbeat, while other topics are busy.
 //!
-//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
-//! client gets it.
+//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names
+//! those topics of the client ([`Event::topics`]), and no others.
 //!
 //! # Who reads what
 //! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
@@ -57,6 +57,7 @@
 //! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers
 //! ([`LagPolicy`](super::channel::LagPolicy)), and can be closed.
 
+mod backend_resume;
 #[cfg(feature = "json")]
 mod client_command;
 mod client_topics;
@@ -68,7 +69,6 @@ mod evicted_topics;
 mod hub_backend;
 mod hub_broker;
 mod hub_builder;
-mod hub_cold_resume;
 mod hub_counts;
 mod hub_event;
 mod hub_feed;
@@ -426,14 +426,14 @@ impl Hub {
             topics,
             bytes,
             published: log.appended,
-            missed_on_return: log.missed_on_return,
+            missed_on_resume: log.missed_on_resume,
             lagged: log.lagged,
             ..HubCounts::default()
         };
         if let Some(broker) = self.state.broker() {
             let reads = broker.counters.counts(log);
             counts.feed_gaps = reads.gaps;
-            counts.cold_resumes = reads.cold_resumes;
+            counts.backend_resumes = reads.upstream_resumes;
             counts.backend_reads = reads.upstream_reads;
             counts.failed_reads = reads.failed_reads;
             counts.lost_cursors = reads.lost_cursors;

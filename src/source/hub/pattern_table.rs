@@ -60,26 +60,35 @@ impl PatternTable {
         }
     }
 
-    /// Appends an event to the log of each pattern that matches the topic. Returns the logs whose readers must be woken.
+    /// Appends the event of one of `all_topics` to the log of each pattern that matches this topic. In the log, the event has the names of all of
+    /// its topics that match. Returns the logs whose readers must be woken.
     pub(super) fn append(
         &self,
-        topic: &Topic,
+        all_topics: &[Topic],
         event: &Event,
+        position: u64,
         new_entry: impl Fn(Event) -> TopicLogEntry,
         is_ephemeral: bool,
         deferred_drops: &mut DeferredDrops,
     ) -> Vec<Arc<TopicState>> {
         let mut logs = Vec::new();
+        let Some(topic) = event.topic() else {
+            return logs;
+        };
+        // Patterns that match the same topics share the event.
+        let mut named = event.clone();
         for (pattern, slot) in &self.slots {
-            if !pattern.matches(topic) {
+            // The log has an event that was published to several topics only once.
+            if position == slot.log.last_position() || !pattern.matches(topic) {
                 continue;
             }
-            let entry = new_entry(event.clone());
-            let position = entry.position;
-            // The log has an event to several topics once.
-            if position == slot.log.last_position() {
-                continue;
+            if all_topics.len() > 1 {
+                let matching = all_topics.iter().filter(|topic| pattern.matches(topic));
+                if !matching.clone().eq(named.topics()) {
+                    named = event.clone().with_topics(matching.cloned());
+                }
             }
+            let entry = new_entry(named.clone());
             let mut log = slot.log.log_for_writing();
             let drops = &mut deferred_drops.events;
             match is_ephemeral {
@@ -237,8 +246,8 @@ impl TopicTable {
         if let TopicStart::AfterPosition(position) = *start {
             let removed = self.last_position_of_removed_matching(pattern);
             let lost_position = removed.max(left_out_position);
-            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
-            // event after one of the missing ones has the gap, too.
+            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has
+            // an event which follows a missing event has the gap, too.
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
                 last_position: position,
                 count: None,

@@ -60,14 +60,15 @@ impl HubReader {
         Ok(())
     }
 
-    /// Returns whether the reader gets the events of a topic that a pattern has joined, without this pattern.
+    /// Returns whether the reader gets the events of the topic `joined` from another log already: that of the topic, or that of another
+    /// pattern.
     fn has_events_of(&self, joined: &JoinedTopic) -> bool {
         let name = joined.topic.topic_name();
         name.is_some_and(|name| self.has_reader_of(name) || self.has_pattern_for(name))
     }
 
     fn has_reader_of(&self, topic: &Topic) -> bool {
-        if self.cold_topics().contains(topic) {
+        if self.backend_resume_topics().contains(topic) {
             return true;
         }
         let mut topics = self.topics.iter();
@@ -83,7 +84,7 @@ impl HubReader {
             let name = topic.topic.topic_name().cloned();
             if let Some(name) = name.filter(|name| self.has_pattern_for(name)) {
                 if self.has_reader_of(&name) {
-                    // The reader is about to read the history of the topic for the pattern.
+                    // The reader reads the history of this topic already, so it does not join the topic a second time for the new pattern.
                     self.hub().leave(std::iter::once(&*topic.topic));
                     continue;
                 }
@@ -110,7 +111,7 @@ impl HubReader {
         subscribed: &SubscribedTopics,
     ) -> Vec<(Topic, JoinError)> {
         self.deregister_pattern_access(pattern);
-        if let Some(resume) = &mut self.cold_resume {
+        if let Some(resume) = &mut self.backend_resume {
             resume.remove_pattern(pattern);
         }
         let hub = self.hub().clone();
@@ -129,7 +130,8 @@ impl HubReader {
             let was_matching = name.filter(|name| pattern.matches(name) && !has_pattern_for(name));
             match was_matching.filter(|_| reader.history_end.is_some()) {
                 None => self.topics.push(reader),
-                // A topic that has read its history has got later events from the pattern. `return_to_topics` joins it again after those.
+                // If the reader has read the whole history of the topic, it has got later events from the log of the pattern.
+                // `return_to_topics` then joins the topic again, after these events.
                 Some(name) if subscribed.topics().contains(name) && !reader.has_read_history() => {
                     reader.history_end = None;
                     self.topics.push(reader);
@@ -144,7 +146,7 @@ impl HubReader {
         self.return_to_topics(subscribed)
     }
 
-    /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer.
+    /// Joins the topics of `subscribed` whose events the reader has got from the log of a pattern that it has left.
     fn return_to_topics(&mut self, subscribed: &SubscribedTopics) -> Vec<(Topic, JoinError)> {
         // The reader has all events up to this position.
         let start = TopicStart::AfterPosition(self.position().max(self.catch_up_end));

@@ -3,10 +3,8 @@ use std::sync::Arc;
 #[cfg(feature = "json")]
 use serde_json::Value;
 
-#[cfg(feature = "json")]
-use super::{control_events, topic_access::PresenceAccess};
 use super::{
-    hub_cold_resume::{ColdTopics, HubColdResume},
+    backend_resume::{BackendResume, BackendResumeTopics},
     hub_reader::HubReader,
     hub_state::{HubCursor, HubState, JoinError, JoinedTopics, TopicRequest},
     pattern_table::PatternRequest,
@@ -14,19 +12,21 @@ use super::{
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
 };
+#[cfg(feature = "json")]
+use super::{control_events, topic_access::PresenceAccess};
 use crate::{
     event::{Event, Gap, GapReason, Item, Topic},
     source::{StartPosition, TopicSet},
 };
 
-/// What a subscriber asks a hub for.
+/// A subscriber's request to a hub: the topics and patterns, and where to begin in them.
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
     pub(super) patterns: Vec<AllowedPattern>,
-    /// Topics that begin like those of a client without a cursor.
+    /// Topics in which the client begins like a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
-    /// Where the topics of a client without a cursor begin.
+    /// Where a client without a cursor begins.
     pub(super) first_start: StartPosition,
     /// Where this client begins.
     pub(super) start: StartPosition,
@@ -52,7 +52,7 @@ pub(super) struct AllowedPattern {
 }
 
 impl AllowedPattern {
-    pub(super) fn request(&self, start: TopicStart) -> PatternRequest {
+    pub(super) fn join_request(&self, start: TopicStart) -> PatternRequest {
         PatternRequest {
             pattern: self.pattern.clone(),
             start,
@@ -73,7 +73,7 @@ impl From<&TopicPattern> for AllowedPattern {
 #[cfg(feature = "json")]
 impl AllowedTopic {
     /// Returns the topic, and the key and the value of the client as its member.
-    pub(super) fn present_member(&self) -> Option<(Topic, Arc<str>, Arc<Value>)> {
+    pub(super) fn presence_member(&self) -> Option<(Topic, Arc<str>, Arc<Value>)> {
         let (key, value) = self.presence.member.clone()?;
         Some((self.topic.clone(), key, value))
     }
@@ -91,55 +91,60 @@ impl From<&Topic> for AllowedTopic {
 }
 
 /// How a client joins the logs of a hub.
-struct JoinPlan {
+struct TopicJoinPlan {
     cursor: Option<HubCursor>,
     requests: Vec<TopicRequest>,
     patterns: Vec<PatternRequest>,
-    /// What the client joins after a cold resume.
-    cold: Option<ColdPlan>,
+    /// What the client joins after a resume from the broker.
+    backend_resume: Option<BackendResumePlan>,
 }
 
 /// What a client with a cursor reads from the broker of a hub.
-struct ColdPlan {
-    topics: ColdTopics,
-    /// Topics of which the client may not get all events. Their logs are joined at once, and events may be missing before.
+struct BackendResumePlan {
+    topics: BackendResumeTopics,
+    /// Topics of which the client may not get all events. The client joins the logs of these topics at once, and may have missed events before.
     limited_topics: Vec<Topic>,
-    /// Whether there are patterns like `limited_topics`.
+    /// Whether the request has patterns of whose topics the client may not get all events.
     has_limited_patterns: bool,
 }
 
-impl JoinPlan {
+impl TopicJoinPlan {
     /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or the client may get no
     /// topic's events from it.
     fn read_from_broker(&mut self, request: &ReaderRequest, hub: &HubState) -> bool {
         let (StartPosition::After(cursor), Some(_)) = (&request.start, hub.broker()) else {
             return false;
         };
-        let is_cold =
+        let is_topic_from_broker =
             |topic: &TopicRequest| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
-        let is_cold_pattern = |pattern: &PatternRequest| pattern.max_history.is_none();
-        if !self.patterns.iter().any(is_cold_pattern) && !self.requests.iter().any(is_cold) {
+        let is_pattern_from_broker = |pattern: &PatternRequest| pattern.max_history.is_none();
+        if !self.patterns.iter().any(is_pattern_from_broker)
+            && !self.requests.iter().any(is_topic_from_broker)
+        {
             return false;
         }
-        let (cold, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
+        let (from_broker, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
             .into_iter()
-            .partition(is_cold);
+            .partition(is_topic_from_broker);
         self.requests = kept;
         let (patterns, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
             .into_iter()
-            .partition(is_cold_pattern);
+            .partition(is_pattern_from_broker);
         self.patterns = kept;
         let may_have_lost = |topic: &&TopicRequest| {
             self.cursor.is_none() && topic.max_history.is_some() && !request.is_fresh(&topic.topic)
         };
         let limited = self.requests.iter().filter(may_have_lost);
-        self.cold = Some(ColdPlan {
+        self.backend_resume = Some(BackendResumePlan {
             limited_topics: limited.map(|topic| topic.topic.clone()).collect(),
             has_limited_patterns: self.cursor.is_none() && !self.patterns.is_empty(),
-            topics: ColdTopics {
+            topics: BackendResumeTopics {
                 cursor: cursor.clone(),
-                topics: cold.into_iter().map(|topic| topic.topic).collect(),
-                patterns: patterns.into_iter().map(|cold| cold.pattern).collect(),
+                topics: from_broker.into_iter().map(|topic| topic.topic).collect(),
+                patterns: patterns
+                    .into_iter()
+                    .map(|request| request.pattern)
+                    .collect(),
             },
         });
         true
@@ -153,15 +158,19 @@ impl ReaderRequest {
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
         let mut plan = self.join_plan(&hub);
-        if let Some(cold) = &plan.cold {
-            cold.topics.check_room(&hub)?;
+        if let Some(resume_plan) = &plan.backend_resume {
+            resume_plan.topics.check_room(&hub)?;
         }
         let (mut joined, mut member_lists) = self.join(&hub, &plan)?;
         if joined.has_missed_events() && plan.read_from_broker(&self, &hub) {
             hub.leave(joined.logs());
             (joined, member_lists) = self.join(&hub, &plan)?;
         }
-        let JoinPlan { cursor, cold, .. } = plan;
+        let TopicJoinPlan {
+            cursor,
+            backend_resume,
+            ..
+        } = plan;
         let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let published = joined.published_position;
         #[cfg(feature = "json")]
@@ -174,17 +183,17 @@ impl ReaderRequest {
         for list in member_lists {
             reader.push_item(Item::Event(list));
         }
-        if let Some(cold) = cold {
-            for topic in &cold.limited_topics {
-                let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
+        if let Some(resume_plan) = backend_resume {
+            for topic in &resume_plan.limited_topics {
+                let gap = Gap::new(GapReason::Expired).requested(resume_plan.topics.cursor.clone());
                 reader.push_item(Item::from(gap.topic(topic.clone())));
             }
-            if cold.has_limited_patterns {
-                let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
+            if resume_plan.has_limited_patterns {
+                let gap = Gap::new(GapReason::Expired).requested(resume_plan.topics.cursor.clone());
                 reader.push_item(Item::from(gap));
             }
-            if let Some(resume) = HubColdResume::new(hub, cold.topics) {
-                reader.begin_cold_resume(resume);
+            if let Some(resume) = BackendResume::new(hub, resume_plan.topics) {
+                reader.begin_backend_resume(resume);
             }
         } else if let Some(position) = cursor_position {
             reader.set_catch_up_end(position);
@@ -201,8 +210,8 @@ impl ReaderRequest {
         Ok(reader)
     }
 
-    /// Returns which logs the client joins at once, and which after a cold resume.
-    fn join_plan(&self, hub: &HubState) -> JoinPlan {
+    /// Returns which logs the client joins at once, and which after a resume from the broker.
+    fn join_plan(&self, hub: &HubState) -> TopicJoinPlan {
         let cursor = match &self.start {
             StartPosition::After(id) => {
                 let position = hub.position_of(id);
@@ -225,11 +234,13 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let patterns = self.patterns.iter();
-        let mut plan = JoinPlan {
+        let mut plan = TopicJoinPlan {
             requests: self.topics.iter().map(request).collect(),
-            patterns: patterns.map(|allowed| allowed.request(start)).collect(),
+            patterns: patterns
+                .map(|allowed| allowed.join_request(start))
+                .collect(),
             cursor,
-            cold: None,
+            backend_resume: None,
         };
         if has_unknown_cursor && plan.read_from_broker(self, hub) {
             for request in &mut plan.requests {
@@ -241,7 +252,7 @@ impl ReaderRequest {
         plan
     }
 
-    /// Returns whether the topic begins like one of a client without a cursor.
+    /// Returns whether the client begins in this topic like a client without a cursor.
     fn is_fresh(&self, topic: &Topic) -> bool {
         let fresh = self.fresh_topics.as_ref();
         fresh.is_some_and(|fresh| fresh.contains(topic))
@@ -251,10 +262,10 @@ impl ReaderRequest {
     fn join(
         &self,
         hub: &HubState,
-        plan: &JoinPlan,
+        plan: &TopicJoinPlan,
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
-        return self.join_with_lists(hub, &plan.requests, &plan.patterns, |topic| {
+        return self.join_and_list_members(hub, &plan.requests, &plan.patterns, |topic| {
             plan.cursor.is_none() || self.is_fresh(topic)
         });
         #[cfg(not(feature = "json"))]
@@ -272,10 +283,10 @@ impl ReaderRequest {
         listed.map(|allowed| allowed.topic.clone()).collect()
     }
 
-    /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A list has
-    /// exactly those changes that the reader does not get as events.
+    /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A
+    /// list includes exactly those changes that the reader does not get as events.
     #[cfg(feature = "json")]
-    fn join_with_lists(
+    fn join_and_list_members(
         &self,
         hub: &HubState,
         requests: &[TopicRequest],
@@ -296,7 +307,7 @@ impl ReaderRequest {
         let (joined, lists) = {
             let presence = hub.lock_presence();
             let joined = hub.join(requests, patterns, &mut deferred_drops)?;
-            let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
+            let members = |topic: &Topic| presence.members(&hub.base_topic_of(topic));
             let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
             (joined, listed.map(list).collect::<Vec<_>>())
         };

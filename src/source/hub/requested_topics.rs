@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone)]
 #[must_use]
 pub struct Topics {
-    place: TopicsPlace,
+    place: TopicsLocation,
     max_topics: usize,
     max_patterns: usize,
     sender_parameter: Option<Cow<'static, str>>,
@@ -37,7 +37,7 @@ type TopicNamesFn = dyn Fn(&Parts) -> Vec<String> + Send + Sync;
 
 /// The part of a request that names topics.
 #[derive(Clone)]
-enum TopicsPlace {
+enum TopicsLocation {
     Query(Cow<'static, str>),
     /// The rest of the path after this prefix.
     Path(Cow<'static, str>),
@@ -55,7 +55,7 @@ const PREFIX_PARAMETER: &str = "pattern_prefix";
 const SEGMENT_PARAMETER: &str = "pattern_segment";
 
 impl Topics {
-    fn new(place: TopicsPlace) -> Self {
+    fn new(place: TopicsLocation) -> Self {
         Self {
             place,
             max_topics: 64,
@@ -67,14 +67,14 @@ impl Topics {
     /// Reads the topics from the query parameter `name`, which may occur several times. A `QUERY` request may also have the parameter in its
     /// [form](FormBody).
     pub fn from_query(name: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(TopicsPlace::Query(name.into()))
+        Self::new(TopicsLocation::Query(name.into()))
     }
 
     /// Reads one topic from the path: the rest of the path after `prefix`, percent-decoded. The topic may contain slashes.
     ///
     /// A router that nests services may remove a prefix from the path of the request.
     pub fn from_path(prefix: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(TopicsPlace::Path(prefix.into()))
+        Self::new(TopicsLocation::Path(prefix.into()))
     }
 
     /// Gets the names of the topics from a function of the request's head.
@@ -87,7 +87,7 @@ impl Topics {
     /// let own = Topics::from_fn(|head| head.extensions.get::<User>().map(|User(id)| format!("user/{id}")).into_iter().collect());
     /// ```
     pub fn from_fn(names: impl Fn(&Parts) -> Vec<String> + Send + Sync + 'static) -> Self {
-        Self::new(TopicsPlace::Function(Arc::new(names)))
+        Self::new(TopicsLocation::Function(Arc::new(names)))
     }
 
     /// Sets the maximum number of topics that a request may name, repetitions included. The default is 64. A WebSocket that
@@ -131,13 +131,13 @@ impl Topics {
     pub(super) fn read_topics(&self, subscription: &Subscription) -> Result<TopicSet, Rejection> {
         let head = subscription.head();
         let topics = match &self.place {
-            TopicsPlace::Query(name) => self.check_names(parameters(head, name))?,
-            TopicsPlace::Path(prefix) => {
+            TopicsLocation::Query(name) => self.check_names(parameters(head, name))?,
+            TopicsLocation::Path(prefix) => {
                 let rest = head.uri.path().strip_prefix(&**prefix);
                 let name = rest.filter(|rest| !rest.is_empty()).map(decode_path);
                 self.check_names(name.into_iter())?
             }
-            TopicsPlace::Function(names) => {
+            TopicsLocation::Function(names) => {
                 self.check_names(names(head).into_iter().map(Cow::Owned))?
             }
         };
@@ -205,7 +205,7 @@ impl Topics {
     }
 }
 
-/// The maximum length of a sender's name, in bytes. A longer name counts as none.
+/// The maximum length of a sender's name, in bytes. A longer name is ignored.
 const MAX_SENDER_LEN: usize = 128;
 
 fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {

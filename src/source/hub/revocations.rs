@@ -15,16 +15,16 @@ struct RevocationTable {
     /// The number of calls of [`Revocations::revoke`]. A subscription whose access was decided before such a call is decided again.
     revocations: u64,
     last_subscription: u64,
-    topics: HashMap<Topic, SubscribedMembers>,
-    patterns: HashMap<TopicPattern, SubscribedMembers>,
+    topics: HashMap<Topic, AccessBySubscription>,
+    patterns: HashMap<TopicPattern, AccessBySubscription>,
 }
 
 /// The access of subscriptions to one topic or pattern, by the numbers of the subscriptions.
-type SubscribedMembers = HashMap<u64, TopicMember>;
+type AccessBySubscription = HashMap<u64, RevocableAccess>;
 
 /// A subscription's access to one topic or pattern.
 #[derive(Debug)]
-struct TopicMember {
+struct RevocableAccess {
     key: Option<Arc<str>>,
     flag: Arc<RevocationFlag>,
 }
@@ -42,7 +42,7 @@ pub(super) struct RevocableSubscription {
     flag: Arc<RevocationFlag>,
 }
 
-/// The error of [`Revocations::register`]: access was revoked since the decision, so the caller must decide again.
+/// The error of [`Revocations::register`]: access was revoked after the decision, so the caller must decide again.
 #[derive(Debug)]
 pub(super) struct AccessChanged;
 
@@ -61,7 +61,7 @@ impl RevocableSubscription {
 }
 
 impl Revocations {
-    /// Returns the number of revocations so far. Read it before access is decided.
+    /// Returns the number of revocations so far. The caller reads this number before it decides about access.
     pub(super) fn count(&self) -> u64 {
         lock(&self.0).revocations
     }
@@ -72,7 +72,7 @@ impl Revocations {
     /// [`AccessChanged`] if access to any topic was revoked since.
     pub(super) fn register(
         &self,
-        members: Vec<(TopicOrPattern, Option<Arc<str>>)>,
+        accesses: Vec<(TopicOrPattern, Option<Arc<str>>)>,
         decided_after: u64,
     ) -> Result<RevocableSubscription, AccessChanged> {
         let mut table = lock(&self.0);
@@ -86,7 +86,7 @@ impl Revocations {
             patterns: Vec::new(),
             flag: Arc::default(),
         };
-        for (requested, key) in members {
+        for (requested, key) in accesses {
             table.insert(&mut subscription, requested, key);
         }
         Ok(subscription)
@@ -113,7 +113,7 @@ impl Revocations {
     #[cfg(feature = "json")]
     pub(super) fn remove_topic(&self, subscription: &mut RevocableSubscription, topic: &Topic) {
         subscription.topics.retain(|other| other != topic);
-        remove_member(&mut lock(&self.0).topics, topic, subscription.number);
+        remove_access(&mut lock(&self.0).topics, topic, subscription.number);
     }
 
     /// Removes a pattern from a registered subscription.
@@ -124,16 +124,16 @@ impl Revocations {
         pattern: &TopicPattern,
     ) {
         subscription.patterns.retain(|other| other != pattern);
-        remove_member(&mut lock(&self.0).patterns, pattern, subscription.number);
+        remove_access(&mut lock(&self.0).patterns, pattern, subscription.number);
     }
 
     pub(super) fn deregister(&self, subscription: &RevocableSubscription) {
         let mut table = lock(&self.0);
         for topic in &subscription.topics {
-            remove_member(&mut table.topics, topic, subscription.number);
+            remove_access(&mut table.topics, topic, subscription.number);
         }
         for pattern in &subscription.patterns {
-            remove_member(&mut table.patterns, pattern, subscription.number);
+            remove_access(&mut table.patterns, pattern, subscription.number);
         }
     }
 
@@ -150,12 +150,12 @@ impl Revocations {
         let patterns = table.patterns.iter();
         let of_patterns = patterns
             .filter(|(pattern, _)| pattern.matches(topic))
-            .map(|(_, members)| members);
-        let members = of_topic.chain(of_patterns).flat_map(HashMap::values);
-        let revoked = members.filter(|member| is_revoked(member.key.as_deref()));
+            .map(|(_, entries)| entries);
+        let entries = of_topic.chain(of_patterns).flat_map(HashMap::values);
+        let revoked = entries.filter(|access| is_revoked(access.key.as_deref()));
         // A subscription may have several patterns that match.
         revoked
-            .filter(|member| !member.flag.0.swap(true, Ordering::AcqRel))
+            .filter(|access| !access.flag.0.swap(true, Ordering::AcqRel))
             .count()
     }
 }
@@ -168,11 +168,11 @@ impl RevocationTable {
         key: Option<Arc<str>>,
     ) {
         let flag = subscription.flag.clone();
-        let members = match &requested {
+        let entries = match &requested {
             TopicOrPattern::Topic(topic) => self.topics.entry(topic.clone()).or_default(),
             TopicOrPattern::Pattern(pattern) => self.patterns.entry(pattern.clone()).or_default(),
         };
-        members.insert(subscription.number, TopicMember { key, flag });
+        entries.insert(subscription.number, RevocableAccess { key, flag });
         match requested {
             TopicOrPattern::Topic(topic) => subscription.topics.push(topic),
             TopicOrPattern::Pattern(pattern) => subscription.patterns.push(pattern),
@@ -181,10 +181,10 @@ impl RevocationTable {
 }
 
 /// Removes the access of a subscription to a topic or a pattern.
-fn remove_member<K: Eq + Hash>(table: &mut HashMap<K, SubscribedMembers>, key: &K, number: u64) {
-    if let Some(members) = table.get_mut(key) {
-        members.remove(&number);
-        if members.is_empty() {
+fn remove_access<K: Eq + Hash>(table: &mut HashMap<K, AccessBySubscription>, key: &K, number: u64) {
+    if let Some(entries) = table.get_mut(key) {
+        entries.remove(&number);
+        if entries.is_empty() {
             table.remove(key);
         }
     }

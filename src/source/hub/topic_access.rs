@@ -97,7 +97,7 @@ impl TopicAccess {
         self
     }
 
-    /// Sets the key of the member as whom the client reads the topic, for [`Hub::revoke`](super::Hub::revoke). Has no effect on a refusal.
+    /// Sets the member's key under which the client reads the topic, for [`Hub::revoke`](super::Hub::revoke). Has no effect on a refusal.
     pub fn member(mut self, key: impl Into<Arc<str>>) -> Self {
         if let TopicDecision::Allow { member, .. } = &mut self.0 {
             *member = Some(key.into());

@@ -59,9 +59,9 @@ pub(super) struct TopicLogEntry {
 /// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReaderOrdinals {
-    /// The ordinal of an event with history.
+    /// The ordinal of the last event with history that the reader has passed.
     pub(super) retained: u64,
-    /// The ordinal of an event without history.
+    /// The ordinal of the last event without history that the reader has passed.
     pub(super) ephemeral: u64,
 }
 
@@ -129,7 +129,7 @@ impl TopicLogEntry {
 
     /// Returns whether a subscriber with this sender name gets the event.
     #[inline]
-    pub(super) fn is_for(&self, sender: Option<&Arc<str>>) -> bool {
+    pub(super) fn is_visible_to(&self, sender: Option<&Arc<str>>) -> bool {
         self.except.is_none() || self.except.as_ref() != sender
     }
 }
@@ -421,7 +421,7 @@ impl TopicLog {
 impl ReaderOrdinals {
     /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
     #[inline]
-    pub(super) fn pass_entry(&mut self, is_ephemeral: bool) {
+    pub(super) fn skip_entry(&mut self, is_ephemeral: bool) {
         match is_ephemeral {
             true => self.ephemeral += 1,
             false => self.retained += 1,
@@ -433,7 +433,7 @@ impl ReaderOrdinals {
 pub(super) struct UnreadEntries<'a> {
     retained: vec_deque::Iter<'a, TopicLogEntry>,
     ephemeral: Option<Peekable<vec_deque::Iter<'a, TopicLogEntry>>>,
-    /// An entry taken from `retained` whose turn comes after the next event without history.
+    /// An entry taken from `retained` that is yielded after the next event without history.
     next_retained: Option<&'a TopicLogEntry>,
 }
 

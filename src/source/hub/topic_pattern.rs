@@ -36,7 +36,7 @@ enum PatternRemainder {
     Anything,
     /// One segment, and then this suffix.
     Segment(Arc<str>),
-    /// Every name that the program's function accepts. The pattern's `prefix` then tells patterns apart, and names need not begin with it.
+    /// Every name that the program's function accepts. In such a pattern, `prefix` holds the pattern's key, and names need not begin with it.
     Matcher(TopicMatcher),
 }
 

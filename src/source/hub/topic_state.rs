@@ -82,7 +82,8 @@ impl TopicState {
 
     fn with_owner(owner: LogOwner, index: usize, log: TopicLog, config: &HubConfig) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
-            let window = FlushWindow::new(config.flush_window, config.max_held(), this.clone());
+            let window =
+                FlushWindow::new(config.flush_window, config.max_held_events(), this.clone());
             let flush = window.map(|window| {
                 Box::new(TopicFlush {
                     window,
@@ -132,7 +133,7 @@ impl TopicState {
         self.last_position.load(Ordering::Acquire)
     }
 
-    /// Returns the position of the newest event of which the readers are told.
+    /// Returns the position of the newest event for which waiting readers are woken.
     #[inline]
     pub(super) fn flushed_position(&self) -> u64 {
         match &self.flush {

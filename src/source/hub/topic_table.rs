@@ -19,8 +19,8 @@ use crate::event::{Event, Topic};
 /// The topics of a hub, and the order of its events. All changes happen under one lock, which the owner holds.
 ///
 /// # Invariant: a topic with a subscriber is never removed
-/// Subscribers are counted here, in the same lock under which topics are removed. So a topic that a reader has joined is the topic that
-/// publishers find.
+/// Subscribers are counted under the same lock under which topics are removed. So a topic that a reader has joined is the topic that publishers
+/// find.
 #[derive(Debug)]
 pub(super) struct TopicTable {
     indexes: HashMap<Topic, usize>,
@@ -86,8 +86,8 @@ impl TopicTable {
         self.last_position
     }
 
-    /// Takes the next position.
-    pub(super) fn take_position(&mut self) -> u64 {
+    /// Returns the next position, and counts it as used.
+    pub(super) fn allocate_position(&mut self) -> u64 {
         self.last_position += 1;
         self.last_position
     }
@@ -142,7 +142,7 @@ impl TopicTable {
             return None;
         }
         let index = self.free.pop().unwrap_or(self.slots.len());
-        // The position of a forgotten topic may be that of the event that is being published.
+        // For a forgotten topic, `last_position` returns an upper bound, which may be the position of the event that is being published.
         let lost_position = self.evicted.last_position(name).min(last_position);
         let log = TopicLog::new(lost_position);
         let topic = TopicState::new(name.clone(), index, log, config);
@@ -292,7 +292,7 @@ impl TopicTable {
         let last_used_at = slot.last_used_at;
         self.idle_queue.push_back((index, last_used_at));
         if self.idle_queue.len() > 2 * self.slots.len() + 16 {
-            // Most entries are of slots that are used anew.
+            // Most entries of the queue are outdated: another topic has got their slot since.
             let slots = self.slots.iter_mut().enumerate();
             let idle = slots.filter_map(|(index, slot)| {
                 let slot = slot.as_mut()?;
@@ -408,7 +408,7 @@ impl TopicTable {
         }
         deferred_drops.topics.push(slot.topic);
         if self.indexes.is_empty() {
-            // The memory that many topics needed is freed.
+            // The table is empty, so the memory that many topics needed is freed.
             (self.slots, self.free) = (Vec::new(), Vec::new());
             self.idle_queue = VecDeque::new();
             self.indexes = HashMap::new();

@@ -7,7 +7,7 @@ use crate::{
 /// The random identity of one channel or hub, with which the ids of its events begin.
 ///
 /// An epoch is random, so that a channel never takes an id of another channel, or of the same channel before a restart, for an id
-/// of its own. The same holds for a hub.
+/// of its own. A hub does not take an id of another hub for an id of its own, either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(IdPrefix<12>);
 

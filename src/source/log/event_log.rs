@@ -131,7 +131,7 @@ impl EventLog {
     }
 
     /// Trims all events, and restarts the log after events that were never appended. The gap's `reason` and `missed` describe
-    /// these events, and its `resumed` is the id of the last of them. Each reader gets to know of them at the next read.
+    /// these events, and its `resumed` is the id of the last of them. Each reader learns of the missing events at its next read.
     pub(crate) fn restart_after_gap(&mut self, gap: &Gap) {
         let position = self.next_position();
         let previous = self.discontinuity;
@@ -293,19 +293,24 @@ impl EventLog {
         EventLogReadOutcome::Events { up_to }
     }
 
-    /// Whether the log has at least `count` events after `position` and up to `end_position`, the next one included.
+    /// Whether the log has at least `count` events after `position` and up to `end_position`, among them the event that directly follows
+    /// `position`.
     #[inline]
     pub(super) fn has_events_after(&self, position: u64, end_position: u64, count: u64) -> bool {
         let end_position = self.last_position.min(end_position);
         end_position.saturating_sub(position) >= count && position >= self.position_before_oldest()
     }
 
-    /// Makes the run of the events after `position` and up to `end_position`, and returns the run and its length in bytes. The log has the next
-    /// event.
+    /// Makes the run of the events after `position` and up to `end_position`, and returns the run and its length in bytes. The caller has
+    /// checked that the log has the event that directly follows `position`.
     ///
     /// A run ends at a multiple of [`RUN_BLOCK_LEN`], so that readers from different positions get the same runs from there on. The history
     /// of a run begins behind such a position.
-    pub(super) fn run_after(&self, position: u64, end_position: u64) -> (EventRun, usize) {
+    pub(super) fn run_and_byte_len_after(
+        &self,
+        position: u64,
+        end_position: u64,
+    ) -> (EventRun, usize) {
         let before_oldest = self.position_before_oldest();
         let before_block = position / RUN_BLOCK_LEN * RUN_BLOCK_LEN;
         let first = position.saturating_sub(before_oldest) as usize;
@@ -314,8 +319,9 @@ impl EventLog {
         let max_len = (end_position - position) as usize;
 
         let history = self.entries.range(block_start.min(first)..first);
-        let (history_len, _) = count_within(history.rev(), first, MAX_HISTORY_BYTES);
-        let (len, byte_len) = count_within(self.entries.range(first..), max_len, MAX_RUN_BYTES);
+        let (history_len, _) = count_and_bytes_within(history.rev(), first, MAX_HISTORY_BYTES);
+        let (len, byte_len) =
+            count_and_bytes_within(self.entries.range(first..), max_len, MAX_RUN_BYTES);
         let len = len.max(1).min(self.entries.len() - first);
         let events = |range| (self.entries.range(range)).map(|entry| entry.event.clone());
         let history = events(first - history_len..first);
@@ -393,8 +399,8 @@ fn fill_buffer<'a>(
     last
 }
 
-/// Returns how many of the first entries, at most `max_len`, have at most `max_bytes` together, and how many bytes these have.
-fn count_within<'a>(
+/// Returns the number and the bytes of the first entries that have at most `max_bytes` together. Counts at most `max_len` entries.
+fn count_and_bytes_within<'a>(
     entries: impl Iterator<Item = &'a LogEntry>,
     max_len: usize,
     max_bytes: usize,
@@ -410,8 +416,8 @@ fn count_within<'a>(
     (len, byte_len)
 }
 
-/// The positions of a log are divided into blocks of this many. No run and no history of a run crosses the border of a block. The streams
-/// that are compressed share a window inside of a block.
+/// The positions of a log are divided into blocks of this many positions. No run and no history of a run crosses the border of a block. Within
+/// a block, compressed streams share their window.
 const RUN_BLOCK_LEN: u64 = 64;
 
 /// The maximum sum of the bytes of the events in a run: 16 KiB, as many bytes as a full frame has. A single larger event is a run.
@@ -515,7 +521,7 @@ mod tests {
         for number in 1..=150 {
             append(&mut log, &number.to_string());
         }
-        let run = |position| log.run_after(position, u64::MAX).0;
+        let run = |position| log.run_and_byte_len_after(position, u64::MAX).0;
         let last = |position| run(position).last_position();
         assert_eq!(
             (last(50), last(63), last(64), last(149)),
@@ -526,7 +532,7 @@ mod tests {
         assert_eq!(run_texts(run(52).history()), ["51", "52"]);
         assert_eq!(run_texts(run(66).history()), ["65", "66"]);
         assert!(run(64).history().is_empty());
-        assert_eq!(log.run_after(98, u64::MAX).1, 2 + 29 * 3);
+        assert_eq!(log.run_and_byte_len_after(98, u64::MAX).1, 2 + 29 * 3);
         let has_events = |position, count| log.has_events_after(position, u64::MAX, count);
         assert!(has_events(50, 100) && has_events(149, 1));
         assert!(!has_events(49, 1) && !has_events(149, 2) && !has_events(200, 1));
@@ -540,10 +546,13 @@ mod tests {
             append(&mut log, &kib);
         }
         append(&mut log, &"y".repeat(100_000));
-        assert_eq!(log.run_after(0, u64::MAX).0.events().len(), 16);
-        assert_eq!(log.run_after(36, u64::MAX).0.history().len(), 32);
-        assert_eq!(log.run_after(39, u64::MAX).0.events().len(), 1);
-        assert_eq!(log.run_after(40, u64::MAX).0.events().len(), 1);
+        assert_eq!(log.run_and_byte_len_after(0, u64::MAX).0.events().len(), 16);
+        assert_eq!(
+            log.run_and_byte_len_after(36, u64::MAX).0.history().len(),
+            32
+        );
+        assert_eq!(log.run_and_byte_len_after(39, u64::MAX).0.events().len(), 1);
+        assert_eq!(log.run_and_byte_len_after(40, u64::MAX).0.events().len(), 1);
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl FlushTimer {
             Some(_) => ArmTimerOutcome::Running,
             None => ArmTimerOutcome::Elapsed,
         };
-        // The timer of the last window is dropped: its end is over, or was put off by a flush before it.
+        // The timer of the last window is dropped: the end of that window has passed, or a flush before the end has begun a new window.
         *running = started;
         self.armed_number.store(window_number, Ordering::Release);
         armed
@@ -95,7 +95,7 @@ impl FlushWaker {
         }
     }
 
-    /// Starts a timer. Returns `None` if its time is over.
+    /// Starts a timer. Returns `None` if the time at which it should end has passed already.
     #[cfg(not(all(test, tower_push_loom)))]
     fn start_timer(self: &Arc<Self>, ends_at: Instant) -> Result<Option<RunningTimer>, NoRuntime> {
         if Handle::try_current().is_err() {

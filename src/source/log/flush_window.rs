@@ -16,7 +16,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 /// waits, the window needs no timer: the next reader that waits sets the timer, even if the window is over.
 pub(crate) struct FlushWindow {
     length: Duration,
-    max_held: HeldEvents,
+    max_held_events: HeldEvents,
     state: Mutex<WindowState>,
     /// The number of the current window; 0 before the first. Changed while `state` is locked.
     number: AtomicU64,
@@ -50,16 +50,16 @@ const MAX_LENGTH: Duration = Duration::from_secs(10);
 impl FlushWindow {
     /// Creates a window of this length. Returns `None` if the length is zero.
     ///
-    /// The events that are held back are flushed before the end of the window when they reach `max_held`. `target` is the log to flush when the
+    /// The events that are held back are flushed before the end of the window when they reach `max_held_events`. `target` is the log to flush when the
     /// timer ends.
     pub(crate) fn new(
         length: Duration,
-        max_held: HeldEvents,
+        max_held_events: HeldEvents,
         target: Weak<dyn FlushTarget>,
     ) -> Option<Self> {
         (!length.is_zero()).then(|| Self {
             length: length.min(MAX_LENGTH),
-            max_held,
+            max_held_events,
             state: Mutex::new(WindowState {
                 ends_at: None,
                 held: HeldEvents::default(),
@@ -74,8 +74,8 @@ impl FlushWindow {
         let mut state = lock(&self.state);
         state.held.events += 1;
         state.held.bytes = state.held.bytes.saturating_add(byte_len);
-        let is_full =
-            state.held.events >= self.max_held.events || state.held.bytes >= self.max_held.bytes;
+        let is_full = state.held.events >= self.max_held_events.events
+            || state.held.bytes >= self.max_held_events.bytes;
         let is_over = state.ends_at.is_none_or(|ends_at| ends_at <= now);
         let flushes = is_full || is_over;
         if flushes {
@@ -156,11 +156,11 @@ mod tests {
 
     fn window(max_events: usize, max_bytes: usize) -> FlushWindow {
         let target = Arc::downgrade(&Arc::new(NoTarget));
-        let max_held = HeldEvents {
+        let max_held_events = HeldEvents {
             events: max_events,
             bytes: max_bytes,
         };
-        FlushWindow::new(LENGTH, max_held, target).unwrap()
+        FlushWindow::new(LENGTH, max_held_events, target).unwrap()
     }
 
     #[test]
@@ -204,9 +204,9 @@ mod tests {
     #[test]
     fn zero_length_is_no_window() {
         let target = Arc::downgrade(&Arc::new(NoTarget));
-        let max_held = HeldEvents::default();
-        assert!(FlushWindow::new(Duration::ZERO, max_held, target.clone()).is_none());
-        let longest = FlushWindow::new(Duration::MAX, max_held, target).unwrap();
+        let max_held_events = HeldEvents::default();
+        assert!(FlushWindow::new(Duration::ZERO, max_held_events, target.clone()).is_none());
+        let longest = FlushWindow::new(Duration::MAX, max_held_events, target).unwrap();
         assert_eq!(longest.length, MAX_LENGTH);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub(crate) struct LogCounters {
     appended: AtomicU64,
-    missed_on_return: AtomicU64,
+    missed_on_resume: AtomicU64,
     lagged: AtomicU64,
     conflated: AtomicU64,
 }
@@ -15,7 +15,7 @@ pub(crate) struct LogCounts {
     /// Events appended.
     pub(crate) appended: u64,
     /// Events that returning clients missed, because the log no longer had them.
-    pub(crate) missed_on_return: u64,
+    pub(crate) missed_on_resume: u64,
     /// Events that connected subscribers missed, because the log trimmed the events before these subscribers had read
     /// them.
     pub(crate) lagged: u64,
@@ -28,8 +28,8 @@ impl LogCounters {
         add_if_nonzero(&self.appended, 1);
     }
 
-    pub(crate) fn add_missed_on_return(&self, events: u64) {
-        add_if_nonzero(&self.missed_on_return, events);
+    pub(crate) fn add_missed_on_resume(&self, events: u64) {
+        add_if_nonzero(&self.missed_on_resume, events);
     }
 
     pub(crate) fn add_lagged(&self, events: u64) {
@@ -44,7 +44,7 @@ impl LogCounters {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LogCounts {
             appended: count(&self.appended),
-            missed_on_return: count(&self.missed_on_return),
+            missed_on_resume: count(&self.missed_on_resume),
             lagged: count(&self.lagged),
             conflated: count(&self.conflated),
         }

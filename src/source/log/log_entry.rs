@@ -37,6 +37,6 @@ impl LogEntry {
 pub(crate) fn event_byte_len(event: &Event) -> usize {
     let id = event.id().map_or(0, |id| id.as_str().len());
     let event_type = event.event_type().map_or(0, |t| t.as_str().len());
-    let topic = event.topic().map_or(0, |topic| topic.as_str().len());
-    event.payload().as_bytes().len() + id + event_type + topic
+    let topics = event.topics().iter().map(|topic| topic.as_str().len());
+    event.payload().as_bytes().len() + id + event_type + topics.sum::<usize>()
 }

@@ -18,11 +18,11 @@ use crate::{
 /// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
 pub(crate) struct LogReader<I: LogIds> {
     log: Arc<ReplayLog<I>>,
-    /// The key in the log's wait list. `None` if the reader waits with its group: its event loop wakes it.
+    /// The key in the log's wait list. `None` if the reader has delegated its wakeups to an event loop.
     key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
-    /// What begins the stream. `None` once it is over, so that an open stream needs no space for it.
+    /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
     initial: Option<Box<InitialReadState>>,
     /// The reader reads the events up to this position even if the log holds them back.
     held_position: u64,
@@ -101,10 +101,10 @@ impl<I: LogIds> LogReader<I> {
         }
     }
 
-    /// Makes the reader wait with its group: from now on, the reader stores no waker. The caller polls the reader once more, and then
-    /// whenever the status of the returned log changes.
+    /// Leaves the waking of the reader's task to the caller: from now on, the reader stores no waker. The caller polls the reader once more, and
+    /// then whenever the status of the returned log changes.
     #[cfg(feature = "server")]
-    pub(crate) fn wait_with_group(&mut self) -> Arc<dyn WatchedLog>
+    pub(crate) fn delegate_wakeups(&mut self) -> Arc<dyn WatchedLog>
     where
         I: Send + Sync + 'static,
     {
@@ -116,7 +116,7 @@ impl<I: LogIds> LogReader<I> {
 
     /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
     /// may hold back events, else 0.
-    pub(crate) fn release_held_events(&mut self) -> u32 {
+    pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
         self.held_position = self.log.held_position();
         let unread = self.held_position.saturating_sub(self.position);
         u32::try_from(unread).unwrap_or(u32::MAX)
@@ -124,7 +124,7 @@ impl<I: LogIds> LogReader<I> {
 
     /// Returns the events that the reader reads next.
     #[inline]
-    fn range(&self) -> ReadRange {
+    fn unread_range(&self) -> ReadRange {
         ReadRange {
             after: self.position,
             min_end_position: self.held_position,
@@ -167,8 +167,8 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            let outcome = (self.log).read(self.range(), MAX_READ_BYTES, &mut self.buffer);
-            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+            let outcome = (self.log).read(self.unread_range(), MAX_READ_BYTES, &mut self.buffer);
+            if let Some(outcome) = ready!(self.poll_handle_read_outcome(outcome, cx)) {
                 return Poll::Ready(outcome);
             }
         }
@@ -189,7 +189,7 @@ impl<I: LogIds> LogReader<I> {
             }
             let mut run = None;
             let outcome = (self.log).read_run(
-                self.range(),
+                self.unread_range(),
                 min_len,
                 MAX_READ_BYTES,
                 &mut self.buffer,
@@ -200,7 +200,7 @@ impl<I: LogIds> LogReader<I> {
                 self.take_requested_cursor();
                 return Poll::Ready(LogRunOutcome::Run(run));
             }
-            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+            if let Some(outcome) = ready!(self.poll_handle_read_outcome(outcome, cx)) {
                 return Poll::Ready(LogRunOutcome::NoRun(outcome));
             }
         }
@@ -209,7 +209,7 @@ impl<I: LogIds> LogReader<I> {
     /// Handles the outcome of a read. Returns `None` if the caller goes on: there are events in the buffer, or the log has changed since the
     /// read. The poll is pending if the log has no event yet.
     #[inline]
-    fn poll_handle_read(
+    fn poll_handle_read_outcome(
         &mut self,
         outcome: EventLogReadOutcome,
         cx: &mut Context<'_>,
@@ -249,7 +249,7 @@ impl<I: LogIds> LogReader<I> {
         let reason = match (missed.discontinuity, self.requested_cursor()) {
             (Some(reason), _) => reason,
             (None, Some(_)) => {
-                counters.add_missed_on_return(count);
+                counters.add_missed_on_resume(count);
                 GapReason::Expired
             }
             (None, None) => {

@@ -185,7 +185,7 @@ fn reader_ahead_of_log_joins_at_its_cursor() {
                     let index = log.id_index().expect("the log has an index");
                     (log.last_position(), index.position_of(&41.into()))
                 };
-                // As in a cold resume: the position that is waited for is read before, or with, the search.
+                // As in an upstream resume: the position that is waited for is read before, or with, the search.
                 let (last_position, found) = log.inspect(Duration::ZERO, find);
                 if let Some(position) = found {
                     return Poll::Ready(position);
@@ -213,11 +213,11 @@ impl FlushTarget for WindowedLog {
 
 fn windowed_log() -> std::sync::Arc<WindowedLog> {
     std::sync::Arc::new_cyclic(|this: &std::sync::Weak<WindowedLog>| {
-        let max_held = HeldEvents {
+        let max_held_events = HeldEvents {
             events: 4,
             bytes: 1 << 20,
         };
-        let window = FlushWindow::new(Duration::from_secs(10), max_held, this.clone());
+        let window = FlushWindow::new(Duration::from_secs(10), max_held_events, this.clone());
         let log = SharedLog::new(EventLog::new(limits(), false), 1);
         WindowedLog(log.with_flush_window(window))
     })

@@ -51,7 +51,7 @@ impl ReplayLogConfig {
     ///
     /// A log must not trim events of which its readers do not know yet. The limit is half of the log, so that readers have the time to read
     /// the flushed half. A log that conflates keeps the newest trimmed event of each key, and needs no limit.
-    fn max_held(&self) -> HeldEvents {
+    fn max_held_events(&self) -> HeldEvents {
         let (events, bytes) = match self.lag_policy {
             LagPolicy::Conflate(_) => (usize::MAX, usize::MAX),
             LagPolicy::Gap | LagPolicy::Disconnect => {
@@ -100,7 +100,8 @@ impl<I: LogIds> ReplayLog<I> {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         Arc::new_cyclic(|this: &Weak<Self>| {
             let target = this.clone();
-            let flush_window = FlushWindow::new(config.flush_window, config.max_held(), target);
+            let flush_window =
+                FlushWindow::new(config.flush_window, config.max_held_events(), target);
             Self {
                 log: SharedLog::new(log, 4 * threads).with_flush_window(flush_window),
                 ids,
@@ -182,7 +183,7 @@ impl<I: LogIds> ReplayLog<I> {
         start: &ResolvedStart,
     ) -> bool {
         let has_gap = matches!(start.first_item, Some(Item::Gap(_)));
-        // A request that asks for one of these two positions gets a cursor, even if the log is closed.
+        // A request that asks for the newest or the oldest position gets a cursor, even if the log is closed.
         let asks_for_cursor = matches!(
             subscription.start(),
             Some(StartPosition::Now | StartPosition::Oldest)
@@ -252,7 +253,7 @@ impl<I: LogIds> ReplayLog<I> {
     }
 
     /// Resolves the start of a client that resumes from `cursor`. Returns `None` unless the log has every event after the cursor.
-    pub(crate) fn start_in_log(&self, cursor: &EventId) -> Option<ResolvedStart> {
+    pub(crate) fn start_after_cursor(&self, cursor: &EventId) -> Option<ResolvedStart> {
         let range = |log: &EventLog| log.position_before_snapshot()..=log.last_position();
         let position = self.inspect_log(|log| {
             let position = self.ids.position_of(cursor, log);

@@ -27,8 +27,8 @@ use crate::{
 ///
 /// # Flushed and held events
 /// A log with a [`FlushWindow`] holds back some events: `status` and the readers get to know of these events when they are flushed. A reader
-/// that waits goes on up to the last flushed event, so that readers at the same position get the same runs. A reader can ask for
-/// [more](ReadRange).
+/// that waits goes on up to the last flushed event, so that readers at the same position get the same runs. A reader can ask for events that
+/// are held back: see [`ReadRange`].
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
@@ -63,7 +63,7 @@ pub(crate) struct ReadRange {
 /// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
 /// can run its owner's code.
 #[must_use]
-struct Trimmed {
+struct TrimmedEventsAndRuns {
     _events: Vec<Event>,
     _runs: Vec<EventRun>,
 }
@@ -149,13 +149,13 @@ impl SharedLog {
     }
 
     /// Takes the events that were trimmed since the last call, and the runs that hold trimmed events.
-    fn take_trimmed(&self, log: &mut EventLog) -> Trimmed {
+    fn take_trimmed(&self, log: &mut EventLog) -> TrimmedEventsAndRuns {
         let events = log.take_trimmed();
         let runs = match events.is_empty() {
             true => Vec::new(),
             false => lock(&self.runs).remove_trimmed(log.position_before_oldest()),
         };
-        Trimmed {
+        TrimmedEventsAndRuns {
             _events: events,
             _runs: runs,
         }
@@ -280,7 +280,7 @@ impl SharedLog {
         max_bytes: usize,
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
-        if self.has_nothing_in(range) {
+        if self.has_no_events_in(range) {
             return EventLogReadOutcome::UpToDate;
         }
         let log = lock_for_reading(&self.log);
@@ -290,7 +290,7 @@ impl SharedLog {
 
     /// Returns whether a reader of this range has nothing to read, without a lock.
     #[inline]
-    fn has_nothing_in(&self, range: ReadRange) -> bool {
+    fn has_no_events_in(&self, range: ReadRange) -> bool {
         range.min_end_position <= range.after && self.is_up_to_date(range.after)
     }
 
@@ -305,7 +305,7 @@ impl SharedLog {
         buffer: &mut ReadBuffer,
         run: &mut Option<EventRun>,
     ) -> EventLogReadOutcome {
-        if self.has_nothing_in(range) {
+        if self.has_no_events_in(range) {
             return EventLogReadOutcome::UpToDate;
         }
         let log = lock_for_reading(&self.log);
@@ -321,7 +321,7 @@ impl SharedLog {
                 *run = Some(new_run);
                 EventLogReadOutcome::Events { up_to }
             }
-            // A single event is left in its block. The next run begins after this event.
+            // Only one event of the block is left. The next run begins after this event.
             false => log.read(position, end_position, 0, buffer),
         };
         drop(log);
@@ -342,7 +342,7 @@ impl SharedLog {
         if let Some(run) = runs.get(position + 1, min_len) {
             return (run, Vec::new());
         }
-        let (run, byte_len) = log.run_after(position, end_position);
+        let (run, byte_len) = log.run_and_byte_len_after(position, end_position);
         let removed = runs.insert(run.clone(), byte_len);
         (run, removed)
     }

@@ -5,7 +5,7 @@ use crate::sync::{StoreWakerOutcome, WaiterKey};
 
 /// A log whose readers in one event loop are woken together.
 ///
-/// A reader of the log that was told to [wait with its group](super::LogReader::wait_with_group) stores no waker.
+/// A reader of the log that has [delegated its wakeups](super::LogReader::delegate_wakeups) to an event loop stores no waker.
 pub(crate) trait WatchedLog: Send + Sync {
     /// Returns a number that changes whenever the log gets an event, restarts or is closed.
     fn status(&self) -> u64;

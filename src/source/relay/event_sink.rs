@@ -25,7 +25,7 @@ pub trait EventSink: Send + 'static {
     fn push(&mut self, event: Event);
 
     /// Announces that events are missing after the last one. `gap` has the reason, the number of missing events if it is known, and the
-    /// id (`resumed`) that the next event follows, if it is known. Earlier cursors lead to the upstream.
+    /// id (`resumed`) that the next event follows, if it is known. For an earlier cursor, the upstream is read.
     fn gap(&mut self, gap: &Gap);
 }
 

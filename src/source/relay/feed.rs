@@ -87,11 +87,11 @@ impl Feed {
         }
     }
 
-    /// Announces that events are missing after the last one that was pushed. The log restarts: its events are dropped, and earlier
-    /// cursors lead to the upstream, or to a gap.
+    /// Announces that events are missing after the last one that was pushed. The log restarts: its events are dropped, and a client with an
+    /// earlier cursor gets events from the upstream, or a gap.
     ///
-    /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the
-    /// next event that is pushed follows it. The other fields of `gap` are not used. Every connected subscriber gets the gap with a number
+    /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last missing event, if it is known;
+    /// the next event that is pushed follows it. The other fields of `gap` are not used. Every connected subscriber gets the gap with a number
     /// of its own: `missed`, plus the pushed events that this subscriber had not read.
     ///
     /// ```

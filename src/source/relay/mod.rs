@@ -1,9 +1,8 @@
 //! A source over a store that other processes share: a broker, a database, another server.
 //!
-//! Several servers behind a load balancer show one feed, and a client may return to any of them. Its cursor must therefore be an id of
+//! Several servers behind a load balancer show one feed, and a client may return to any of them. The client's cursor must therefore be an id of
 //! the shared store instead of an id that one server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
-//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the
-//! store.
+//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the store.
 //!
 //! ```
 //! use tower_push::{Event, EventId, Push, Relay};
@@ -47,7 +46,7 @@
 //! A process that starts should push the last events of the store before it serves the relay, so that nearly all clients that return after
 //! a deployment resume from memory.
 //!
-//! # Cold resumes are bounded
+//! # Upstream resumes are bounded
 //! A client whose cursor is not in the log reads pages from the upstream: by default 256 events each, 16 reads at a time, and 10 000 events
 //! for each client. Clients with the same cursor share a page. The pages belong to the relay, which holds 16 MiB of them, whether or not
 //! the clients read. If a read fails, or if too many are queued, the client's stream ends in-band with [`Item::Ended`](crate::Item::Ended),
@@ -61,7 +60,6 @@
 //! A [`Channel`](super::Channel) makes the ids of its events, and its clients can resume in the same process only. Everything else of the log
 //! is the same: limits, lag policies, and the cost for each subscriber.
 
-mod cold_resume;
 mod event_sink;
 mod feed;
 mod page_cache;
@@ -72,6 +70,7 @@ mod relay_subscriber;
 mod upstream;
 mod upstream_limits;
 mod upstream_reader;
+mod upstream_resume;
 
 use std::{
     fmt,
@@ -81,12 +80,6 @@ use std::{
 };
 
 use self::relay_state::RelayState;
-pub(crate) use self::{
-    cold_resume::{ColdResume, ColdResumeLog, ColdResumeOutcome},
-    relay_counts::RelayCounters,
-    upstream::{ErasedUpstream, PageEvent},
-    upstream_reader::UpstreamReader,
-};
 pub use self::{
     event_sink::EventSink,
     feed::{Feed, PushError},
@@ -95,6 +88,12 @@ pub use self::{
     relay_subscriber::RelaySubscriber,
     upstream::{Page, PageRequest, Upstream, UpstreamError},
     upstream_limits::UpstreamLimits,
+};
+pub(crate) use self::{
+    relay_counts::RelayCounters,
+    upstream::{ErasedUpstream, PageEvent},
+    upstream_reader::UpstreamReader,
+    upstream_resume::{UpstreamResume, UpstreamResumeLog, UpstreamResumeOutcome},
 };
 use super::{
     PushSource, Rejection, StartPosition, Subscription, TopicSet,

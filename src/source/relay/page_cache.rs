@@ -56,14 +56,14 @@ pub(super) enum PageReadError {
 }
 
 /// The result of [`PageCache::find`].
-pub(super) enum FoundPage<E> {
+pub(super) enum PageLookup<E> {
     Finished(PageResult<E>),
     Pending(watch::Receiver<()>),
     Absent,
 }
 
 /// The result of [`PageCache::begin_read`].
-pub(super) struct BegunRead<E> {
+pub(super) struct StartedRead<E> {
     /// The number of the read, for [`PageCache::finish_read`].
     pub(super) number: u64,
     /// The older result of the same key, which the caller drops outside of its lock.
@@ -98,27 +98,27 @@ impl<E: PageEvent> PageCache<E> {
     }
 
     /// Returns the page of `key`, for a client that asked for it at `asked_at`.
-    pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> FoundPage<E> {
+    pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> PageLookup<E> {
         match self.entries.get(key).map(|entry| &entry.state) {
-            Some(ReadState::Pending(done)) => FoundPage::Pending(done.clone()),
+            Some(ReadState::Pending(done)) => PageLookup::Pending(done.clone()),
             Some(ReadState::Finished {
                 result,
                 reusable_until,
                 ..
-            }) if *reusable_until >= asked_at => FoundPage::Finished(result.clone()),
-            _ => FoundPage::Absent,
+            }) if *reusable_until >= asked_at => PageLookup::Finished(result.clone()),
+            _ => PageLookup::Absent,
         }
     }
 
     /// Adds a read in progress. The channel `done` closes when the read ends.
-    pub(super) fn begin_read(&mut self, key: PageKey, done: watch::Receiver<()>) -> BegunRead<E> {
+    pub(super) fn begin_read(&mut self, key: PageKey, done: watch::Receiver<()>) -> StartedRead<E> {
         let number = self.next_number;
         self.next_number += 1;
         self.pending_reads += 1;
         let state = ReadState::Pending(done);
         let replaced = self.entries.insert(key, CacheEntry { number, state });
         self.byte_len -= replaced.as_ref().map_or(0, CacheEntry::byte_len);
-        BegunRead {
+        StartedRead {
             number,
             replaced_result: replaced.and_then(CacheEntry::into_finished_result),
         }
@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn is_finished(cache: &PageCache<Event>, after: u64, asked_at: Instant) -> bool {
-        matches!(cache.find(&key(after), asked_at), FoundPage::Finished(_))
+        matches!(cache.find(&key(after), asked_at), PageLookup::Finished(_))
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
             let number = begin(&mut cache, after);
             assert!(matches!(
                 cache.find(&key(after), now),
-                FoundPage::Pending(_)
+                PageLookup::Pending(_)
             ));
             let dropped = cache.finish_read(key(after), number, page(5), now);
             assert_eq!(dropped.len(), usize::from(after == 2));
@@ -269,7 +269,7 @@ mod tests {
             let _ = cache.finish_read(key(1), number, result, now);
             assert!(is_finished(&cache, 1, now + TRANSIENT_REUSE_TIME));
             assert_eq!(is_finished(&cache, 1, soon), !is_transient);
-            assert!(matches!(cache.find(&key(1), later), FoundPage::Absent));
+            assert!(matches!(cache.find(&key(1), later), PageLookup::Absent));
         }
         let number = begin(&mut cache, 1);
         assert_eq!(cache.byte_len, 0);

@@ -25,19 +25,19 @@ pub struct RelayCounts {
     pub gaps: u64,
     /// Events that returning clients missed, because neither the log nor the upstream had them. An event counts once for each client
     /// that missed it. Gaps whose number of events is not known count as none.
-    pub missed_on_return: u64,
+    pub missed_on_resume: u64,
     /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
     /// for each subscriber that missed it.
     pub lagged: u64,
     /// Events that subscribers did not get, because the subscribers got a newer event with the same key instead.
     pub conflated: u64,
     /// Subscriptions whose cursor was not in the log, so that the relay read pages from the upstream.
-    pub cold_resumes: u64,
+    pub upstream_resumes: u64,
     /// Calls of [`Upstream::read_page`](super::Upstream::read_page).
     pub upstream_reads: u64,
     /// Calls of [`Upstream::read_page`](super::Upstream::read_page) that failed or took too long.
     pub failed_reads: u64,
-    /// Cold resumes that ended in a gap, because the upstream has lost the events after the cursor, or because these events were too many.
+    /// Upstream resumes that ended in a gap, because the upstream has lost the events after the cursor, or because these events were too many.
     pub lost_cursors: u64,
     /// Streams that ended because a page could not be read.
     pub unavailable: u64,
@@ -47,7 +47,7 @@ pub struct RelayCounts {
 #[derive(Debug, Default)]
 pub(crate) struct RelayCounters {
     gaps: AtomicU64,
-    cold_resumes: AtomicU64,
+    upstream_resumes: AtomicU64,
     upstream_reads: AtomicU64,
     failed_reads: AtomicU64,
     lost_cursors: AtomicU64,
@@ -59,8 +59,8 @@ impl RelayCounters {
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn add_cold_resume(&self) {
-        self.cold_resumes.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn add_upstream_resume(&self) {
+        self.upstream_resumes.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn add_read(&self) {
@@ -84,10 +84,10 @@ impl RelayCounters {
         RelayCounts {
             pushed: log.appended,
             gaps: count(&self.gaps),
-            missed_on_return: log.missed_on_return,
+            missed_on_resume: log.missed_on_resume,
             lagged: log.lagged,
             conflated: log.conflated,
-            cold_resumes: count(&self.cold_resumes),
+            upstream_resumes: count(&self.upstream_resumes),
             upstream_reads: count(&self.upstream_reads),
             failed_reads: count(&self.failed_reads),
             lost_cursors: count(&self.lost_cursors),

@@ -61,7 +61,7 @@ impl RelayState {
         let upstream = self.upstream.as_ref();
         let retry = upstream.map_or_else(
             || random::jittered(FEED_GONE_RETRY, 0.5),
-            |upstream| upstream.random_retry(),
+            |upstream| upstream.random_retry_delay(),
         );
         Item::Ended { retry }
     }
@@ -75,13 +75,13 @@ impl RelayState {
         self.counters.add_lost_cursor();
         let start = self.log.start_at_oldest_with_gap(cursor, Gap::new(reason));
         if let Some(Item::Gap(gap)) = &start.first_item {
-            self.add_missed_on_return(gap);
+            self.count_missed_on_resume(gap);
         }
         start
     }
 
-    pub(super) fn add_missed_on_return(&self, gap: &Gap) {
+    pub(super) fn count_missed_on_resume(&self, gap: &Gap) {
         let missed = gap.missed.unwrap_or(0);
-        self.log.counters().add_missed_on_return(missed);
+        self.log.counters().add_missed_on_resume(missed);
     }
 }

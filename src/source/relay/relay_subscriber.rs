@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    cold_resume::{ColdResume, ColdResumeLog, ColdResumeOutcome},
     relay_state::RelayState,
+    upstream_resume::{UpstreamResume, UpstreamResumeLog, UpstreamResumeOutcome},
 };
 #[cfg(feature = "server")]
 use crate::source::EventLoopJoin;
@@ -53,8 +53,8 @@ use crate::{
 pub struct RelaySubscriber {
     relay: Arc<RelayState>,
     reader: LogReader<ExternalIds>,
-    /// The cold resume of a client that does not read the log yet. `None` once the client reads the log.
-    cold_resume: Option<Box<ColdResume<Event>>>,
+    /// The upstream resume of a client that does not read the log yet. `None` once the client reads the log.
+    upstream_resume: Option<Box<UpstreamResume<Event>>>,
     topics: Option<TopicSet>,
     /// The events of other topics since the last item. `None` if there are none.
     filtered_out: Option<FilteredOutEvents>,
@@ -65,7 +65,7 @@ pub struct RelaySubscriber {
 /// client of a quiet topic can still resume from the log.
 struct FilteredOutEvents {
     count: usize,
-    /// The id of the last of these events.
+    /// The id of the last filtered-out event.
     last_id: EventId,
     /// Ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events. `None` until then, or if there is no runtime with a clock.
     timer: Option<Pin<Box<Sleep>>>,
@@ -93,32 +93,32 @@ impl RelaySubscriber {
         resolved: ResolvedStart,
         topics: Option<TopicSet>,
     ) -> Self {
-        let cold_cursor = match start {
+        let cursor_before_log = match start {
             StartPosition::After(id) if resolved.is_outside_log => Some(id.clone()),
             _ => None,
         };
         let mut subscriber = Self {
             reader: LogReader::new(relay.log.clone(), resolved),
             relay,
-            cold_resume: None,
+            upstream_resume: None,
             topics,
             filtered_out: None,
             is_finished: false,
         };
-        if let Some(cursor) = cold_cursor {
-            subscriber.try_begin_cold_resume(cursor);
+        if let Some(cursor) = cursor_before_log {
+            subscriber.try_begin_upstream_resume(cursor);
         }
         subscriber
     }
 
-    /// Begins a cold resume. Returns `false`, and does nothing, if the relay has no upstream.
-    fn try_begin_cold_resume(&mut self, cursor: EventId) -> bool {
+    /// Begins an upstream resume. Returns `false`, and does nothing, if the relay has no upstream.
+    fn try_begin_upstream_resume(&mut self, cursor: EventId) -> bool {
         let Some(upstream) = &self.relay.upstream else {
             return false;
         };
-        self.relay.counters.add_cold_resume();
-        let resume = ColdResume::new(upstream.clone(), self.topics.clone(), cursor);
-        self.cold_resume = Some(Box::new(resume));
+        self.relay.counters.add_upstream_resume();
+        let resume = UpstreamResume::new(upstream.clone(), self.topics.clone(), cursor);
+        self.upstream_resume = Some(Box::new(resume));
         true
     }
 
@@ -170,9 +170,9 @@ impl RelaySubscriber {
         self.relay.reconnect_item()
     }
 
-    /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
-    fn poll_cold_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let Some(resume) = &mut self.cold_resume else {
+    /// Returns the next item of an upstream resume. Returns `None` if the client continues with the log.
+    fn poll_upstream_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let Some(resume) = &mut self.upstream_resume else {
             return Poll::Ready(None);
         };
         let mut log = RelayLog {
@@ -181,13 +181,13 @@ impl RelaySubscriber {
             topics: self.topics.as_ref(),
         };
         let item = match ready!(resume.poll_next(&mut log, cx)) {
-            ColdResumeOutcome::Item(item) => item,
-            ColdResumeOutcome::ReadLog(start) => {
+            UpstreamResumeOutcome::Item(item) => item,
+            UpstreamResumeOutcome::ReadLog(start) => {
                 self.reader.restart(start);
-                self.cold_resume = None;
+                self.upstream_resume = None;
                 return Poll::Ready(None);
             }
-            ColdResumeOutcome::Unavailable => {
+            UpstreamResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
                 self.end_with_reconnect_item()
             }
@@ -196,7 +196,7 @@ impl RelaySubscriber {
     }
 }
 
-/// The relay's log, with which the cold resume of a subscriber ends.
+/// The relay's log, in which a subscriber continues after its upstream resume.
 struct RelayLog<'a> {
     relay: &'a RelayState,
     /// The subscriber's reader, which waits for the feed.
@@ -204,12 +204,12 @@ struct RelayLog<'a> {
     topics: Option<&'a TopicSet>,
 }
 
-impl ColdResumeLog for RelayLog<'_> {
+impl UpstreamResumeLog for RelayLog<'_> {
     type Event = Event;
     type Start = ResolvedStart;
 
     fn start_after(&mut self, cursor: &EventId) -> Option<ResolvedStart> {
-        self.relay.log.start_in_log(cursor)
+        self.relay.log.start_after_cursor(cursor)
     }
 
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
@@ -238,8 +238,8 @@ impl ColdResumeLog for RelayLog<'_> {
         is_selected.then(|| Item::Event(event.clone()))
     }
 
-    fn add_missed_on_return(&self, gap: &Gap) {
-        self.relay.add_missed_on_return(gap);
+    fn count_missed_on_resume(&self, gap: &Gap) {
+        self.relay.count_missed_on_resume(gap);
     }
 }
 
@@ -251,7 +251,7 @@ impl RelaySubscriber {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         let this = &mut *self;
-        let reads_log = this.cold_resume.is_none() && !this.reader.has_first_item();
+        let reads_log = this.upstream_resume.is_none() && !this.reader.has_first_item();
         if this.topics.is_some() || !reads_log || this.is_finished {
             return self.poll_next(cx).map_ok(ItemOrRun::Item);
         }
@@ -261,16 +261,16 @@ impl RelaySubscriber {
         };
         match item {
             Some(item) => Poll::Ready(Some(item.map(ItemOrRun::Item))),
-            // The client has begun a cold resume.
+            // The client has begun an upstream resume.
             None => self.poll_next(cx).map_ok(ItemOrRun::Item),
         }
     }
 
     /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
-    // Out of line, so that a client that reads the log pays one comparison for it.
+    // Kept out of line: for a client that reads the log, the check costs only one comparison.
     #[inline(never)]
     fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let item = match ready!(self.poll_cold_resume(cx)) {
+        let item = match ready!(self.poll_upstream_resume(cx)) {
             Some(item) => Some(item),
             None => self.reader.take_first_item(),
         };
@@ -283,11 +283,11 @@ impl RelaySubscriber {
         match outcome {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
-                // The cursor after the gap is newer than these events.
+                // The cursor after the gap is newer than the filtered-out events.
                 self.filtered_out = None;
                 // A client that has read nothing from the log yet gets the missed events from the upstream instead of a gap.
                 let requested = self.reader.requested_cursor().cloned();
-                if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
+                if requested.is_some_and(|cursor| self.try_begin_upstream_resume(cursor)) {
                     return None;
                 }
                 let item = self.reader.skip_missed();
@@ -317,7 +317,7 @@ impl Stream for RelaySubscriber {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         while !this.is_finished {
-            if this.cold_resume.is_some() || this.reader.has_first_item() {
+            if this.upstream_resume.is_some() || this.reader.has_first_item() {
                 if let Some(item) = ready!(this.poll_before_log(cx)) {
                     return Poll::Ready(Some(Ok(item)));
                 }
@@ -352,11 +352,11 @@ impl SourceStream for RelaySubscriber {
         self.poll_item_or_run(min_len, cx)
     }
 
-    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+    fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         let this = self.get_mut();
-        match this.cold_resume {
+        match this.upstream_resume {
             Some(_) => 0,
-            None => this.reader.release_held_events(),
+            None => this.reader.release_and_count_held_events(),
         }
     }
 
@@ -364,10 +364,10 @@ impl SourceStream for RelaySubscriber {
     #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
         let this = self.get_mut();
-        if this.cold_resume.is_some() || this.reader.requested_cursor().is_some() {
+        if this.upstream_resume.is_some() || this.reader.requested_cursor().is_some() {
             return EventLoopJoin::NeedsOwnTask;
         }
-        EventLoopJoin::Joined(this.reader.wait_with_group())
+        EventLoopJoin::Joined(this.reader.delegate_wakeups())
     }
 }
 
@@ -375,7 +375,7 @@ impl fmt::Debug for RelaySubscriber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RelaySubscriber")
             .field("reader", &self.reader)
-            .field("is_resuming", &self.cold_resume.is_some())
+            .field("is_resuming", &self.upstream_resume.is_some())
             .finish_non_exhaustive()
     }
 }

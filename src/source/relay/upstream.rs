@@ -12,9 +12,9 @@ use crate::{
 ///
 /// # The cursor rule
 /// An upstream accepts a cursor only if it knows which events came after the event with this id: the event is still in the store, or was
-/// the newest one. If the store has another event in this place, or no event, the upstream fails with [`UpstreamError::Lost`]: a client
-/// that resumed from such an id would miss events without notice. An id must therefore name one event for good: no other event may get the
-/// same id, even after the store was emptied.
+/// the newest one. If the store has another event at the place of this id, or no event, the upstream fails with [`UpstreamError::Lost`]: a
+/// client that resumed from such an id would miss events without notice. An id must therefore name one event for good: no other event may get
+/// the same id, even after the store was emptied.
 ///
 /// ```
 /// use tower_push::{
@@ -43,14 +43,14 @@ pub trait Upstream: Send + Sync + 'static {
     /// Clients that need the same page at the same time share one call.
     ///
     /// # Errors
-    /// [`UpstreamError::Lost`] if the events after the cursor cannot be told. [`UpstreamError::Failed`] if the upstream cannot answer
-    /// now; the `?` operator makes this error from any other.
+    /// [`UpstreamError::Lost`] if the upstream does not know which events came after the cursor. [`UpstreamError::Failed`] if the upstream
+    /// cannot answer now; the `?` operator makes this error from any other.
     fn read_page(
         &self,
         request: PageRequest,
     ) -> impl Future<Output = Result<Page, UpstreamError>> + Send;
 
-    /// Compares the places of two events in the feed by their ids. Returns `None` if the order cannot be told from the ids, as the default
+    /// Compares the order of two events in the feed by their ids. Returns `None` if the ids do not show the order, as the default
     /// implementation does.
     ///
     /// The relay calls this function only for a client that has read [as many events as it may](super::UpstreamLimits::max_scan), and

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{
-    page_cache::{FoundPage, PageCache, PageReadError, PageResult},
+    page_cache::{PageCache, PageLookup, PageReadError, PageResult},
     relay_counts::RelayCounters,
     upstream::{ErasedUpstream, Page, PageEvent, PageKey, PageRequest, UpstreamError},
     upstream_limits::UpstreamLimits,
@@ -59,7 +59,7 @@ impl<E: PageEvent> UpstreamReader<E> {
     }
 
     /// Returns the time after which one client should return.
-    pub(crate) fn random_retry(&self) -> Duration {
+    pub(crate) fn random_retry_delay(&self) -> Duration {
         random::jittered(self.limits.retry, 0.5)
     }
 
@@ -77,9 +77,9 @@ impl<E: PageEvent> UpstreamReader<E> {
             let asked_at = Instant::now();
             loop {
                 let mut done = match reader.find_or_begin_read(&key, asked_at) {
-                    FoundPage::Finished(result) => return result,
-                    FoundPage::Pending(done) => done,
-                    FoundPage::Absent => return Err(PageReadError::Unavailable),
+                    PageLookup::Finished(result) => return result,
+                    PageLookup::Pending(done) => done,
+                    PageLookup::Absent => return Err(PageReadError::Unavailable),
                 };
                 // The result is an error when the sender is dropped: the read has ended.
                 let _ = done.changed().await;
@@ -88,10 +88,10 @@ impl<E: PageEvent> UpstreamReader<E> {
     }
 
     /// Finds a page, or begins to read it. Returns `Absent` if too many reads are queued.
-    fn find_or_begin_read(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage<E> {
+    fn find_or_begin_read(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> PageLookup<E> {
         let mut pages = lock(&self.pages);
         let found = pages.find(key, asked_at);
-        if !matches!(found, FoundPage::Absent) {
+        if !matches!(found, PageLookup::Absent) {
             return found;
         }
         let max_pending = self
@@ -99,10 +99,10 @@ impl<E: PageEvent> UpstreamReader<E> {
             .max_reads
             .saturating_add(self.limits.max_queued_reads);
         let Ok(runtime) = Handle::try_current() else {
-            return FoundPage::Absent;
+            return PageLookup::Absent;
         };
         if pages.pending_reads() >= max_pending {
-            return FoundPage::Absent;
+            return PageLookup::Absent;
         }
         let (done_sender, done) = watch::channel(());
         let begun = pages.begin_read(key.clone(), done.clone());
@@ -117,7 +117,7 @@ impl<E: PageEvent> UpstreamReader<E> {
         drop(begun.replaced_result);
         self.counters.add_read();
         runtime.spawn(pending.run());
-        FoundPage::Pending(done)
+        PageLookup::Pending(done)
     }
 
     /// Waits for a permit, and then reads a page.
@@ -128,7 +128,7 @@ impl<E: PageEvent> UpstreamReader<E> {
             .with_max_events(self.limits.page_events)
             .with_max_bytes(self.limits.page_bytes);
         match self.upstream.read_page(request).await {
-            Ok(page) if has_cursors(&page) => Ok(Arc::new(page)),
+            Ok(page) if all_events_have_cursors(&page) => Ok(Arc::new(page)),
             Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
             Ok(_) | Err(UpstreamError::Failed(_)) => Err(PageReadError::Unavailable),
         }
@@ -136,7 +136,7 @@ impl<E: PageEvent> UpstreamReader<E> {
 }
 
 /// Returns whether each event of a page has an id that can be a cursor.
-fn has_cursors<E: PageEvent>(page: &Page<E>) -> bool {
+fn all_events_have_cursors<E: PageEvent>(page: &Page<E>) -> bool {
     let mut ids = page.events.iter().map(|event| event.event().id());
     ids.all(|id| id.is_some_and(|id| !id.is_finished()))
 }

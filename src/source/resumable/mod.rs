@@ -63,7 +63,7 @@
 //! connections can therefore displace the parked streams of other clients, which then get a gap.
 //!
 //! One tokio task drops the streams of a [`Resumable`] that were parked for too long. The task runs while a stream is parked. If the last
-//! client leaves outside of a runtime, there is no such task, and expired streams are dropped when the next client subscribes.
+//! client leaves outside of a tokio runtime, no task runs, and expired streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
 //! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token

@@ -191,8 +191,7 @@ impl Lease {
     }
 }
 
-/// Drops streams. The caller must hold no lock, because dropping a stream can run any code. A panic of this code does not reach
-/// the caller.
+/// Drops streams. The caller must hold no lock, because dropping a stream can run any code. A panic of this code is caught.
 fn drop_streams(streams: Vec<Arc<SharedStream>>) {
     for stream in streams {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));

@@ -79,7 +79,7 @@ pub(super) enum StreamStatus {
 impl Batch {
     /// Returns whether the rest of the stream must be parked. The rest must be parked if the client has no cursor with which the source
     /// could resume after the batch: otherwise the client would lose the rest.
-    pub(super) fn must_park_rest(&self) -> bool {
+    pub(super) fn must_park_stream(&self) -> bool {
         let cannot_resume = self.lacks_source_cursor || self.cursor.is_none();
         match self.status {
             StreamStatus::Finished => false,

@@ -95,7 +95,7 @@ impl LongPollSource {
         let opened = resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner);
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
-        if batch.must_park_rest() {
+        if batch.must_park_stream() {
             // The stream is parked without its supervision, because the guard supervises only this poll.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));

@@ -30,8 +30,8 @@
 //!
 //! A source that resumes must give its client a cursor: before the end of the first batch, its stream must yield an event with an id, or a
 //! [bare cursor](crate::Item::Cursor). If the stream yields neither, the next poll could not continue where the first poll has ended.
-//! Therefore the rest of the stream is parked, like a plain stream. From then on the stream's events have ids of the [`Resumable`] instead
-//! of the source's, and no other transport can resume from these ids. To keep the source's own ids, let its streams begin with a bare
+//! Therefore the rest of the stream is parked, like a plain stream. After it was parked, the stream's events have ids of the [`Resumable`]
+//! instead of the source's, and no other transport can resume from these ids. To keep the source's own ids, let its streams begin with a bare
 //! cursor.
 //!
 //! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores an unknown cursor, the

@@ -28,7 +28,7 @@ use crate::{
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::pending_retry::PendingRetry,
+    transport::repoll_policy::RepollPolicy,
 };
 #[cfg(feature = "server")]
 use crate::{event_loop::EventLoopSet, source::EventLoopJoin};
@@ -51,7 +51,7 @@ pub(super) struct UpgradingConnection {
     /// Boxed because a timer is large, and is dropped with the upgrade.
     timer: Pin<Box<MovingDeadlineTimer>>,
     #[cfg(feature = "server")]
-    offer: Option<UpgradeOffer>,
+    adopter: Option<WebSocketAdopter>,
 }
 
 /// An upgraded socket, with everything that drives it. While the connection is idle, it owns no buffer.
@@ -64,7 +64,7 @@ pub(crate) struct WebSocketConnection<IO> {
 /// Lets a server take upgraded sockets of its own connections back from hyper. Part of a request's extensions.
 #[cfg(feature = "server")]
 #[derive(Clone, Debug)]
-pub(crate) struct UpgradeOffer {
+pub(crate) struct WebSocketAdopter {
     pub(crate) event_loops: Arc<EventLoopSet>,
     pub(crate) adopt: AdoptFn,
 }
@@ -130,14 +130,14 @@ impl ConnectionTask {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         driver: SessionDriver,
-        #[cfg(feature = "server")] offer: Option<UpgradeOffer>,
+        #[cfg(feature = "server")] adopter: Option<WebSocketAdopter>,
     ) -> Self {
         Self::Upgrading(UpgradingConnection {
             on_upgrade,
             driver: Some(driver),
             timer: Box::pin(MovingDeadlineTimer::default()),
             #[cfg(feature = "server")]
-            offer,
+            adopter,
         })
     }
 }
@@ -185,12 +185,14 @@ impl UpgradingConnection {
             driver.session.handle_upgraded(tokio_now());
         }
         #[cfg(feature = "server")]
-        let upgraded = match &self.offer {
+        let upgraded = match &self.adopter {
             None => upgraded,
-            Some(offer) => match (offer.adopt)(&offer.event_loops, upgraded, &mut self.driver) {
-                Ok(()) => return Poll::Ready(None),
-                Err(upgraded) => upgraded,
-            },
+            Some(adopter) => {
+                match (adopter.adopt)(&adopter.event_loops, upgraded, &mut self.driver) {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(upgraded) => upgraded,
+                }
+            }
         };
         let driver = self.driver.take();
         Poll::Ready(driver.map(|driver| driver.into_connection(upgraded)))
@@ -240,12 +242,12 @@ impl SessionDriver {
         self.keep_unprocessed(input, Bytes::copy_from_slice);
     }
 
-    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`](crate::source::PushStream).
+    /// Prepares the source's stream for an event loop. See [`BoxItemStream::join_event_loop`](crate::source::BoxItemStream).
     ///
     /// A connection whose messages a source receives does not fit: the source is the application's code.
     #[cfg(feature = "server")]
     pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
-        match self.items.open_mut() {
+        match self.items.open_stream_mut() {
             Some(items) if self.message_sender.is_none() => items.items_mut().join_event_loop(),
             _ => EventLoopJoin::NeedsOwnTask,
         }
@@ -287,7 +289,8 @@ impl SessionDriver {
                 self.message_sender = None;
                 continue;
             }
-            // The source may have made room for messages while its items were polled. In this case, the source does not wake this task.
+            // The source may have made room for messages while its items were polled. A source in the same task does not wake this task when it
+            // makes room.
             let can_resume_reads = self.session.reads_paused()
                 && self
                     .poll_sender_or_pause_reads(|sender| sender.poll_ready(cx))
@@ -413,7 +416,7 @@ impl SessionDriver {
         let Some(frame) = self.session.take_client_close() else {
             return;
         };
-        if let Some(items) = self.items.open() {
+        if let Some(items) = self.items.open_stream() {
             items.report_client_close(&frame);
         }
         if let Some(sender) = self.message_sender.take() {
@@ -427,7 +430,10 @@ impl SessionDriver {
         let Some((code, reason)) = self.session.pending_violation() else {
             return;
         };
-        let _entered = self.items.open().and_then(SupervisedStream::enter_span);
+        let _entered = self
+            .items
+            .open_stream()
+            .and_then(SupervisedStream::enter_span);
         let is_too_big = code == CloseCode::MESSAGE_TOO_BIG;
         let code = code.get();
         if is_too_big {
@@ -440,10 +446,10 @@ impl SessionDriver {
     /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more
     /// items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(items) = self.items.open_mut() else {
+        let Some(items) = self.items.open_stream_mut() else {
             return Poll::Pending;
         };
-        let mut retry = PendingRetry::default();
+        let mut retry = RepollPolicy::default();
         for _ in 0..MAX_ITEMS_PER_ROUND {
             if !self.session.wants_item() {
                 break;
@@ -515,7 +521,7 @@ impl SessionDriver {
 }
 
 impl SessionItems {
-    fn open(&self) -> Option<&SupervisedStream> {
+    fn open_stream(&self) -> Option<&SupervisedStream> {
         match self {
             Self::Open(items) => Some(items),
             Self::Dropped(_) => None,
@@ -523,7 +529,7 @@ impl SessionItems {
     }
 
     #[inline]
-    fn open_mut(&mut self) -> Option<&mut SupervisedStream> {
+    fn open_stream_mut(&mut self) -> Option<&mut SupervisedStream> {
         match self {
             Self::Open(items) => Some(items),
             Self::Dropped(_) => None,

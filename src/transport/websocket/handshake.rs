@@ -18,7 +18,7 @@ use tower_push_proto::{
 };
 
 #[cfg(feature = "server")]
-use super::UpgradeOffer;
+use super::WebSocketAdopter;
 use crate::{
     origin_policy::OriginPolicy,
     source::Rejection,
@@ -51,7 +51,7 @@ pub(super) struct AcceptedHandshake {
     pub response: Response<PushBody>,
     /// Lets the server take the socket back from hyper. `None` if the connection is not one of a [`Server`](crate::server::Server).
     #[cfg(feature = "server")]
-    pub upgrade_offer: Option<UpgradeOffer>,
+    pub websocket_adopter: Option<WebSocketAdopter>,
     /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
     pub is_multiplexed: bool,
     /// The chosen subprotocol, if any. The response does not name the subprotocol yet, because the source may select another one.
@@ -118,7 +118,7 @@ pub(super) fn accept<P: AsRef<str>>(
     Ok(AcceptedHandshake {
         on_upgrade: take_on_upgrade(head)?,
         #[cfg(feature = "server")]
-        upgrade_offer: head.extensions.remove(),
+        websocket_adopter: head.extensions.remove(),
         response,
         is_multiplexed: is_multiplexed(head.version),
         subprotocol,

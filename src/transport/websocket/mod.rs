@@ -85,7 +85,7 @@ use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
 pub(crate) use self::connection::SessionDriver;
 #[cfg(feature = "server")]
-pub(crate) use self::connection::UpgradeOffer;
+pub(crate) use self::connection::WebSocketAdopter;
 use self::{
     connection::ConnectionTask,
     handshake::{AcceptedHandshake, HandshakePolicy},
@@ -350,7 +350,7 @@ impl WebSocket {
             on_upgrade,
             driver,
             #[cfg(feature = "server")]
-            handshake.upgrade_offer,
+            handshake.websocket_adopter,
         ));
         Ok(response)
     }
@@ -413,7 +413,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(crate::source::PushStream::of(FinishedStream));
+                    let items = pending.supervise(crate::source::BoxItemStream::of(FinishedStream));
                     this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),

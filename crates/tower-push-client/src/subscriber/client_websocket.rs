@@ -346,14 +346,14 @@ fn negotiated_deflate(
         match (name, value, bits) {
             _ if names.contains(&name) => return Err(invalid()),
             ("server_no_context_takeover" | "client_no_context_takeover", None, _) => {}
-            // Every window of the server fits into that of our inflater.
+            // Our inflater has the largest window, so it inflates whatever window the server has chosen.
             ("server_max_window_bits", _, Some(_)) => {}
             ("client_max_window_bits", _, Some(bits)) => chosen.client_max_window_bits = bits,
             _ => return Err(invalid()),
         }
         names.push(name);
     }
-    // Each message is inflated on its own.
+    // The server must reset its window after each message, because each message is inflated on its own.
     match names.contains(&"server_no_context_takeover") {
         true => Ok(Some(chosen)),
         false => Err(Error::handshake(

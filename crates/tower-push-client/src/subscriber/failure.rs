@@ -10,7 +10,7 @@ use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 #[cfg(feature = "websocket")]
 use super::ConnectionReader;
 use super::{
-    FeedConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
+    EventConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
     item_reader::ItemReader,
 };
 use crate::{error::Error, item::ClientItem};
@@ -34,11 +34,11 @@ pub(super) enum Reaction {
     Stop,
     /// Send another request after a delay.
     Retry,
-    /// Send the same request once more at once, with fresh credentials. Stop if this request fails in the same way.
+    /// Send the same request once more at once, with fresh credentials. Stop if the repeated request fails in the same way.
     RetryOnceAtOnce,
-    /// Try the next transport at once. If all were tried, stop.
+    /// Try the next transport at once. If all transports were tried, stop.
     NextTransportOrStop,
-    /// Try the next transport at once. If all were tried, retry after a delay.
+    /// Try the next transport at once. If all transports were tried, retry after a delay.
     NextTransportOrRetry,
 }
 
@@ -180,7 +180,7 @@ impl Subscriber {
     /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
     /// waiting for events.
     fn end_poll(&mut self, now: Instant) {
-        let SubscriberState::Reading(FeedConnection {
+        let SubscriberState::Reading(EventConnection {
             has_items, since, ..
         }) = self.state
         else {
@@ -248,7 +248,7 @@ impl Subscriber {
     ) {
         let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
         let mut websocket = match state {
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => websocket,
@@ -291,7 +291,7 @@ impl Subscriber {
 #[cfg(feature = "websocket")]
 fn reaction_to_close_code(code: Option<u16>) -> Reaction {
     match code {
-        // We broke the protocol or a rule.
+        // The code says that the client broke the protocol or a rule.
         Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => Reaction::Stop,
         // A tower-push server that refuses a WebSocket late closes it with 4000 + status.
         Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status)

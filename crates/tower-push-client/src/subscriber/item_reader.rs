@@ -221,7 +221,7 @@ impl ItemReader {
     pub(super) fn finish(&mut self, config: &SubscriberConfig) -> Result<(), Error> {
         match &mut self.parser {
             BodyParser::Ndjson(parser) => {
-                // Writers may leave out the last line break. A line that is no record was cut.
+                // Writers may leave out the last line break. A last line that is not a whole record was cut off, and is ignored.
                 if let Some(line) = std::mem::take(parser).finish() {
                     self.queued
                         .extend(item_of_json(&line, config).ok().flatten());
@@ -263,7 +263,7 @@ impl ItemReader {
 /// An id without an event that is no valid [`EventId`] is ignored: the client then resumes from an earlier event, which loses nothing.
 fn cursor_item_if_moved(parser: &SseParser, cursor: Option<&EventId>) -> Option<Item> {
     let id = parser.last_event_id();
-    // `~finished` is no cursor to resume from. The event that announces the end precedes or follows this id.
+    // `~finished` is no cursor to resume from. The event that announces the end comes before or after the id `~finished`.
     let is_unchanged = cursor.is_some_and(|cursor| cursor.as_str() == id);
     if id.is_empty() || id == EventId::FINISHED || is_unchanged {
         return None;

@@ -143,7 +143,7 @@ enum SubscriberState {
     /// The body of a response that is no feed is read, to be reported in an error.
     ReadingError(Box<PendingResponse>),
     /// A feed is read.
-    Reading(FeedConnection),
+    Reading(EventConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
@@ -158,7 +158,7 @@ enum SubscriberState {
 
 /// A response that is a feed.
 #[derive(Debug)]
-struct FeedConnection {
+struct EventConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
@@ -273,7 +273,7 @@ impl Subscriber {
         )
     }
 
-    // Methods for requests and responses.
+    // The methods that make requests and take responses.
 
     /// Returns the request that is to be sent now. Returns `None` if no request is due.
     ///
@@ -341,7 +341,7 @@ impl Subscriber {
         None
     }
 
-    // Methods for input.
+    // The methods that take input.
 
     /// Handles bytes of the body or of the upgraded socket. Call [`poll_item`](Self::poll_item) until it returns `None` before the next call
     /// of this method.
@@ -382,7 +382,7 @@ impl Subscriber {
         }
     }
 
-    // Methods for items.
+    // The methods that return items.
 
     /// Returns the next item, or the error that ends the subscription. Returns `None` if more input, a response or a timer has to come
     /// first.
@@ -498,7 +498,7 @@ impl Subscriber {
         if let Some(body) = connection.reader.item_reader_mut() {
             if is_new && matches!(self.end, Some(Ok(()))) {
                 match body.finish(&self.config) {
-                    // The end may have completed items.
+                    // The end of the body may have completed further items.
                     Ok(()) => return true,
                     Err(error) => {
                         self.fail(Failure::stop(error), now());
@@ -516,7 +516,7 @@ impl Subscriber {
         #[cfg(feature = "websocket")]
         if matches!(
             &self.state,
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(_),
                 ..
             })

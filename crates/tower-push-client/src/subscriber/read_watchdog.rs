@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub(crate) struct ReadWatchdog {
     timeout: Option<Duration>,
-    /// The longest interval between two inputs of which the second was a heartbeat.
+    /// The longest time between an input and a heartbeat that directly followed it.
     heartbeat_interval: Option<Duration>,
     /// When the connection was established, or when the last input arrived.
     last_input: Instant,

@@ -14,7 +14,7 @@ use tower_push_proto::EventId;
 #[cfg(feature = "websocket")]
 use super::ClientWebSocket;
 use super::{
-    ConnectionReader, FeedConnection, ResponseAction, Subscriber, SubscriberState, batch_cursor,
+    ConnectionReader, EventConnection, ResponseAction, Subscriber, SubscriberState, batch_cursor,
     failure::{Failure, reaction_to_status},
     item_reader::ItemReader,
     retry_after::retry_after,
@@ -119,7 +119,7 @@ impl Subscriber {
                     _ if transport == Transport::LongPoll => announced,
                     _ => transport,
                 };
-                // A long poll has begun with its request.
+                // The time of a long poll runs from its request.
                 let since = if requested == Transport::LongPoll {
                     sent
                 } else {
@@ -150,7 +150,7 @@ impl Subscriber {
     ) {
         self.has_repeated_401 = false;
         self.watchdog.on_connected(now);
-        self.state = SubscriberState::Reading(FeedConnection {
+        self.state = SubscriberState::Reading(EventConnection {
             reader,
             requested,
             since,

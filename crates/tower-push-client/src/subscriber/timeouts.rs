@@ -1,8 +1,8 @@
-//! When a subscriber gives up waiting.
+//! The timeouts of a subscriber.
 
 use std::time::{Duration, Instant};
 
-use super::{FeedConnection, Subscriber, SubscriberState, failure::Failure};
+use super::{EventConnection, Subscriber, SubscriberState, failure::Failure};
 use crate::{error::Error, transport::Transport};
 
 impl Subscriber {
@@ -38,10 +38,10 @@ impl Subscriber {
     }
 
     /// Returns when a response without a byte counts as held back by a proxy. Returns `None` if there is no other transport to try.
-    fn first_byte_deadline(&self, connection: &FeedConnection) -> Option<Instant> {
+    fn first_byte_deadline(&self, connection: &EventConnection) -> Option<Instant> {
         let is_body = connection.reader.item_reader().is_some();
         let may_be_held_back =
-            is_body && !connection.has_input && self.selector.may_give_up_current();
+            is_body && !connection.has_input && self.selector.may_switch_transport();
         may_be_held_back.then(|| connection.since + self.config.first_byte_timeout)
     }
 
@@ -57,7 +57,7 @@ impl Subscriber {
             }
             SubscriberState::ReadingError(_) => self.report_error_response(now),
             SubscriberState::Reading(connection) => {
-                let is_held_back = !connection.has_input && self.selector.may_give_up_current();
+                let is_held_back = !connection.has_input && self.selector.may_switch_transport();
                 let error = Error::timeout("the server was silent for too long");
                 let failure = match is_held_back {
                     true => Failure::next_transport_or_retry(error),

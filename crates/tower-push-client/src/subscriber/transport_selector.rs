@@ -57,8 +57,9 @@ impl TransportSelector {
         self.unsuitable + 1 < self.transports.len()
     }
 
-    /// Whether the current transport may be given up because nothing arrives: it has never worked, and there is another one to try.
-    pub(crate) fn may_give_up_current(&self) -> bool {
+    /// Whether the client may change to another transport because nothing arrives over the current one: it has never worked, and there is
+    /// another one to try.
+    pub(crate) fn may_switch_transport(&self) -> bool {
         self.worked != Some(self.index) && self.has_untried_transport()
     }
 

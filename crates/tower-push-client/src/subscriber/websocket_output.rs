@@ -6,7 +6,7 @@ use bytes::{Buf, BytesMut};
 use tower_push_proto::event::{CloseFrame, Payload};
 
 use super::{
-    ConnectionReader, FeedConnection, Subscriber, SubscriberState,
+    ConnectionReader, EventConnection, Subscriber, SubscriberState,
     client_websocket::ClientWebSocket,
 };
 
@@ -19,7 +19,7 @@ impl Subscriber {
     /// Whether a message can be sent now: a WebSocket is open, and at most 64 KiB of messages wait to be written.
     pub fn wants_message(&self) -> bool {
         match &self.state {
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => websocket.output_len() < OUTPUT_LIMIT,
@@ -29,7 +29,7 @@ impl Subscriber {
 
     /// Sends a message to the server. The message is dropped unless a WebSocket is open.
     pub fn send(&mut self, message: &Payload) {
-        if let SubscriberState::Reading(FeedConnection {
+        if let SubscriberState::Reading(EventConnection {
             reader: ConnectionReader::WebSocket(websocket),
             ..
         }) = &mut self.state
@@ -67,7 +67,7 @@ impl Subscriber {
     fn websocket(&mut self) -> Option<&mut ClientWebSocket> {
         match &mut self.state {
             SubscriberState::Closing { websocket, .. } => Some(websocket),
-            SubscriberState::Reading(FeedConnection {
+            SubscriberState::Reading(EventConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => Some(websocket),

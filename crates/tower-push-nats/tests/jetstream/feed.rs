@@ -30,7 +30,7 @@ async fn all_nodes_have_the_same_feed() {
     }
 }
 
-/// Clients move to another node after every few events, while events are published. The nodes have short logs, so that many moves are cold
+/// Clients move to another node after every few events, while events are published. The nodes have short logs, so that many moves are upstream
 /// resumes that go on to the live log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn moving_clients_get_each_event_once() {
@@ -73,8 +73,8 @@ async fn moving_clients_get_each_event_once() {
     }
     publish.await.unwrap();
     let counts = nodes.iter().map(|node| node.relay().counts());
-    let cold: u64 = counts.map(|counts| counts.cold_resumes).sum();
-    assert!(cold > 10, "{cold}");
+    let upstream_resumes: u64 = counts.map(|counts| counts.upstream_resumes).sum();
+    assert!(upstream_resumes > 10, "{upstream_resumes}");
     assert!(nodes.iter().all(|node| node.reader_status().replaced == 0));
 }
 
@@ -94,7 +94,7 @@ async fn new_node_begins_with_newest_events() {
     assert_eq!(testkit::describe_item(first), "10");
     client.move_to(new.relay());
     client.expect_numbers(4..1500).await;
-    assert_eq!(new.relay().counts().cold_resumes, 1);
+    assert_eq!(new.relay().counts().upstream_resumes, 1);
     assert_eq!(new.relay().counts().lost_cursors, 0);
     let small = builder(&server).log_bytes(1000).connect().await.unwrap();
     assert!((1..100).contains(&small.relay().len()));
@@ -134,8 +134,8 @@ async fn messages_of_other_programs_are_events() {
     assert_eq!(events[1].event_type().unwrap().as_str(), "list");
     assert_eq!(events[1].topic(), None);
     // A cursor of such an event is as good as another one, on a node that reads the event in another way.
-    let cold = builder(&server).log_events(1).connect().await.unwrap();
-    let mut client = RelayClient::resume(cold.relay(), events[0].id().unwrap());
+    let short_log = builder(&server).log_events(1).connect().await.unwrap();
+    let mut client = RelayClient::resume(short_log.relay(), events[0].id().unwrap());
     assert_eq!(client.next().await, "[1]");
     assert_eq!(&client.cursor(), events[1].id().unwrap());
     client.expect(&["with a key"]).await;

@@ -1,9 +1,9 @@
 //! Streams on real servers, and what clients get when the servers fail.
 
-mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
 mod nodes;
 mod publishing;
 mod random_faults;
+mod upstream_resumes;

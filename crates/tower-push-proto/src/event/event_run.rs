@@ -93,7 +93,7 @@ impl RunEncoding {
 impl EventRun {
     /// Makes a run of `events`, of which the first is at `first_position` in its log. The positions in a log are consecutive, and begin at 1.
     ///
-    /// `history` is events of the log that directly precede the run, with which the run can be compressed. It may be empty.
+    /// `history` is events of the log that directly precede the run, with which the run can be compressed. `history` may be empty.
     pub fn new(
         first_position: u64,
         history: impl IntoIterator<Item = Event>,

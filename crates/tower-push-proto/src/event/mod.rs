@@ -20,7 +20,7 @@ mod keyed_cache;
 mod payload;
 mod topic;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -29,6 +29,9 @@ use self::encoding::EncodingCache;
 pub(crate) use self::event_run::RunEncodingKey;
 #[cfg(feature = "json")]
 pub use self::item::Json;
+#[cfg(feature = "json")]
+pub(crate) use self::topic::parse_tab_separated;
+pub(crate) use self::topic::tab_separated;
 pub use self::{
     close_code::CloseCode,
     close_frame::CloseFrame,
@@ -80,6 +83,8 @@ pub struct Fields {
     pub event_type: Option<EventType>,
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
+    /// All topics of an event that belongs to several: [`topic`](Self::topic) is the first. `None` if the event has at most one topic.
+    pub topics: Option<Arc<[Topic]>>,
     /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
     pub retry: Option<Duration>,
     /// The content.
@@ -158,6 +163,7 @@ impl Event {
             id: None,
             event_type: None,
             topic: None,
+            topics: None,
             retry: None,
             payload,
         })
@@ -221,7 +227,31 @@ impl Event {
         Error: From<T::Error>,
     {
         let topic = topic.try_into()?;
-        Ok(self.map_fields(|fields| fields.topic = Some(topic)))
+        Ok(self.with_event_topic(topic))
+    }
+
+    /// Returns the event with several topics, for a stream that carries the logs of several topics and has an event of more than one of them once.
+    ///
+    /// The first topic is [`topic`](Self::topic). A topic that occurs twice is kept once. Without topics, the event has no topic.
+    ///
+    /// ```
+    /// # use tower_push_proto as tower_push;
+    /// use tower_push::{Event, event::Topic};
+    ///
+    /// let event = Event::text("2:1").with_topics([Topic::new("news")?, Topic::new("sport")?]);
+    /// assert_eq!(event.topic().unwrap().as_str(), "news");
+    /// assert_eq!(event.topics().len(), 2);
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_topics(self, topics: impl IntoIterator<Item = Topic>) -> Self {
+        let mut known = HashSet::new();
+        let topics = topics.into_iter();
+        let topics: Vec<_> = topics.filter(|topic| known.insert(topic.clone())).collect();
+        self.map_fields(|fields| {
+            fields.topic = topics.first().cloned();
+            fields.topics = (topics.len() > 1).then(|| topics.into());
+        })
     }
 
     /// Returns the event with a reconnection time: how long a client waits before it reconnects, from this event on. SSE carries the time in the
@@ -263,6 +293,13 @@ impl Event {
         self.fields().topic.as_ref()
     }
 
+    /// Returns all topics of the event, with [`topic`](Self::topic) first. Empty if the event has no topic.
+    #[inline]
+    pub fn topics(&self) -> &[Topic] {
+        let Fields { topic, topics, .. } = self.fields();
+        topics.as_deref().unwrap_or(topic.as_slice())
+    }
+
     /// Returns the reconnection time, which only SSE carries.
     pub fn retry(&self) -> Option<Duration> {
         self.fields().retry
@@ -299,7 +336,10 @@ impl Event {
 
     /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
     pub fn with_event_topic(self, topic: Topic) -> Self {
-        self.map_fields(|fields| fields.topic = Some(topic))
+        self.map_fields(|fields| {
+            fields.topic = Some(topic);
+            fields.topics = None;
+        })
     }
 
     /// Returns the event without an id. A client's cursor does not move with such an event.
@@ -381,7 +421,7 @@ impl fmt::Debug for Event {
         f.debug_struct("Event")
             .field("id", &self.fields().id)
             .field("event_type", &self.fields().event_type)
-            .field("topic", &self.fields().topic)
+            .field("topics", &self.topics())
             .field("retry", &self.fields().retry)
             .field("payload", &self.fields().payload)
             .finish()
@@ -398,6 +438,20 @@ mod tests {
         let second = first.clone().with_id("b").unwrap();
         assert_eq!(first.id().unwrap().as_str(), "a");
         assert_eq!(second.id().unwrap().as_str(), "b");
+    }
+
+    #[test]
+    fn event_has_one_topic_or_several() {
+        let topic = |name: &str| Topic::new(name).unwrap();
+        let event = Event::text("x").with_topics(["b", "a", "b"].map(topic));
+        assert_eq!(event.topics(), ["b", "a"].map(topic));
+        assert_eq!(event.topic(), Some(&topic("b")));
+        let event = event.with_topic("c").unwrap();
+        assert_eq!(event.topics(), [topic("c")]);
+        let event = event.with_topics(["d"].map(topic));
+        assert_eq!(event.topics(), [topic("d")]);
+        assert!(event.fields().topics.is_none());
+        assert_eq!(event.with_topics([]).topics(), []);
     }
 
     #[cfg(feature = "json")]

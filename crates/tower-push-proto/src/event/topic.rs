@@ -38,6 +38,21 @@ impl Topic {
 
 checked_text!(Topic);
 
+/// The separator of the topics of one event, in formats of lines. No topic contains a tab.
+const SEPARATOR: &str = "\t";
+
+/// Returns the topics of one event as one line.
+pub(crate) fn tab_separated(topics: &[Topic]) -> String {
+    let names: Vec<_> = topics.iter().map(Topic::as_str).collect();
+    names.join(SEPARATOR)
+}
+
+/// Returns an iterator over topics that are separated by tabs. Texts that are no topics are errors.
+#[cfg(feature = "json")]
+pub(crate) fn parse_tab_separated(text: &str) -> impl Iterator<Item = Result<Topic, Error>> {
+    text.split(SEPARATOR).map(Topic::new)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     base64, byte_search,
-    event::{Encoding, Event, EventId, Fields, Payload},
+    event::{Encoding, Event, EventId, Fields, Payload, Topic},
     frame_buffer::FrameBuffer,
 };
 
@@ -100,7 +100,8 @@ pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
     }
 }
 
-/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always present.
+/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always present. An event with several topics also
+/// has a member `topics`, an array.
 ///
 /// A binary payload is in `data_base64` instead of `data`, as in
 /// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
@@ -161,6 +162,9 @@ fn write_envelope_after_ids(fields: &Fields, out: &mut BytesMut) {
         write_json_string(topic.as_str(), out);
         out.put_u8(b',');
     }
+    if let Some(topics) = &fields.topics {
+        write_topics_member(topics, out);
+    }
     if let Some(event_type) = &fields.event_type {
         out.put_slice(b"\"event\":");
         write_json_string(event_type.as_str(), out);
@@ -172,6 +176,17 @@ fn write_envelope_after_ids(fields: &Fields, out: &mut BytesMut) {
     });
     write_payload(&fields.payload, out);
     out.put_u8(b'}');
+}
+
+/// Appends the member `topics`, and a comma.
+#[cold]
+fn write_topics_member(topics: &[Topic], out: &mut BytesMut) {
+    out.put_slice(b"\"topics\":");
+    for (index, topic) in topics.iter().enumerate() {
+        out.put_u8(if index == 0 { b'[' } else { b',' });
+        write_json_string(topic.as_str(), out);
+    }
+    out.put_slice(b"],");
 }
 
 /// Appends a member whose value is an id, and a comma. `key` ends with the opening quote of the value.

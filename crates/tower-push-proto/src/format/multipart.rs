@@ -6,7 +6,7 @@ use crate::{
     byte_search,
     encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
-    event::{Encoding, Event, EventId, Fields, Gap, Payload},
+    event::{Encoding, Event, EventId, Fields, Gap, Payload, tab_separated},
     frame_buffer::FrameBuffer,
     random,
 };
@@ -30,6 +30,7 @@ use crate::{
 /// | `Event-ID` | the event's id | if the event has one |
 /// | `Event-Cursor` | the cursor that resumes after the event | if it [is not the id](crate::Item::EventWithCursor) |
 /// | `Event-Topic` | the event's [topic](crate::Topic), in UTF-8 | if the event has one |
+/// | `Event-Topics` | all topics of the event, separated by tabs | if the event has several |
 /// | `Event-Type` | the event's type, in UTF-8 | if the event has one |
 /// | `Content-Length` | the length of the payload in bytes | always |
 ///
@@ -56,7 +57,7 @@ enum ControlRecordForm {
     Parts,
     /// As headers of the next part.
     Headers,
-    /// Not at all, except for heartbeats.
+    /// Records that are no events are not written, except for heartbeats.
     Omitted,
 }
 
@@ -430,6 +431,9 @@ fn write_id_headers(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMu
 fn write_part_after_ids(fields: &Fields, out: &mut BytesMut) {
     if let Some(topic) = &fields.topic {
         write_header("Event-Topic", topic.as_str(), out);
+    }
+    if let Some(topics) = &fields.topics {
+        write_header("Event-Topics", &tab_separated(topics), out);
     }
     if let Some(event_type) = &fields.event_type {
         write_header("Event-Type", event_type.as_str(), out);

@@ -28,6 +28,7 @@ use crate::{
 /// | `id` | the event's id | if the event has one |
 /// | `cursor` | the cursor that resumes after the event | if it [is not the id](crate::Item::EventWithCursor) |
 /// | `topic` | the event's [topic](crate::Topic) | if the event has one |
+/// | `topics` | an array of all [topics](Event::topics) of the event, `topic` first | if the event has several |
 /// | `event` | the event's type | if the event has one |
 /// | `data` | the payload: [JSON](crate::event::Payload::Json) unchanged, text as a string | unless the payload is binary |
 /// | `data_base64` | the payload in base64 | if the payload is binary |

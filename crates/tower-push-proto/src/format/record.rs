@@ -11,7 +11,7 @@ use super::{
 use crate::{
     encoder::StreamEnd,
     error::Error,
-    event::{Event, EventId, EventType, Gap, GapReason, Item, Topic},
+    event::{Event, EventId, EventType, Gap, GapReason, Item, Topic, parse_tab_separated},
     sse::{SseConfig, SseEvent},
 };
 
@@ -125,9 +125,8 @@ impl Record {
             if let Some(id) = header_text(part, "event-id")? {
                 event = event.with_id(id)?;
             }
-            if let Some(topic) = header_text(part, "event-topic")? {
-                event = event.with_topic(topic)?;
-            }
+            let topics = header_text(part, "event-topics")?.map(parse_tab_separated);
+            event = with_topics(event, header_text(part, "event-topic")?, topics)?;
             if let Some(event_type) = header_text(part, "event-type")? {
                 event = event.with_type(event_type)?;
             }
@@ -154,6 +153,7 @@ impl Record {
             event_type,
             id,
             topic,
+            topics,
             data,
         } = event;
         match event_type.as_deref() {
@@ -175,9 +175,8 @@ impl Record {
         if let Some(id) = id.filter(|id| !id.is_empty()) {
             event = event.with_id(id)?;
         }
-        if let Some(topic) = topic {
-            event = event.with_topic(topic)?;
-        }
+        let topics = topics.as_deref().map(parse_tab_separated);
+        event = with_topics(event, topic.as_deref(), topics)?;
         if let Some(event_type) = event_type {
             event = event.with_type(event_type)?;
         }
@@ -209,6 +208,23 @@ impl StreamEnd {
         let fields: EndFields = serde_json::from_slice(json).map_err(Error::json)?;
         Ok(fields.into_end())
     }
+}
+
+/// Returns the event with its topic, and with all of its topics if the record names several.
+fn with_topics(
+    event: Event,
+    topic: Option<&str>,
+    topics: Option<impl Iterator<Item = Result<Topic, Error>>>,
+) -> Result<Event, Error> {
+    let topic = topic.map(Topic::new).transpose()?;
+    Ok(match (topic, topics) {
+        (None, None) => event,
+        (Some(topic), None) => event.with_event_topic(topic),
+        (topic, Some(topics)) => {
+            let topics = topic.map(Ok).into_iter().chain(topics);
+            event.with_topics(topics.collect::<Result<Vec<_>, _>>()?)
+        }
+    })
 }
 
 /// Returns the value of a part's header as text. Returns the last value if the part has several such headers, and `None` if it
@@ -244,6 +260,7 @@ struct RecordFields<'a> {
     id: Option<Cow<'a, str>>,
     cursor: Option<Cow<'a, str>>,
     topic: Option<Cow<'a, str>>,
+    topics: Option<Vec<JsonString<'a>>>,
     event_type: Option<Cow<'a, str>>,
     data: Option<&'a RawValue>,
     data_base64: Option<Cow<'a, str>>,
@@ -266,9 +283,11 @@ impl RecordFields<'_> {
         if let Some(id) = id {
             event = event.with_id(id)?;
         }
-        if let Some(topic) = self.topic {
-            event = event.with_topic(Topic::new(&*topic)?)?;
-        }
+        let topics = self.topics.map(|topics| {
+            let topics = topics.into_iter();
+            topics.map(|topic| Topic::new(&*topic.0))
+        });
+        event = with_topics(event, self.topic.as_deref(), topics)?;
         if let Some(event_type) = self.event_type {
             event = event.with_type(EventType::new(&*event_type)?)?;
         }
@@ -321,6 +340,7 @@ deserialize_members! {
     "id": OptionalJsonString<'de> => |this, value| this.id = value.map(|text| text.0);
     "cursor": OptionalJsonString<'de> => |this, value| this.cursor = value.map(|text| text.0);
     "topic": OptionalJsonString<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "topics": Option<Vec<JsonString<'de>>> => |this, value| this.topics = value;
     "event": OptionalJsonString<'de> => |this, value| this.event_type = value.map(|text| text.0);
     "data": &'de RawValue => |this, value| this.data = Some(value);
     "data_base64": OptionalJsonString<'de> => |this, value| this.data_base64 = value.map(|text| text.0);

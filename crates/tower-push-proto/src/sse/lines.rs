@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use crate::{
     base64, byte_search,
     encoder::millis_within_browser_limit,
-    event::{Encoding, EventId, EventType, Fields},
+    event::{Encoding, EventId, EventType, Fields, tab_separated},
     format::envelope,
 };
 
@@ -26,7 +26,7 @@ pub(super) struct SseEventWithoutIdEncoding<const IS_BASE64: bool>;
 
 impl<const IS_BASE64: bool> Encoding for SseEventWithoutIdEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        reserve_event(fields, IS_BASE64, out);
+        reserve_for_event(fields, IS_BASE64, out);
         write_fields_without_topic(fields, out);
         write_payload(fields, IS_BASE64, out);
     }
@@ -37,7 +37,7 @@ pub(super) struct SseEventWithoutTopicEncoding<const IS_BASE64: bool>;
 
 impl<const IS_BASE64: bool> Encoding for SseEventWithoutTopicEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        reserve_event(fields, IS_BASE64, out);
+        reserve_for_event(fields, IS_BASE64, out);
         write_fields_without_topic(fields, out);
         if let Some(id) = &fields.id {
             write_id(id.as_str(), out);
@@ -51,7 +51,7 @@ pub(super) struct SsePayloadEncoding<const IS_BASE64: bool>;
 
 impl<const IS_BASE64: bool> Encoding for SsePayloadEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        reserve_event(fields, IS_BASE64, out);
+        reserve_for_event(fields, IS_BASE64, out);
         write_payload(fields, IS_BASE64, out);
     }
 }
@@ -63,7 +63,7 @@ impl<const IS_BASE64: bool, const HAS_ID: bool> Encoding
     for SseTopicAsTypeEncoding<IS_BASE64, HAS_ID>
 {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        reserve_event(fields, IS_BASE64, out);
+        reserve_for_event(fields, IS_BASE64, out);
         write_topic_as_type(fields, out);
         if let Some(id) = fields.id.as_ref().filter(|_| HAS_ID) {
             write_id(id.as_str(), out);
@@ -77,7 +77,7 @@ pub(super) struct SseEnvelopeEncoding<const HAS_ID: bool>;
 
 impl<const HAS_ID: bool> Encoding for SseEnvelopeEncoding<HAS_ID> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        reserve_event(fields, false, out);
+        reserve_for_event(fields, false, out);
         write_event_retry(fields, out);
         if let Some(id) = fields.id.as_ref().filter(|_| HAS_ID) {
             write_id(id.as_str(), out);
@@ -101,13 +101,13 @@ pub(super) fn write_topic_as_type(fields: &Fields, out: &mut BytesMut) {
 /// Appends an event of the source.
 #[inline]
 fn write_source_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
-    reserve_event(fields, is_base64, out);
+    reserve_for_event(fields, is_base64, out);
     write_fields_before_payload(fields, fields.id.as_ref(), out);
     write_payload(fields, is_base64, out);
 }
 
-/// Appends the fields of an event that precede its data. `id` is written in place of the event's own id. The standard has no field `topic`:
-/// an `EventSource` ignores this field.
+/// Appends the fields of an event that precede its data. `id` is written in place of the event's own id. The standard has no fields
+/// `topic` and `topics`: an `EventSource` ignores them.
 #[inline]
 pub(super) fn write_fields_before_payload(
     fields: &Fields,
@@ -117,6 +117,9 @@ pub(super) fn write_fields_before_payload(
     write_fields_without_topic(fields, out);
     if let Some(topic) = &fields.topic {
         write_field(b"topic: ", topic.as_str().as_bytes(), out);
+    }
+    if let Some(topics) = &fields.topics {
+        write_field(b"topics: ", tab_separated(topics).as_bytes(), out);
     }
     if let Some(id) = id {
         write_id(id.as_str(), out);
@@ -141,7 +144,7 @@ fn write_event_retry(fields: &Fields, out: &mut BytesMut) {
 }
 
 /// Reserves the bytes of an event in `out`.
-fn reserve_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
+fn reserve_for_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
     let len = fields.payload.as_bytes().len();
     let data_len = if is_base64 { len.div_ceil(3) * 4 } else { len };
     out.reserve(data_len + FIELDS_CAPACITY);

@@ -53,6 +53,9 @@ pub struct SseEvent {
     pub id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
+    /// The value of the event's `topics` field, which is not in the standard: all topics of an event that has several, separated by tabs. `None`
+    /// if the event has no such field.
+    pub topics: Option<String>,
     /// The data. The lines of the data are joined with `\n`.
     pub data: String,
 }
@@ -75,6 +78,7 @@ struct PartialLine {
 struct PartialEvent {
     event_type: String,
     topic: Option<String>,
+    topics: Option<String>,
     /// The last event ID buffer. Events without an `id` field inherit this id.
     id: String,
     has_id: bool,
@@ -136,8 +140,8 @@ impl SseParser {
         self
     }
 
-    /// Begins a new stream after a reconnect. An incomplete line and event are dropped. The [reconnection time](Self::retry) is kept. The
-    /// [last event ID](Self::last_event_id) is kept until the first event ends.
+    /// Begins a new stream, after a client has reconnected. The parser drops a line and an event that are incomplete. It keeps the
+    /// [reconnection time](Self::retry), and it keeps the [last event ID](Self::last_event_id) until the first event of the new stream ends.
     pub fn restart(&mut self) {
         self.has_failed = false;
         self.line = PartialLine::default();
@@ -266,6 +270,7 @@ impl SseParser {
                 self.event.has_id = true;
             }
             b"topic" => set_utf8_lossy(self.event.topic.get_or_insert_default(), value),
+            b"topics" => set_utf8_lossy(self.event.topics.get_or_insert_default(), value),
             b"retry" => {
                 let retry = decimal::parse_saturating(value).map(Duration::from_millis);
                 self.retry = retry.or(self.retry);
@@ -283,6 +288,7 @@ impl SseParser {
             self.last_event_id.clone_from(&event.id);
         }
         let topic = event.topic.take();
+        let topics = event.topics.take();
         if !std::mem::take(&mut event.has_data) {
             event.event_type.clear();
             return None;
@@ -292,6 +298,7 @@ impl SseParser {
             event_type: (!event_type.is_empty()).then_some(event_type),
             id: has_id.then(|| event.id.clone()),
             topic,
+            topics,
             data: std::mem::take(&mut event.data),
         })
     }

@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use super::deflate;
 use super::frame::{self, OpCode};
 use crate::{
-    event::{Encoding, Fields, Payload},
+    event::{Encoding, Fields, Payload, tab_separated},
     format::envelope,
 };
 
@@ -37,7 +37,8 @@ pub enum MessageFormat {
     /// {"eur":21.5}
     /// ```
     ///
-    /// `id` and `event` are present if the event has them. A gap, a cursor and the end have
+    /// `id`, `topic` and `event` are present if the event has them. If the event has several topics, `topics` has all of them, separated by
+    /// tabs. A gap, a cursor and the end have
     /// `content-type: application/vnd.tower-push+json` and the JSON of [`Json`](Self::Json) as their payload.
     Nchan,
 }
@@ -147,6 +148,9 @@ impl MessageWriter for NchanMessageWriter {
         }
         if let Some(topic) = &fields.topic {
             put_header("topic", topic.as_str());
+        }
+        if let Some(topics) = &fields.topics {
+            put_header("topics", &tab_separated(topics));
         }
         if let Some(event_type) = &fields.event_type {
             put_header("event", event_type.as_str());

@@ -69,7 +69,7 @@ impl SendQueue {
                 Box::new(FrameBuffer::with_last_frame_len(self.last_frame_len))
             }));
         }
-        // A message in an empty queue is usually the only one. It needs no buffer on the heap.
+        // A message in an empty queue is usually the only one, and needs no buffer on the heap.
         let mut encoded = FrameBuffer::default();
         let result = encode(&mut encoded);
         self.enqueue_frames(&mut encoded);

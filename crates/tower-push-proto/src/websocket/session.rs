@@ -126,14 +126,14 @@ pub struct Session {
     /// When the client last showed that it is alive: it sent a byte, or read a byte after a long write block.
     last_activity: Instant,
     unsolicited_frames: UnsolicitedFrameCounter,
-    /// What most sessions do not have at most times. `None` if all of its fields are `None`.
-    transient: Option<Box<TransientState>>,
+    /// State that most sessions do not have at most times. `None` if all fields of this state are `None`.
+    rarely_used: Option<Box<RarelyUsedState>>,
     reads_paused: bool,
 }
 
 /// The state of a session that waits for the client, or that is about to close.
 #[derive(Debug, Default)]
-struct TransientState {
+struct RarelyUsedState {
     /// When the last ping was sent, if the client has shown no activity since.
     unanswered_ping: Option<Instant>,
     /// When the first byte of the client's incomplete message arrived. `None` between messages.
@@ -223,7 +223,7 @@ impl Session {
                 second_start: now,
                 count: 0,
             },
-            transient: None,
+            rarely_used: None,
             reads_paused: false,
             config,
         }
@@ -289,13 +289,13 @@ impl Session {
         now: Instant,
     ) -> Option<Payload> {
         self.last_activity = now;
-        self.change_transient(|transient| transient.unanswered_ping = None);
+        self.change_rarely_used(|rarely_used| rarely_used.unanswered_ping = None);
         let message = self.decode_input(input, keep_message, now);
         match self.decoder.is_idle() {
-            true => self.change_transient(|transient| transient.message_started = None),
+            true => self.change_rarely_used(|rarely_used| rarely_used.message_started = None),
             false => {
-                let transient = self.transient.get_or_insert_default();
-                transient.message_started.get_or_insert(now);
+                let rarely_used = self.rarely_used.get_or_insert_default();
+                rarely_used.message_started.get_or_insert(now);
             }
         }
         message
@@ -309,7 +309,7 @@ impl Session {
     ) -> Option<Payload> {
         while self.is_reading_frames() {
             if self.decoder.is_idle() {
-                self.change_transient(|transient| transient.message_started = None);
+                self.change_rarely_used(|rarely_used| rarely_used.message_started = None);
             }
             let is_open = self.is_open();
             let send_queue = &mut self.send_queue;
@@ -344,31 +344,31 @@ impl Session {
             self.state,
             SessionState::Open | SessionState::Closing { .. }
         );
-        let transient = self.transient.as_ref();
-        awaits_frames && transient.is_none_or(|transient| transient.pending_close.is_none())
+        let rarely_used = self.rarely_used.as_ref();
+        awaits_frames && rarely_used.is_none_or(|rarely_used| rarely_used.pending_close.is_none())
     }
 
-    /// Changes the transient state, unless all of its fields are `None`.
+    /// Changes the rarely used state, if the session has one, and drops this state if all of its fields are `None` then.
     #[inline]
-    fn change_transient(&mut self, change: impl FnOnce(&mut TransientState)) {
-        if let Some(transient) = &mut self.transient {
-            change(transient);
-            if transient.is_empty() {
-                self.transient = None;
+    fn change_rarely_used(&mut self, change: impl FnOnce(&mut RarelyUsedState)) {
+        if let Some(rarely_used) = &mut self.rarely_used {
+            change(rarely_used);
+            if rarely_used.is_empty() {
+                self.rarely_used = None;
             }
         }
     }
 
     fn write_blocked_since(&self) -> Option<Instant> {
-        self.transient.as_ref()?.write_blocked_since
+        self.rarely_used.as_ref()?.write_blocked_since
     }
 
     fn message_started(&self) -> Option<Instant> {
-        self.transient.as_ref()?.message_started
+        self.rarely_used.as_ref()?.message_started
     }
 
     fn unanswered_ping(&self) -> Option<Instant> {
-        self.transient.as_ref()?.unanswered_ping
+        self.rarely_used.as_ref()?.unanswered_ping
     }
 
     fn ping_interval(&self) -> Option<Duration> {
@@ -427,7 +427,7 @@ impl Session {
             return;
         }
         let (code, answer_deadline) = (close.code(), self.config.answer_deadline);
-        self.transient.get_or_insert_default().client_close = Some(close);
+        self.rarely_used.get_or_insert_default().client_close = Some(close);
         if answer_deadline.is_zero() && self.send_queue.unwritten_message_len() > 0 {
             // The client is slow, and browsers read no messages after they have sent a close frame. Queued messages are therefore
             // discarded. Items of the current round come after the discarded messages, so these items are not sent either.
@@ -443,7 +443,7 @@ impl Session {
     /// was taken before. A close frame that answers ours is not returned.
     pub fn take_client_close(&mut self) -> Option<CloseFrame> {
         let mut frame = None;
-        self.change_transient(|transient| frame = transient.client_close.take());
+        self.change_rarely_used(|rarely_used| frame = rarely_used.client_close.take());
         frame.map(|frame| *frame)
     }
 
@@ -461,7 +461,7 @@ impl Session {
     /// [accepts items](Self::accepts_items).
     ///
     /// # Errors
-    /// An error if the message format cannot express the item. In this case, the session also closes the connection.
+    /// An error if the message format cannot express the item. The session then also closes the connection.
     pub fn handle_item(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -604,8 +604,8 @@ impl Session {
     /// Stops the reading of frames, and schedules a close for [`apply_pending_close`](Self::apply_pending_close). The first
     /// scheduled close wins.
     fn schedule_close(&mut self, code: Option<CloseCode>, reason: &'static str) {
-        let transient = self.transient.get_or_insert_default();
-        transient
+        let rarely_used = self.rarely_used.get_or_insert_default();
+        rarely_used
             .pending_close
             .get_or_insert(PendingClose { code, reason });
     }
@@ -613,7 +613,7 @@ impl Session {
     /// Returns the code and the reason with which [`apply_pending_close`](Self::apply_pending_close) will close the connection, because the
     /// client has broken a rule or has missed a deadline. A caller can log them: many clients do not report a close code.
     pub fn pending_violation(&self) -> Option<(CloseCode, &'static str)> {
-        let PendingClose { code, reason } = self.transient.as_ref()?.pending_close?;
+        let PendingClose { code, reason } = self.rarely_used.as_ref()?.pending_close?;
         Some((code?, reason))
     }
 
@@ -622,7 +622,7 @@ impl Session {
     /// after the round's last [`handle_item`](Self::handle_item).
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         let mut pending_close = None;
-        self.change_transient(|transient| pending_close = transient.pending_close.take());
+        self.change_rarely_used(|rarely_used| pending_close = rarely_used.pending_close.take());
         if let Some(PendingClose { code, reason }) = pending_close {
             let now = now();
             if self.is_open() {
@@ -658,7 +658,9 @@ impl Session {
     pub fn handle_written(&mut self, written: usize, now: impl FnOnce() -> Instant) {
         self.send_queue.advance(written);
         let mut blocked_since = None;
-        self.change_transient(|transient| blocked_since = transient.write_blocked_since.take());
+        self.change_rarely_used(|rarely_used| {
+            blocked_since = rarely_used.write_blocked_since.take()
+        });
         if blocked_since.is_none() && self.is_open() {
             return;
         }
@@ -667,7 +669,7 @@ impl Session {
         if blocked_for.is_some_and(|time| time >= MIN_MEANINGFUL_WRITE_BLOCK) {
             // The client is reading, but may not have reached the ping yet.
             self.last_activity = now;
-            self.change_transient(|transient| transient.unanswered_ping = None);
+            self.change_rarely_used(|rarely_used| rarely_used.unanswered_ping = None);
         }
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
@@ -680,14 +682,14 @@ impl Session {
     /// Handles a blocked write: the socket accepts no more bytes for now. The [write deadline](SessionConfig::write_deadline) runs until
     /// the next [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
     pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
-        let transient = self.transient.get_or_insert_default();
-        transient.write_blocked_since.get_or_insert_with(now);
+        let rarely_used = self.rarely_used.get_or_insert_default();
+        rarely_used.write_blocked_since.get_or_insert_with(now);
     }
 
     /// Handles the success of a round of writes: everything is written and flushed.
     #[inline]
     pub fn handle_write_drained(&mut self) {
-        self.change_transient(|transient| transient.write_blocked_since = None);
+        self.change_rarely_used(|rarely_used| rarely_used.write_blocked_since = None);
     }
 
     // Methods for time.
@@ -754,7 +756,7 @@ impl Session {
                     self.send_queue.push_ping(random::bits());
                     match config.pong_deadline {
                         Some(_) => {
-                            self.transient.get_or_insert_default().unanswered_ping = Some(now);
+                            self.rarely_used.get_or_insert_default().unanswered_ping = Some(now);
                         }
                         // The next ping is due after another interval.
                         None => self.last_activity = now,
@@ -791,15 +793,15 @@ impl Session {
         if std::mem::take(&mut self.reads_paused) {
             let now = now();
             self.last_activity = now;
-            self.change_transient(|transient| {
-                transient.unanswered_ping = None;
-                transient.message_started = transient.message_started.and(Some(now));
+            self.change_rarely_used(|rarely_used| {
+                rarely_used.unanswered_ping = None;
+                rarely_used.message_started = rarely_used.message_started.and(Some(now));
             });
         }
     }
 }
 
-impl TransientState {
+impl RarelyUsedState {
     fn is_empty(&self) -> bool {
         self.unanswered_ping.is_none()
             && self.message_started.is_none()
@@ -1406,6 +1408,6 @@ mod tests {
         fixture.handle_input(&client_frame(0x89, b"ping"));
         fixture.write_all();
         assert!(fixture.session.send_queue.is_unallocated());
-        assert!(fixture.session.transient.is_none());
+        assert!(fixture.session.rarely_used.is_none());
     }
 }

@@ -308,7 +308,7 @@ async fn closed_idle_connection_is_replaced() {
         server.command(&["CLIENT", "KILL", "ID", id]);
     }
     tokio::time::sleep(IDLE_TIME).await;
-    // Neither a publication nor a cold resume learns of it.
+    // Neither a publication nor an upstream resume learns of it.
     let event = Event::text("3");
     node.publish(&event).await.unwrap();
     wait_until_read(&node).await;

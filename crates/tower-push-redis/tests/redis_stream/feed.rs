@@ -34,7 +34,7 @@ async fn valkey_nodes_have_the_same_feed() {
 }
 
 /// Clients move to another node after every few events, while events are published on all nodes. The nodes have short logs, so that many moves
-/// are cold resumes that go on to the live log.
+/// are upstream resumes that go on to the live log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn moving_clients_get_each_event_once() {
     const EVENTS: u64 = 2000;
@@ -75,11 +75,11 @@ async fn moving_clients_get_each_event_once() {
         reader.await.unwrap();
     }
     publish.await.unwrap();
-    let cold: u64 = nodes
+    let upstream_resumes: u64 = nodes
         .iter()
-        .map(|node| node.relay().counts().cold_resumes)
+        .map(|node| node.relay().counts().upstream_resumes)
         .sum();
-    assert!(cold > 10, "{cold}");
+    assert!(upstream_resumes > 10, "{upstream_resumes}");
     assert!(nodes.iter().all(|node| node.reader_status().replaced == 0));
 }
 
@@ -99,7 +99,7 @@ async fn new_node_begins_with_newest_events() {
     assert_eq!(testkit::describe_item(first), "10");
     client.move_to(new.relay());
     client.expect_numbers(4..2000).await;
-    assert_eq!(new.relay().counts().cold_resumes, 1);
+    assert_eq!(new.relay().counts().upstream_resumes, 1);
     assert_eq!(new.relay().counts().lost_cursors, 0);
     let small = builder(&server).log_bytes(100).connect().await.unwrap();
     assert!((1..100).contains(&small.relay().len()));

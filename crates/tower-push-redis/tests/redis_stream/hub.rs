@@ -148,7 +148,7 @@ async fn sender_gets_no_echo_from_any_server() {
 }
 
 #[tokio::test]
-async fn cold_resumes_read_pages_by_topic() {
+async fn backend_resumes_read_pages_by_topic() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let node = hub(&server).await;
     let options = PublishOptions::new();
@@ -173,7 +173,7 @@ async fn cold_resumes_read_pages_by_topic() {
         expect_texts(&mut client, &["100", "200", "300", "400", "500", "600"]).await;
     }
     let counts = late.hub().counts();
-    assert_eq!((counts.cold_resumes, counts.lost_cursors), (100, 0));
+    assert_eq!((counts.backend_resumes, counts.lost_cursors), (100, 0));
     // The two readers look at their positions while they wait for entries.
     let reads = server.call_count("xrange") - reads;
     assert!(

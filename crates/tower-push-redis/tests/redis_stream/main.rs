@@ -1,6 +1,5 @@
 //! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
 
-mod cold_resumes;
 mod connecting;
 mod faults;
 mod feed;
@@ -10,3 +9,4 @@ mod presence;
 mod publishing;
 mod random_faults;
 mod topologies;
+mod upstream_resumes;

@@ -80,7 +80,7 @@ async fn cluster_slot_that_moves_is_followed() {
     let first = publish_numbers(&node, 0..1).await.unwrap();
     publish_numbers(&node, 1..5).await;
     wait_until_read(&node).await;
-    // A cold resume, over the connection that the later ones share.
+    // An upstream resume, over the connection that the later ones share.
     let mut client = RelayClient::resume(node.relay(), &first);
     client.expect_numbers(1..5).await;
 

@@ -1,7 +1,7 @@
 //! The long-poll dialect that implements the reads of the
 //! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md).
 
-mod cdn_cursor;
+mod cache_busting_cursor;
 mod payload_encoder;
 mod read_request;
 mod sse_writer;
@@ -16,7 +16,7 @@ use tower_push_proto::header_list::media_type;
 
 pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
-    cdn_cursor::CdnCursor,
+    cache_busting_cursor::CacheBustingCursor,
     payload_encoder::PayloadEncoder,
     read_request::{LiveMode, ReadOffset, ReadRequest, offset_of},
     sse_writer::{DurableSseWriter, SseDataFormat},
@@ -109,7 +109,7 @@ impl DurableReadHandler {
 
     /// Responds to a catch-up read, which does not wait (§5.6).
     async fn respond_to_catch_up(mut self, request: ReadRequest) -> Response<PushBody> {
-        let client_tags = client_tags(self.source.request_head());
+        let client_tags = if_none_match_lines(self.source.request_head());
         if request.offset == ReadOffset::Now {
             // The response to `offset=now` has the offset of the tail and no content, even if events arrive meanwhile.
             self.batch_limits.max_events = 0;
@@ -117,7 +117,8 @@ impl DurableReadHandler {
         let response = self.respond_with_batch(&request, WaitTimes::ZERO).await;
         match response.headers().get(header::ETAG) {
             Some(tag)
-                if response.status() == StatusCode::OK && has_matching_tag(&client_tags, tag) =>
+                if response.status() == StatusCode::OK
+                    && contains_entity_tag(&client_tags, tag) =>
             {
                 not_modified_response(response)
             }
@@ -277,8 +278,8 @@ impl DurableStreamsConfig {
             headers.insert(STREAM_CLOSED, TRUE);
         }
         if request.live.is_some() {
-            let cdn_cursor = request.cdn_cursor.next_value().to_string();
-            insert_ascii(headers, STREAM_CURSOR, &cdn_cursor);
+            let cache_busting_cursor = request.cache_busting_cursor.next_value().to_string();
+            insert_ascii(headers, STREAM_CURSOR, &cache_busting_cursor);
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if !has_content && request.live.is_some() {
@@ -322,7 +323,7 @@ impl DurableStreamsConfig {
 
 /// Returns the lines of `If-None-Match`, which hold the entity tags of the responses that the client has. RFC 9110 §13.1.2: only with GET
 /// and HEAD, this header asks whether a cached response is current. A HEAD request has no use for it here.
-fn client_tags(head: &Parts) -> Vec<HeaderValue> {
+fn if_none_match_lines(head: &Parts) -> Vec<HeaderValue> {
     if head.method != Method::GET {
         return Vec::new();
     }
@@ -332,7 +333,7 @@ fn client_tags(head: &Parts) -> Vec<HeaderValue> {
 
 /// Returns whether lines of `If-None-Match` contain `tag`. The value `*` does not count, because `*` does not say which response the client
 /// has.
-fn has_matching_tag(lines: &[HeaderValue], tag: &HeaderValue) -> bool {
+fn contains_entity_tag(lines: &[HeaderValue], tag: &HeaderValue) -> bool {
     let mut client_tags = lines
         .iter()
         .filter_map(|line| line.to_str().ok())

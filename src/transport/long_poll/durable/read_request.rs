@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use http::request::Parts;
 
-use super::CdnCursor;
+use super::CacheBustingCursor;
 use crate::{
     event::EventId,
     source::{StartPosition, query},
@@ -26,7 +26,7 @@ pub(super) struct ReadRequest {
     pub(super) offset: ReadOffset,
     /// How the read waits for events; `None` for a catch-up read, which does not wait.
     pub(super) live: Option<LiveMode>,
-    pub(super) cdn_cursor: CdnCursor,
+    pub(super) cache_busting_cursor: CacheBustingCursor,
 }
 
 /// The parameter `offset`, which says where a read begins.
@@ -96,7 +96,7 @@ impl ReadRequest {
         Ok(Self {
             offset,
             live,
-            cdn_cursor: CdnCursor::from_parameter(cursor.as_deref()),
+            cache_busting_cursor: CacheBustingCursor::from_parameter(cursor.as_deref()),
         })
     }
 }

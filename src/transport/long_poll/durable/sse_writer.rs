@@ -11,7 +11,7 @@ use bytes::{BufMut, BytesMut};
 use futures_core::Stream;
 use tower_push_proto::{base64, sse};
 
-use super::{CdnCursor, PayloadEncoder, ReadRequest, offset_of};
+use super::{CacheBustingCursor, PayloadEncoder, ReadRequest, offset_of};
 use crate::{
     BoxError, Error,
     event::{EventId, Item},
@@ -72,7 +72,7 @@ impl<S> CollectedBatch<S> {
 
 /// The state from which `control` events are made: the values that were sent, and those that the next event sends.
 struct ControlEventState {
-    cdn_cursor: CdnCursor,
+    cache_busting_cursor: CacheBustingCursor,
     /// The greatest CDN cursor that a `control` event has had.
     max_cdn_cursor: u64,
     /// The offset after the last batch; `None` as long as neither the request nor the source has given an offset.
@@ -104,7 +104,7 @@ impl<S> DurableSseWriter<S> {
             data_format,
             limits,
             control: ControlEventState {
-                cdn_cursor: request.cdn_cursor,
+                cache_busting_cursor: request.cache_busting_cursor,
                 max_cdn_cursor: 0,
                 offset: request.offset.cursor().cloned(),
                 requested_offset: request.offset.as_text().into_owned(),
@@ -115,10 +115,10 @@ impl<S> DurableSseWriter<S> {
     }
 
     /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
-    fn write_batch_if_news(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
-        let is_news = self.control.is_news(batch);
+    fn write_batch_if_needed(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
+        let must_write = self.control.must_write(batch);
         self.control.record_batch(batch);
-        if is_news {
+        if must_write {
             out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
             if batch.has_content {
                 self.write_data_event(&batch.body, out)?;
@@ -126,7 +126,7 @@ impl<S> DurableSseWriter<S> {
             out.put_slice(b"event: control\n");
             write_data_lines(self.control.next_event_json(&batch.status).as_bytes(), out);
         }
-        Ok(is_news)
+        Ok(must_write)
     }
 
     fn write_data_event(&self, body: &[u8], out: &mut BytesMut) -> Result<(), Error> {
@@ -148,7 +148,7 @@ impl<S> DurableSseWriter<S> {
 impl ControlEventState {
     /// Whether `batch`, which is not recorded yet, has news for the client: content, a new offset, the end, or that the client is up to
     /// date.
-    fn is_news(&self, batch: &Batch) -> bool {
+    fn must_write(&self, batch: &Batch) -> bool {
         batch.has_content
             || batch.cursor != self.offset
             || batch.status.is_finished()
@@ -172,7 +172,7 @@ impl ControlEventState {
         if status.is_finished() {
             json.push_str(",\"streamClosed\":true");
         } else {
-            let next = self.cdn_cursor.next_value();
+            let next = self.cache_busting_cursor.next_value();
             self.max_cdn_cursor = self.max_cdn_cursor.max(next);
             let _ = write!(json, ",\"streamCursor\":\"{}\"", self.max_cdn_cursor);
         }
@@ -291,7 +291,7 @@ where
                 }
                 _ => {}
             }
-            let has_written = match self.write_batch_if_news(&batch, out.buffer()) {
+            let has_written = match self.write_batch_if_needed(&batch, out.buffer()) {
                 Ok(has_written) => has_written,
                 Err(error) => {
                     let error = error.into();

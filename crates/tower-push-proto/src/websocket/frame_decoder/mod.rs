@@ -276,7 +276,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Decodes any input, step by step. Not inlined, so that the fast path has a small stack frame.
+    /// Decodes any input, step by step. This function is not inlined, so that the fast path has a small stack frame.
     #[inline(never)]
     fn decode_incrementally(
         &mut self,

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Why hyper keeps a stream: the stream is not [detached](crate::server#detached-streams).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum KeptReason {
+pub enum NotDetachedReason {
     /// Detaching is turned off for the [server](crate::server::ServerBuilder::detach) or for the [push](crate::Push::detach).
     Disabled,
     /// The request is not of HTTP/1.1: HTTP/2 multiplexes streams, and HTTP/1.0 has no chunks.
@@ -21,7 +21,7 @@ pub enum KeptReason {
     NotCompared,
 }
 
-impl KeptReason {
+impl NotDetachedReason {
     /// All reasons.
     pub const ALL: [Self; 7] = [
         Self::Disabled,
@@ -51,7 +51,7 @@ impl KeptReason {
 #[derive(Debug, Default)]
 pub(crate) struct DetachCounters {
     detached: AtomicU64,
-    kept: [AtomicU64; KeptReason::ALL.len()],
+    kept: [AtomicU64; NotDetachedReason::ALL.len()],
 }
 
 impl DetachCounters {
@@ -59,7 +59,7 @@ impl DetachCounters {
         self.detached.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn record_kept(&self, reason: KeptReason) {
+    pub(super) fn record_not_detached(&self, reason: NotDetachedReason) {
         self.kept[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -67,7 +67,7 @@ impl DetachCounters {
         self.detached.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn kept(&self) -> [u64; KeptReason::ALL.len()] {
+    pub(crate) fn not_detached(&self) -> [u64; NotDetachedReason::ALL.len()] {
         self.kept
             .each_ref()
             .map(|counter| counter.load(Ordering::Relaxed))

@@ -18,11 +18,11 @@ use crate::{
 
 /// The [`PushSource::Stream`](super::PushSource::Stream) of [`Push`](super::Push): an optional gap, and then the items of any source.
 #[must_use = "a stream does nothing unless it is polled"]
-pub struct PushStream {
+pub struct BoxItemStream {
     items: ItemStream<Pin<Box<dyn SourceStream>>>,
 }
 
-impl PushStream {
+impl BoxItemStream {
     pub(super) fn new(gap: Option<Gap>, stream: Pin<Box<dyn SourceStream>>) -> Self {
         Self {
             items: ItemStream::with_gap(gap, stream),
@@ -52,9 +52,12 @@ impl PushStream {
         stream.poll_next_run(min_len, cx)
     }
 
-    /// Lets the stream yield the events that are held back. See [`SourceStream::release_held_events`].
-    pub(crate) fn release_held_events(&mut self) -> u32 {
-        self.items.stream_mut().as_mut().release_held_events()
+    /// Lets the stream yield the events that are held back. See [`SourceStream::release_and_count_held_events`].
+    pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
+        self.items
+            .stream_mut()
+            .as_mut()
+            .release_and_count_held_events()
     }
 
     /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`].
@@ -64,7 +67,7 @@ impl PushStream {
     }
 }
 
-impl Stream for PushStream {
+impl Stream for BoxItemStream {
     type Item = Result<Item, BoxError>;
 
     #[inline]
@@ -73,8 +76,8 @@ impl Stream for PushStream {
     }
 }
 
-impl fmt::Debug for PushStream {
+impl fmt::Debug for BoxItemStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PushStream").finish_non_exhaustive()
+        f.debug_struct("BoxItemStream").finish_non_exhaustive()
     }
 }

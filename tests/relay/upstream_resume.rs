@@ -99,8 +99,8 @@ async fn pages_lead_to_log_without_hole_or_duplicate() {
     relay.push_rest(100);
     assert_eq!(read_items(&mut subscriber).await, ["101"]);
     let counts = relay.relay.counts();
-    assert_eq!((counts.cold_resumes, counts.upstream_reads), (1, 4));
-    assert_eq!((counts.missed_on_return, counts.lost_cursors), (0, 0));
+    assert_eq!((counts.upstream_resumes, counts.upstream_reads), (1, 4));
+    assert_eq!((counts.missed_on_resume, counts.lost_cursors), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +162,7 @@ async fn upstream_gap_stands_before_its_page() {
         (Some(id(0, 50)), Some(id(0, 60)))
     );
     assert_eq!(read_items(&mut subscriber).await, numbers(61..=100));
-    assert_eq!(relay.relay.counts().missed_on_return, 10);
+    assert_eq!(relay.relay.counts().missed_on_resume, 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,7 +208,7 @@ async fn gap_without_events_is_one_gap_and_then_the_log() {
     assert_eq!(items[1..], numbers(81..=100));
     assert_eq!(relay.store.read_count(), 1);
     let counts = relay.relay.counts();
-    assert_eq!((counts.lost_cursors, counts.missed_on_return), (1, 0));
+    assert_eq!((counts.lost_cursors, counts.missed_on_resume), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,7 +223,7 @@ async fn gap_of_page_read_again_comes_once() {
     // Another client's page takes the place of the slow client's.
     let _ = relay.resume(70).next().await;
     assert_eq!(read_items(&mut slow).await, numbers(61..=100));
-    assert_eq!(relay.relay.counts().missed_on_return, 10);
+    assert_eq!(relay.relay.counts().missed_on_resume, 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,10 +288,10 @@ async fn cursor_that_feed_skips_is_asked_again() {
 #[tokio::test(start_paused = true)]
 async fn gap_of_feed_is_lost_cursor_for_upstream() {
     let mut relay = StoreRelay::new(50, 20, builder());
-    let mut cold = relay.resume(5);
+    let mut resuming = relay.resume(5);
     for number in 6..=10 {
         assert_eq!(
-            describe_item(cold.next().await.unwrap()),
+            describe_item(resuming.next().await.unwrap()),
             number.to_string()
         );
     }
@@ -304,7 +304,7 @@ async fn gap_of_feed_is_lost_cursor_for_upstream() {
     relay.store.append(2);
     relay.push_rest(0);
     assert_eq!(read_items(&mut live).await, ["epoch None", "1", "2"]);
-    let rest = read_items(&mut cold).await;
+    let rest = read_items(&mut resuming).await;
     let page = numbers(11..=15);
     assert_eq!(
         rest,
@@ -485,7 +485,7 @@ async fn connected_client_that_lags_gets_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn feed_that_is_gone_ends_cold_resume() {
+async fn feed_that_is_gone_ends_upstream_resume() {
     for is_finished in [true, false] {
         let StoreRelay { store, feed, relay } = StoreRelay::new(30, 5, builder());
         store.append(5);

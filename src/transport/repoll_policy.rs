@@ -6,7 +6,7 @@
 ///
 /// The caller bounds the number of polls, so that other tasks can run.
 #[derive(Debug, Default)]
-pub(super) struct PendingRetry {
+pub(super) struct RepollPolicy {
     /// The number of polls that were ready since the last poll that was pending.
     ready_in_a_row: usize,
 }
@@ -14,7 +14,7 @@ pub(super) struct PendingRetry {
 /// The number of polls in a row that must have been ready before a source is polled a second time.
 const MIN_READY_IN_A_ROW: usize = 16;
 
-impl PendingRetry {
+impl RepollPolicy {
     /// Records that the source was ready.
     #[inline]
     pub(super) fn on_ready(&mut self) {
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn pending_source_is_retried_once() {
-        let mut retry = PendingRetry::default();
+        let mut retry = RepollPolicy::default();
         for ready in [0, MIN_READY_IN_A_ROW - 1, MIN_READY_IN_A_ROW, 1000] {
             (0..ready).for_each(|_| retry.on_ready());
             assert_eq!(retry.on_pending(), ready >= MIN_READY_IN_A_ROW);

@@ -9,7 +9,7 @@ use crate::random;
 /// The value of the cursor is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor
 /// that the client sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CdnCursor {
+pub(super) struct CacheBustingCursor {
     /// The cursor in the request; `None` if the request has no valid cursor.
     client_cursor: Option<u64>,
 }
@@ -25,7 +25,7 @@ const MAX_JITTER_INTERVALS: u64 = 3600 / INTERVAL_SECS;
 /// The greatest cursor that is accepted from a client. Greater cursors are ignored, because JavaScript numbers are exact only up to 2^53.
 const MAX_CLIENT_CURSOR: u64 = 1 << 52;
 
-impl CdnCursor {
+impl CacheBustingCursor {
     /// Reads the value of the query parameter `cursor`. A value that is not a number, or is too great, is ignored.
     pub(super) fn from_parameter(value: Option<&str>) -> Self {
         let cursor = value.and_then(|text| decimal::parse_saturating(text.as_bytes()));
@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn next_value_exceeds_client_cursor() {
-        let next = |cursor, random| CdnCursor::from_parameter(cursor).next_value_at(1000, random);
+        let next =
+            |cursor, random| CacheBustingCursor::from_parameter(cursor).next_value_at(1000, random);
         assert_eq!(next(None, 7), 1000);
         assert_eq!(next(Some("999"), 7), 1000);
         assert_eq!(next(Some("1000"), 0), 1001);
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn malformed_client_cursor_is_ignored() {
-        let next = |cursor| CdnCursor::from_parameter(Some(cursor)).next_value_at(1000, 0);
+        let next = |cursor| CacheBustingCursor::from_parameter(Some(cursor)).next_value_at(1000, 0);
         let huge = "9".repeat(10 * 1024);
         for cursor in ["", "x", "-1", "+1", "1.5", "18446744073709551616", &huge] {
             assert_eq!(next(cursor), 1000, "{cursor}");

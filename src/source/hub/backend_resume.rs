@@ -1,5 +1,5 @@
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -18,42 +18,43 @@ use crate::{
     event::{Event, EventId, Gap, GapReason, Item, Topic},
     source::{
         TopicSet,
-        relay::{ColdResume, ColdResumeLog, ColdResumeOutcome},
+        relay::{UpstreamResume, UpstreamResumeLog, UpstreamResumeOutcome},
     },
     sync::{StoreWakerOutcome, WaiterKey},
 };
 
 /// The topics and the patterns of a client that returns with a cursor after which the hub's logs do not have every event.
 #[derive(Clone, Debug)]
-pub(super) struct ColdTopics {
+pub(super) struct BackendResumeTopics {
     pub(super) cursor: EventId,
     pub(super) topics: Vec<Topic>,
     pub(super) patterns: Vec<TopicPattern>,
 }
 
-/// The cold resume of one client of a hub: the client reads pages of the broker until the logs have every later event, and then joins its topics.
+/// Resumes one client of a hub from the broker: the client reads pages of the broker until the logs have every later event, and then joins its
+/// topics.
 ///
 /// # Invariant: no hole and no duplicate
 /// The client joins its topics under the lock of the hub's table, at the position of the last event that it has got from the pages, and only if
 /// no log has dropped an event after this position. So the pages have all events up to this position, and the logs have all later ones.
-pub(super) struct HubColdResume {
+pub(super) struct BackendResume {
     hub: Arc<HubState>,
-    resume: ColdResume<HubEvent>,
-    topics: ColdTopics,
+    resume: UpstreamResume<HubEvent>,
+    topics: BackendResumeTopics,
     waiter: WaiterKey,
     /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
     shared_ids: SharedEventIds,
 }
 
-/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client. At most
-/// [`MAX_SHARED_IDS`].
+/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client, with all topics of each
+/// event. At most [`MAX_SHARED_IDS`].
 #[derive(Debug, Default)]
-pub(super) struct SharedEventIds(HashSet<EventId>);
+pub(super) struct SharedEventIds(HashMap<EventId, TopicSet>);
 
 const MAX_SHARED_IDS: usize = 1024;
 
-/// Where a client continues after a cold resume.
-pub(super) enum ColdResumeEnd {
+/// Where a client continues after a resume from the broker.
+pub(super) enum BackendResumeEnd {
     /// The client has every event up to `position`, and has joined its topics there.
     Joined {
         position: u64,
@@ -65,20 +66,20 @@ pub(super) enum ColdResumeEnd {
     Ended,
 }
 
-/// The logs of a hub, with which a cold resume ends.
+/// The logs of a hub, which a client reads after its resume from the broker.
 struct HubLogs<'a> {
     hub: &'a HubState,
     broker: &'a HubBroker,
-    topics: &'a ColdTopics,
+    topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
     shared_ids: &'a mut SharedEventIds,
 }
 
 impl SharedEventIds {
-    fn insert(&mut self, event: &Event) {
-        if self.0.len() < MAX_SHARED_IDS {
-            self.0.extend(event.id().cloned());
+    fn insert(&mut self, event: &HubEvent) {
+        if let Some(id) = event.event.id().filter(|_| self.0.len() < MAX_SHARED_IDS) {
+            self.0.insert(id.clone(), event.topics.clone());
         }
     }
 
@@ -87,12 +88,12 @@ impl SharedEventIds {
     }
 
     pub(super) fn contains(&self, event: &Event) -> bool {
-        event.id().is_some_and(|id| self.0.contains(id))
+        event.id().is_some_and(|id| self.0.contains_key(id))
     }
 }
 
-impl ColdTopics {
-    /// Returns the topics of the pages. `None` stands for all topics.
+impl BackendResumeTopics {
+    /// Returns the topics whose events are requested from the broker. `None` stands for all topics.
     fn requested_topics(&self) -> Option<TopicSet> {
         let topics = || TopicSet::new(self.topics.iter().cloned());
         self.patterns.is_empty().then(topics)
@@ -104,42 +105,42 @@ impl ColdTopics {
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn check_room(&self, hub: &HubState) -> Result<(), JoinError> {
-        let (topics, patterns) = self.requests(TopicStart::Now);
+        let (topics, patterns) = self.join_requests(TopicStart::Now);
         let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
         hub.leave(joined.logs());
         Ok(())
     }
 
-    /// Returns the topic for which the client gets an event.
-    fn topic_of<'a>(&self, event: &'a HubEvent) -> Option<&'a Topic> {
-        let is_read = |topic: &&Topic| {
+    /// Returns the topics for which the client gets an event.
+    fn topics_of<'a>(&self, event: &'a HubEvent) -> impl Iterator<Item = &'a Topic> {
+        let is_read = move |topic: &&Topic| {
             let mut patterns = self.patterns.iter();
             self.topics.contains(topic) || patterns.any(|pattern| pattern.matches(topic))
         };
-        event.topics().iter().find(is_read)
+        event.topics().iter().filter(is_read)
     }
 
-    fn requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
+    fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
         let topic_request = |topic: &Topic| TopicRequest {
             topic: topic.clone(),
             start,
             max_history: None,
         };
-        let pattern_request = |pattern| AllowedPattern::from(pattern).request(start);
+        let pattern_request = |pattern| AllowedPattern::from(pattern).join_request(start);
         let topics = self.topics.iter().map(topic_request).collect();
         (topics, self.patterns.iter().map(pattern_request).collect())
     }
 }
 
-impl HubColdResume {
-    /// Creates a cold resume. Returns `None` if the hub has no broker.
-    pub(super) fn new(hub: Arc<HubState>, topics: ColdTopics) -> Option<Self> {
+impl BackendResume {
+    /// Creates a resume from the broker. Returns `None` if the hub has no broker.
+    pub(super) fn new(hub: Arc<HubState>, topics: BackendResumeTopics) -> Option<Self> {
         let broker = hub.broker()?;
-        broker.counters.add_cold_resume();
+        broker.counters.add_upstream_resume();
         let requested = topics.requested_topics();
         let cursor = topics.cursor.clone();
         Some(Self {
-            resume: ColdResume::new(broker.upstream.clone(), requested, cursor),
+            resume: UpstreamResume::new(broker.upstream.clone(), requested, cursor),
             waiter: broker.waiting_resumes.register(0),
             hub,
             topics,
@@ -156,6 +157,11 @@ impl HubColdResume {
     /// Returns the cursor with which the client has returned.
     pub(super) fn requested_cursor(&self) -> &EventId {
         &self.topics.cursor
+    }
+
+    /// Returns the topics of an event that the client has got from a page, if it has several.
+    pub(super) fn shared_topics_of(&self, event: &Event) -> Option<&TopicSet> {
+        self.shared_ids.0.get(event.id()?)
     }
 
     /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
@@ -177,14 +183,15 @@ impl HubColdResume {
         self.resume.set_topics(self.topics.requested_topics());
     }
 
-    /// Returns the next item of the pages, or where the client continues. The client does not get the events that leave out `sender`.
+    /// Returns the next item of the pages, or where the client continues. The client does not get the events that were published with `sender`
+    /// as the excluded sender.
     pub(super) fn poll_next(
         &mut self,
         sender: Option<&Arc<str>>,
         cx: &mut Context<'_>,
-    ) -> Poll<ColdResumeOutcome<ColdResumeEnd>> {
+    ) -> Poll<UpstreamResumeOutcome<BackendResumeEnd>> {
         let Some(broker) = self.hub.broker() else {
-            return Poll::Ready(ColdResumeOutcome::Unavailable);
+            return Poll::Ready(UpstreamResumeOutcome::Unavailable);
         };
         let mut logs = HubLogs {
             hub: &self.hub,
@@ -195,14 +202,14 @@ impl HubColdResume {
             shared_ids: &mut self.shared_ids,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
-        if let Poll::Ready(ColdResumeOutcome::Unavailable) = outcome {
+        if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
             broker.counters.add_unavailable();
         }
         outcome
     }
 }
 
-impl Drop for HubColdResume {
+impl Drop for BackendResume {
     fn drop(&mut self) {
         if let Some(broker) = self.hub.broker() {
             broker.waiting_resumes.deregister(&self.waiter);
@@ -212,58 +219,58 @@ impl Drop for HubColdResume {
 
 impl HubLogs<'_> {
     fn join(&self, start: TopicStart) -> Option<JoinedTopics> {
-        let (topics, patterns) = self.topics.requests(start);
+        let (topics, patterns) = self.topics.join_requests(start);
         let drops = &mut DeferredDrops::default();
         self.hub.join(&topics, &patterns, drops).ok()
     }
 }
 
-impl ColdResumeLog for HubLogs<'_> {
+impl UpstreamResumeLog for HubLogs<'_> {
     type Event = HubEvent;
-    type Start = ColdResumeEnd;
+    type Start = BackendResumeEnd;
 
-    fn start_after(&mut self, cursor: &EventId) -> Option<ColdResumeEnd> {
+    fn start_after(&mut self, cursor: &EventId) -> Option<BackendResumeEnd> {
         let position = self.hub.position_of(cursor)?;
         let Some(joined) = self.join(TopicStart::AfterPosition(position)) else {
-            return Some(ColdResumeEnd::Ended);
+            return Some(BackendResumeEnd::Ended);
         };
         if joined.has_missed_events() {
             self.hub.leave(joined.logs());
             return None;
         }
-        Some(ColdResumeEnd::Joined {
+        Some(BackendResumeEnd::Joined {
             position,
             joined,
             gap: None,
         })
     }
 
-    /// Returns the start after the cursor if its position is known: each topic has a gap of its own. Otherwise returns the start after the oldest event
-    /// whose id is known, of which the client has no later event.
-    fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> ColdResumeEnd {
+    /// If the position of the cursor is known, the client starts after the cursor, and each topic has a gap of its own. If the position is not
+    /// known, the client starts after the oldest event whose id the hub knows, because the client has no later event.
+    fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> BackendResumeEnd {
         self.broker.counters.add_lost_cursor();
         let known_position = self.hub.position_of(cursor);
         let position = known_position.unwrap_or_else(|| self.broker.oldest_position());
-        // A repeated value does no harm, but a missing one does.
+        // A client of a hub of last values may get a value twice, but must not miss one.
         let start = match self.hub.config.is_last_value && known_position.is_none() {
             true => TopicStart::Oldest,
             false => TopicStart::AfterPosition(position),
         };
         let Some(joined) = self.join(start) else {
-            return ColdResumeEnd::Ended;
+            return BackendResumeEnd::Ended;
         };
         let mut gap = Gap::new(reason).requested(cursor.clone());
         gap.resumed = self.hub.id_at(position);
-        ColdResumeEnd::Joined {
+        BackendResumeEnd::Joined {
             position,
             joined,
             gap: known_position.is_none().then_some(gap),
         }
     }
 
-    fn end_of_feed_at(&mut self, position: u64) -> Option<ColdResumeEnd> {
+    fn end_of_feed_at(&mut self, position: u64) -> Option<BackendResumeEnd> {
         let is_at_end = || self.hub.published_position() == position;
-        (self.broker.is_feed_gone() && is_at_end()).then_some(ColdResumeEnd::Ended)
+        (self.broker.is_feed_gone() && is_at_end()).then_some(BackendResumeEnd::Ended)
     }
 
     fn last_position(&self) -> u64 {
@@ -286,20 +293,25 @@ impl ColdResumeLog for HubLogs<'_> {
         if is_left_out || !event.has_history() {
             return None;
         }
-        let topic = self.topics.topic_of(event)?;
-        if event.topics().len() > 1 {
-            self.shared_ids.insert(&event.event);
+        let mut topics = self.topics.topics_of(event);
+        let (first, others): (_, Vec<_>) = (topics.next()?, topics.collect());
+        let mut item = event_for_topic(event, first);
+        if !others.is_empty() {
+            item = item.with_topics([first].into_iter().chain(others).cloned());
         }
-        Some(Item::Event(event_for_topic(event, topic)))
+        if event.topics().len() > 1 {
+            self.shared_ids.insert(event);
+        }
+        Some(Item::Event(item))
     }
 
-    fn add_missed_on_return(&self, gap: &Gap) {
+    fn count_missed_on_resume(&self, gap: &Gap) {
         let missed = gap.missed.unwrap_or(0);
-        self.hub.counters.add_missed_on_return(missed);
+        self.hub.counters.add_missed_on_resume(missed);
     }
 }
 
-/// Returns the event of a page, named for one of its topics. An event that has this topic already shares its encoded bytes.
+/// Returns an event of a page with `topic` as its topic. An event that has this topic already shares its encoded bytes.
 fn event_for_topic(event: &HubEvent, topic: &Topic) -> Event {
     let HubEvent { event, .. } = event;
     match event.topic() == Some(topic) {

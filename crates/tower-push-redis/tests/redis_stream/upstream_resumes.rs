@@ -6,7 +6,7 @@ use testkit::{RedisProgram, RedisServer, RelayClient};
 use crate::nodes::{KEY, builder, node, publish_numbers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_cold_resumes_share_reads() {
+async fn many_upstream_resumes_share_reads() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let first = node(&server).await;
     let mut cursors = Vec::new();
@@ -23,7 +23,7 @@ async fn many_cold_resumes_share_reads() {
     });
     join_all(clients).await;
     let counts = node.relay().counts();
-    assert_eq!((counts.cold_resumes, counts.unavailable), (2000, 0));
+    assert_eq!((counts.upstream_resumes, counts.unavailable), (2000, 0));
     // A cursor needs at most 1000 events in pages of 64 to 256. The readers of both nodes read nothing meanwhile, but for their checks.
     let reads = server.call_count("xrange") - reads_before;
     assert!(reads <= 20 * 10 + 20, "{reads} reads");

@@ -16,15 +16,15 @@ use crate::{
 /// A source whose streams keep a value until they are dropped. Created by [`PushSource::holding`].
 #[derive(Clone)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct HoldingSource<S, T> {
+pub struct ValueHoldingSource<S, T> {
     source: S,
     value: T,
 }
 
 pin_project! {
-    /// The items that one client of a [`HoldingSource`] gets.
+    /// The items that one client of a [`ValueHoldingSource`] gets.
     #[must_use = "streams do nothing unless polled"]
-    pub struct HoldingStream<S, T> {
+    pub struct ValueHoldingStream<S, T> {
         #[pin]
         stream: S,
         // Declared last, so that the value is dropped after the stream.
@@ -32,23 +32,23 @@ pin_project! {
     }
 }
 
-impl<S, T> HoldingSource<S, T> {
+impl<S, T> ValueHoldingSource<S, T> {
     pub(super) fn new(source: S, value: T) -> Self {
         Self { source, value }
     }
 }
 
-impl<S, T> PushSource for HoldingSource<S, T>
+impl<S, T> PushSource for ValueHoldingSource<S, T>
 where
     S: PushSource + Send,
     T: Send + 'static,
 {
-    type Stream = HoldingStream<S::Stream, T>;
+    type Stream = ValueHoldingStream<S::Stream, T>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         let stream = self.source.subscribe(subscription).await?;
         let value = self.value;
-        Ok(HoldingStream { stream, value })
+        Ok(ValueHoldingStream { stream, value })
     }
 
     fn is_resumable(&self) -> bool {
@@ -72,7 +72,7 @@ where
     }
 }
 
-impl<S, T> Stream for HoldingStream<S, T>
+impl<S, T> Stream for ValueHoldingStream<S, T>
 where
     S: Stream<Item = Result<Item, BoxError>>,
 {
@@ -84,14 +84,14 @@ where
     }
 }
 
-impl<S, T> fmt::Debug for HoldingSource<S, T> {
+impl<S, T> fmt::Debug for ValueHoldingSource<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldingSource").finish_non_exhaustive()
+        f.debug_struct("ValueHoldingSource").finish_non_exhaustive()
     }
 }
 
-impl<S, T> fmt::Debug for HoldingStream<S, T> {
+impl<S, T> fmt::Debug for ValueHoldingStream<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldingStream").finish_non_exhaustive()
+        f.debug_struct("ValueHoldingStream").finish_non_exhaustive()
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 /// The client has exactly the events up to `cursor`, as far as no gap was announced. A page begins after `cursor`, and each of its
 /// events moves `cursor` on. The client continues with the log only at the position of `cursor` itself, and only if the log has
 /// everything after it. So the events of the pages and those of the log together are the feed, in its order.
-pub(crate) struct ColdResume<E> {
+pub(crate) struct UpstreamResume<E> {
     upstream: Arc<UpstreamReader<E>>,
     /// The topics that are requested from the upstream. `None` stands for all topics.
     topics: Option<TopicSet>,
@@ -40,11 +40,11 @@ pub(crate) struct ColdResume<E> {
     /// The number of events that the upstream may still look at for this client. An event counts when the client takes it from its page,
     /// so that a page that is read anew does not count twice.
     remaining_scan: usize,
-    step: ColdResumeStep<E>,
+    step: UpstreamResumeStep<E>,
 }
 
-/// What a [`ColdResume`] does next if it has no page to take events from.
-enum ColdResumeStep<E> {
+/// What an [`UpstreamResume`] does next if it has no page to take events from.
+enum UpstreamResumeStep<E> {
     /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
     /// Waits for a page.
@@ -65,8 +65,8 @@ struct PagePosition<E> {
     next: usize,
 }
 
-/// The log with which a [`ColdResume`] ends.
-pub(crate) trait ColdResumeLog {
+/// The log in which a client continues after an [`UpstreamResume`].
+pub(crate) trait UpstreamResumeLog {
     type Event: PageEvent;
     /// Where a client continues in the log.
     type Start;
@@ -77,7 +77,7 @@ pub(crate) trait ColdResumeLog {
     /// Counts the lost cursor of a client, and returns where the client continues with a gap.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> Self::Start;
 
-    /// Returns how the client ends if the feed is gone and has pushed nothing after `position`.
+    /// Returns how the client's stream ends if the feed is gone and has pushed nothing after `position`.
     fn end_of_feed_at(&mut self, position: u64) -> Option<Self::Start>;
 
     /// Returns the position of the newest event that the feed has pushed.
@@ -93,11 +93,11 @@ pub(crate) trait ColdResumeLog {
     fn item_for(&mut self, event: &Self::Event) -> Option<Item>;
 
     /// Counts the events that a client has missed.
-    fn add_missed_on_return(&self, gap: &Gap);
+    fn count_missed_on_resume(&self, gap: &Gap);
 }
 
-/// The result of [`ColdResume::poll_next`].
-pub(crate) enum ColdResumeOutcome<S> {
+/// The result of [`UpstreamResume::poll_next`].
+pub(crate) enum UpstreamResumeOutcome<S> {
     /// The next item.
     Item(Item),
     /// The client continues with the log.
@@ -109,7 +109,7 @@ pub(crate) enum ColdResumeOutcome<S> {
 /// How long a client waits for a feed that lags behind the upstream until it asks the upstream again.
 const WAIT_FOR_FEED_TIME: Duration = Duration::from_secs(5);
 
-impl<E: PageEvent> ColdResume<E> {
+impl<E: PageEvent> UpstreamResume<E> {
     pub(crate) fn new(
         upstream: Arc<UpstreamReader<E>>,
         topics: Option<TopicSet>,
@@ -122,7 +122,7 @@ impl<E: PageEvent> ColdResume<E> {
             cursor,
             is_gap_after_cursor_sent: false,
             page: None,
-            step: ColdResumeStep::LookUp,
+            step: UpstreamResumeStep::LookUp,
         }
     }
 
@@ -133,32 +133,32 @@ impl<E: PageEvent> ColdResume<E> {
     }
 
     /// Returns the next item of the pages, or where the client continues.
-    pub(crate) fn poll_next<L: ColdResumeLog<Event = E>>(
+    pub(crate) fn poll_next<L: UpstreamResumeLog<Event = E>>(
         &mut self,
         log: &mut L,
         cx: &mut Context<'_>,
-    ) -> Poll<ColdResumeOutcome<L::Start>> {
+    ) -> Poll<UpstreamResumeOutcome<L::Start>> {
         loop {
             if let Some(item) = self.next_page_item(log) {
-                return Poll::Ready(ColdResumeOutcome::Item(item));
+                return Poll::Ready(UpstreamResumeOutcome::Item(item));
             }
             match &mut self.step {
-                ColdResumeStep::LookUp => {
+                UpstreamResumeStep::LookUp => {
                     if let Some(start) = log.start_after(&self.cursor) {
-                        return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                        return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
                     }
                     if self.remaining_scan == 0 {
-                        return Poll::Ready(self.give_up(log));
+                        return Poll::Ready(self.end_at_scan_limit(log));
                     }
                     self.step =
-                        ColdResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
+                        UpstreamResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
                             after: self.cursor.clone(),
                             topics: self.topics.clone(),
                         })));
                 }
-                ColdResumeStep::ReadPage(read) => {
+                UpstreamResumeStep::ReadPage(read) => {
                     let result = ready!(read.as_mut().poll(cx));
-                    self.step = ColdResumeStep::LookUp;
+                    self.step = UpstreamResumeStep::LookUp;
                     let loss = match result {
                         Ok(page) => match page.reason_of_loss(&self.cursor) {
                             Some(reason) => reason,
@@ -169,23 +169,23 @@ impl<E: PageEvent> ColdResume<E> {
                         },
                         Err(PageReadError::Lost(reason)) => reason,
                         Err(PageReadError::Unavailable) => {
-                            return Poll::Ready(ColdResumeOutcome::Unavailable);
+                            return Poll::Ready(UpstreamResumeOutcome::Unavailable);
                         }
                     };
                     let start = log.start_after_loss(&self.cursor, loss);
-                    return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                    return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
                 }
-                ColdResumeStep::WaitForFeed(recheck) => {
+                UpstreamResumeStep::WaitForFeed(recheck) => {
                     // The position is read before the log is searched, so that an event that the feed pushes after the search ends the wait.
                     let last_position = log.last_position();
                     if let Some(start) = log.start_after(&self.cursor) {
-                        return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                        return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
                     }
                     if let Some(end) = log.end_of_feed_at(last_position) {
-                        return Poll::Ready(ColdResumeOutcome::ReadLog(end));
+                        return Poll::Ready(UpstreamResumeOutcome::ReadLog(end));
                     }
                     if recheck.as_mut().poll(cx).is_ready() {
-                        self.step = ColdResumeStep::LookUp;
+                        self.step = UpstreamResumeStep::LookUp;
                     } else if log
                         .store_waker_unless_pushed(cx.waker(), last_position)
                         .is_stored()
@@ -204,7 +204,7 @@ impl<E: PageEvent> ColdResume<E> {
             // The client now has every event of the upstream, so that the limit for missed events starts anew.
             self.remaining_scan = limits.max_scan;
             let wait = random::jittered(WAIT_FOR_FEED_TIME, 0.2);
-            self.step = ColdResumeStep::WaitForFeed(Box::pin(sleep(wait)));
+            self.step = UpstreamResumeStep::WaitForFeed(Box::pin(sleep(wait)));
             return;
         }
         self.page = Some(PagePosition {
@@ -215,7 +215,7 @@ impl<E: PageEvent> ColdResume<E> {
     }
 
     /// Returns the next item of the page, and moves the cursor.
-    fn next_page_item(&mut self, log: &mut impl ColdResumeLog<Event = E>) -> Option<Item> {
+    fn next_page_item(&mut self, log: &mut impl UpstreamResumeLog<Event = E>) -> Option<Item> {
         let position = self.page.as_mut()?;
         let Some(page) = position.page.upgrade() else {
             self.page = None;
@@ -225,7 +225,7 @@ impl<E: PageEvent> ColdResume<E> {
             if let Some(gap) = &page.gap {
                 let mut gap = gap.clone();
                 gap.requested.get_or_insert_with(|| self.cursor.clone());
-                log.add_missed_on_return(&gap);
+                log.count_missed_on_resume(&gap);
                 let resumed = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
                 self.is_gap_after_cursor_sent = resumed == self.cursor;
                 self.cursor = resumed;
@@ -255,21 +255,24 @@ impl<E: PageEvent> ColdResume<E> {
         Some(Item::Cursor(scanned_to))
     }
 
-    /// Ends the resume of a client that has read as many events as it may, and is not in the log yet.
-    fn give_up<L: ColdResumeLog<Event = E>>(&self, log: &mut L) -> ColdResumeOutcome<L::Start> {
+    /// Ends the resume of a client that has read as many events of the upstream as it may, and whose cursor is still not in the log.
+    fn end_at_scan_limit<L: UpstreamResumeLog<Event = E>>(
+        &self,
+        log: &mut L,
+    ) -> UpstreamResumeOutcome<L::Start> {
         let compare_with_cursor = |id: &EventId| self.upstream.compare_ids(&self.cursor, id);
         // A log without an id has just begun, or restarted.
         let Some(last_id) = log.last_id() else {
-            return ColdResumeOutcome::Unavailable;
+            return UpstreamResumeOutcome::Unavailable;
         };
         let reason = match compare_with_cursor(&last_id) {
             // The feed lags far behind the client. The client continues with its cursor when it returns.
-            Some(Ordering::Greater) => return ColdResumeOutcome::Unavailable,
+            Some(Ordering::Greater) => return UpstreamResumeOutcome::Unavailable,
             Some(_) => GapReason::Expired,
             // The upstream can compare the cursor, but not with an id of the log: the feed was created anew.
             None if compare_with_cursor(&self.cursor).is_some() => GapReason::Epoch,
             None => GapReason::Expired,
         };
-        ColdResumeOutcome::ReadLog(log.start_after_loss(&self.cursor, reason))
+        UpstreamResumeOutcome::ReadLog(log.start_after_loss(&self.cursor, reason))
     }
 }

@@ -7,7 +7,7 @@ use tower_push::Event;
 use crate::nodes::{Operator, builder, node, publish_numbers, sequence};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_cold_resumes_share_reads() {
+async fn many_upstream_resumes_share_reads() {
     let server = NatsServer::start("");
     let first = node(&server).await;
     let mut cursors = Vec::new();
@@ -25,7 +25,7 @@ async fn many_cold_resumes_share_reads() {
     });
     join_all(clients).await;
     let counts = node.relay().counts();
-    assert_eq!((counts.cold_resumes, counts.unavailable), (2000, 0));
+    assert_eq!((counts.upstream_resumes, counts.unavailable), (2000, 0));
     // A cursor needs at most 1000 events in pages of 256, and each page one description of the stream. The readers of both nodes ask for one every
     // 5 s.
     let requests = operator.api_requests().await - requests_before;
