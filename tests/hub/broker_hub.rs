@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use testkit::{HttpConnection, HttpVersion, TestServer};
@@ -234,6 +234,27 @@ async fn backend_resume_fills_in_removed_topic() {
     node.push(usize::MAX);
     assert_eq!(next_text(&mut returned).await, "3");
     assert_eq!(node.hub.counts().backend_resumes, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pending_reads_are_counted() {
+    let broker = Broker::default();
+    (1..=10).for_each(|_| drop(broker.publish(&["a"], "x")));
+    let node = broker.node(Hub::builder(), 1);
+    broker.lock().delay = Duration::from_secs(1);
+    let mut clients = [3, 3, 5].map(|number| {
+        let start = StartPosition::After(id(0, number));
+        subscribe(&node, &["a"], start)
+    });
+    for client in &mut clients {
+        assert!(client.next().now_or_never().is_none());
+    }
+    // Two clients share a read.
+    assert_eq!(node.hub.counts().pending_reads, 2);
+    for client in &mut clients {
+        next_text(client).await;
+    }
+    assert_eq!(node.hub.counts().pending_reads, 0);
 }
 
 #[tokio::test(start_paused = true)]

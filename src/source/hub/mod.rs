@@ -438,6 +438,7 @@ impl Hub {
             counts.failed_reads = reads.failed_reads;
             counts.lost_cursors = reads.lost_cursors;
             counts.unavailable = reads.unavailable;
+            counts.pending_reads = broker.upstream.pending_reads();
         }
         #[cfg(feature = "json")]
         self.state.count_members(&mut counts);

@@ -214,8 +214,8 @@ async fn tell_broker(hub: Weak<HubState>, broker: Arc<BrokerPresence>) {
                 hub.on_presence_answer(&update, answer.as_ref());
                 drop(hub);
                 match answer {
-                    Some(_) => backoff = FeedBackoff::default(),
-                    None => sleep(backoff.next_delay()).await,
+                    Some(PresenceAnswer::Applied { .. }) => backoff = FeedBackoff::default(),
+                    Some(PresenceAnswer::LeaseLost) | None => sleep(backoff.next_delay()).await,
                 }
             }
         }
