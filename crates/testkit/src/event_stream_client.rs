@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use tower_push::{KeepAlive, PushSource, Sse};
+use tower_push::{KeepAlive, PushSource, transport::Sse};
 
 use crate::{
     HttpConnection, HttpVersion, StreamingResponse, TestServer, event_stream::EventStreamParser,

@@ -19,6 +19,9 @@ use crate::{
 /// The script of a request.
 const UPDATE_MEMBERS: &str = include_str!("update_members.lua");
 
+/// The response of `HSCAN`: the cursor of the next response, 0 after the last one, and fields with their values.
+type ScanResponse = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+
 /// How many members Redis looks at for one response, about.
 const SCAN_COUNT: usize = 500;
 
@@ -140,7 +143,7 @@ pub(crate) async fn read_members(
         let mut scan = redis::cmd("HSCAN");
         scan.arg(&key).arg(cursor).arg("COUNT").arg(SCAN_COUNT);
         let read = scan.query_async(connection);
-        let (next, found): (u64, Vec<(Vec<u8>, Vec<u8>)>) = connector.with_timeout(read).await?;
+        let (next, found): ScanResponse = connector.with_timeout(read).await?;
         let members = found
             .iter()
             .filter_map(|(member, record)| parse_member(member, record));

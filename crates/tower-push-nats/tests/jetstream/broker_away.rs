@@ -52,7 +52,12 @@ async fn nats_is_away(begin: fn(&mut NatsServer), end: fn(&mut NatsServer)) {
     client.expect_heartbeats(HEARTBEATS).await;
     let status = node.reader_status();
     assert_eq!(status.state, ReaderState::Reconnecting);
-    assert!(status.error.is_some_and(|error| error.is_unavailable()));
+    assert!(
+        status
+            .error
+            .as_ref()
+            .is_some_and(|error| error.is_unavailable())
+    );
     assert!(!status.is_healthy(HEARTBEAT * 10));
     assert!(!waiting.is_finished());
 

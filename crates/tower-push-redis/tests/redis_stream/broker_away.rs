@@ -125,7 +125,12 @@ async fn redis_is_away(absence: Absence, is_hub: bool) {
     client.expect_heartbeats(HEARTBEATS).await;
     let status = node.status();
     assert_eq!(status.state, ReaderState::Reconnecting);
-    assert!(status.error.is_some_and(|error| error.is_unavailable()));
+    assert!(
+        status
+            .error
+            .as_ref()
+            .is_some_and(|error| error.is_unavailable())
+    );
     assert!(!status.is_healthy(HEARTBEAT * 10));
     assert!(!waiting.is_finished());
 

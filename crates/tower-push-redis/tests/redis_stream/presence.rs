@@ -241,7 +241,7 @@ async fn members_of_all_servers_are_bounded() {
     wait_until(has_two, || "not two members").await;
     let refused = nodes[0].hub().presence("room").unwrap().enter("e", 1);
     assert_eq!(refused.unwrap_err().status(), 503);
-    first.map(MemberConnection::leave_now);
+    first.into_iter().for_each(MemberConnection::leave_now);
     // Those that were refused are tried again.
     expect_members(&nodes, &["c", "d"]).await;
 }
