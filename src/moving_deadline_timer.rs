@@ -13,9 +13,8 @@ use tokio::{
 pin_project! {
     /// A timer for a deadline that moves with every write or read.
     ///
-    /// The timer is registered with tokio when it is first polled. To register a timer for another time is expensive, so the timer stays
-    /// registered for the first deadline if the deadline moves later. When the timer fires, it is registered again for the current
-    /// deadline.
+    /// The timer is registered with tokio when it is first polled. Registering a timer for another time is expensive, so the timer stays
+    /// registered for the first deadline if the deadline moves later. When the timer fires, it is registered again for the current deadline.
     #[derive(Debug, Default)]
     pub(crate) struct MovingDeadlineTimer {
         #[pin]

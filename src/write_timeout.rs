@@ -126,7 +126,7 @@ pin_project! {
     /// - A client that keeps the flow-control window of one stream closed is not detected. The stream costs one or two frames of memory. Other
     ///   streams continue as long as the window of the connection is open.
     /// - A client is not detected if it has stopped reading the socket, and its flow-control windows are so small that the
-    ///   socket's buffers never fill. hyper's pings detect such a client. The pings are off by default; turn them on with
+    ///   socket's buffers never fill. hyper's pings detect such a client. hyper's pings are off by default; turn them on with
     ///   `http2().keep_alive_interval(…)`.
     ///
     /// # Panics

@@ -2,7 +2,6 @@
 //! connections; the window loses no event, changes no count, and delays no end.
 
 use std::{
-    convert::Infallible,
     pin::pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
@@ -11,20 +10,20 @@ use std::{
 };
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use http::{Request, Response};
-use hyper::body::Incoming;
 use proptest::{collection::vec, prelude::*};
-use testkit::{TEST_TIMEOUT, describe_item, read_ready_items};
+use testkit::{
+    TEST_TIMEOUT, describe_item,
+    pipe_client::{PipeClient, SSE, WEBSOCKET},
+    read_ready_items,
+};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     runtime,
     sync::oneshot,
     task::yield_now,
-    time::{Instant, advance, sleep, timeout, timeout_at},
+    time::{Instant, advance, sleep, timeout},
 };
-use tower::Service;
 use tower_push::{
-    BoxError, Channel, Drain, Event, EventId, Guard, Hub, Item, PushBody, Relay,
+    BoxError, Channel, Drain, Event, EventId, Guard, Hub, Item, Relay,
     guard::DrainPlan,
     server::Server,
     service,
@@ -38,64 +37,15 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// tokio's timers have a resolution of one millisecond.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 
-const SSE: &str = "accept: text/event-stream\r\n";
 const NDJSON: &str = "accept: application/x-ndjson\r\n";
 const JSON_SEQ: &str = "accept: application/json-seq\r\n";
 const MULTIPART: &str = "accept: multipart/mixed\r\n";
 const LONG_POLL: &str = "accept: application/json\r\n";
-const WEBSOCKET: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-                         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 const STREAMS: [&str; 5] = [SSE, NDJSON, JSON_SEQ, MULTIPART, WEBSOCKET];
 
 fn channel() -> Channel {
     Channel::builder().flush_window(WINDOW).build()
-}
-
-/// A client over a pipe. The clock of the tests is paused, so the times at which bytes arrive are exact.
-struct PipeClient {
-    pipe: DuplexStream,
-    response: String,
-}
-
-impl PipeClient {
-    /// Connects to `server`, and sends a request with these header lines and this cursor.
-    async fn request<S>(
-        server: &Server,
-        service: S,
-        cursor: Option<&EventId>,
-        headers: &str,
-    ) -> Self
-    where
-        S: Service<Request<Incoming>, Response = Response<PushBody>, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send,
-    {
-        let (mut pipe, served) = duplex(1 << 20);
-        tokio::spawn(server.connection(served, service));
-        let cursor = cursor.map(|id| format!("last-event-id: {id}\r\n"));
-        let cursor = cursor.unwrap_or_default();
-        let request = format!("GET / HTTP/1.1\r\nhost: x\r\n{cursor}{headers}\r\n");
-        pipe.write_all(request.as_bytes()).await.unwrap();
-        let response = String::new();
-        Self { pipe, response }
-    }
-
-    /// Reads until the response contains `text`. Returns the time of arrival.
-    async fn expect(&mut self, text: &str) -> Instant {
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        while !self.response.contains(text) {
-            let mut buffer = [0; 64 * 1024];
-            let read = timeout_at(deadline, self.pipe.read(&mut buffer)).await;
-            let len = read.unwrap_or_else(|_| panic!("no {text}: {}", self.response));
-            let bytes = &buffer[..len.unwrap()];
-            assert!(!bytes.is_empty(), "no {text}: {}", self.response);
-            // As Latin-1, so that the frames of a WebSocket are readable.
-            self.response
-                .extend(bytes.iter().map(|byte| char::from(*byte)));
-        }
-        Instant::now()
-    }
 }
 
 /// Asserts that `time` is `expected` after `start`, up to the resolution of timers.

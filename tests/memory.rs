@@ -1,7 +1,14 @@
 //! The memory of a channel, a hub and a relay stays within its limits, counted byte by byte. This file has only one test, because the
 //! allocations of other tests in the process would be counted too.
 
-use std::{alloc::System, io::Read};
+use std::{
+    alloc::System,
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use axum::{Router, routing::any};
 use bytes::Bytes;
@@ -41,8 +48,11 @@ async fn memory_is_bounded() {
     assert_tiny_event_overhead().await;
     assert_stalled_upstream_readers_hold_no_page().await;
     assert_topic_is_small();
-    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, 750, 1050).await;
-    assert_idle_connection_is_small(WEBSOCKET_REQUEST, 900, 1200).await;
+    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_channel, 750, 1050).await;
+    assert_idle_connection_is_small(WEBSOCKET_REQUEST, read_channel, 900, 1200).await;
+    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_shared_topic, 1100, 1400).await;
+    assert_idle_connection_is_small(WEBSOCKET_REQUEST, read_shared_topic, 1250, 1550).await;
+    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_own_topic, 2100, 2400).await;
 }
 
 /// A request for an event stream.
@@ -55,19 +65,71 @@ const WEBSOCKET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection
 
 /// An idle connection of a server takes at most `max_len` bytes, and at most `max_guarded_len` bytes under a guard with a drain. About 270 of the bytes
 /// are tokio's registration of the socket.
-async fn assert_idle_connection_is_small(request: &str, max_len: usize, max_guarded_len: usize) {
-    let len = idle_connection_len(request, max_len, PushLayer::new).await;
+async fn assert_idle_connection_is_small(
+    request: &str,
+    source: fn() -> MeasuredSource,
+    max_len: usize,
+    max_guarded_len: usize,
+) {
+    let len = idle_connection_len(request, source, max_len, PushLayer::new).await;
     assert!(len <= max_len, "{len} bytes for {request}");
     let guard = Guard::builder().drain(&Drain::new()).build();
     let guarded = || PushLayer::new().guard(&guard);
-    let len = idle_connection_len(request, max_guarded_len, guarded).await;
+    let len = idle_connection_len(request, source, max_guarded_len, guarded).await;
     assert!(len <= max_guarded_len, "{len} guarded bytes for {request}");
+}
+
+/// What the measured connections read.
+#[derive(Clone)]
+struct MeasuredSource {
+    /// Returns the source of the next connection.
+    push: Arc<dyn Fn() -> Push + Send + Sync>,
+    subscriber_count: Arc<dyn Fn() -> usize>,
+    /// Publishes an event to all connections.
+    publish: Arc<dyn Fn(&'static str)>,
+}
+
+fn read_channel() -> MeasuredSource {
+    let channel = Channel::new();
+    let (source, counted) = (channel.clone(), channel.clone());
+    MeasuredSource {
+        push: Arc::new(move || Push::new(source.clone())),
+        subscriber_count: Arc::new(move || counted.subscriber_count()),
+        publish: Arc::new(move |event| _ = channel.publish(event).unwrap()),
+    }
+}
+
+/// Each connection reads the same topic of a hub.
+fn read_shared_topic() -> MeasuredSource {
+    read_hub(|hub, _| Push::new(hub.topic("news").unwrap()))
+}
+
+/// Each connection reads two topics of a hub: one of its own, and one of all connections.
+fn read_own_topic() -> MeasuredSource {
+    read_hub(|hub, number| {
+        Push::new(
+            hub.topics([format!("user/{number}"), "news".into()])
+                .unwrap(),
+        )
+    })
+}
+
+fn read_hub(push: impl Fn(&Hub, usize) -> Push + Send + Sync + 'static) -> MeasuredSource {
+    let hub = Hub::new();
+    let next_number = AtomicUsize::new(0);
+    let (source, counted) = (hub.clone(), hub.topic("news").unwrap());
+    MeasuredSource {
+        push: Arc::new(move || push(&source, next_number.fetch_add(1, Ordering::Relaxed))),
+        subscriber_count: Arc::new(move || counted.subscriber_count()),
+        publish: Arc::new(move |event| _ = hub.publish("news", event).unwrap()),
+    }
 }
 
 /// Returns the least of up to five measurements, or the first that is at most `max_len`: on a busy machine, the runtime starts threads and
 /// enlarges its tables at any time, and their bytes are counted too.
 async fn idle_connection_len<T>(
     request: &str,
+    source: fn() -> MeasuredSource,
     max_len: usize,
     layer: impl Fn() -> TransportLayer<T>,
 ) -> usize
@@ -76,7 +138,7 @@ where
 {
     let mut least = usize::MAX;
     for _ in 0..5 {
-        least = least.min(measure_idle_connection(request, layer()).await);
+        least = least.min(measure_idle_connection(request, source(), layer()).await);
         if least <= max_len {
             break;
         }
@@ -84,15 +146,22 @@ where
     least
 }
 
-/// Returns the number of bytes that a server holds for each of many connections, each of which has sent `request` and reads a channel.
-async fn measure_idle_connection<T>(request: &str, layer: TransportLayer<T>) -> usize
+/// Returns the number of bytes that a server holds for each of many connections, each of which has sent `request` and reads `source`.
+async fn measure_idle_connection<T>(
+    request: &str,
+    source: MeasuredSource,
+    layer: TransportLayer<T>,
+) -> usize
 where
     T: Transport + Clone + Send + Sync + 'static,
 {
     const CONNECTIONS: usize = 500;
-    let channel = Channel::new();
-    let source = channel.clone();
-    let handler = any(move || std::future::ready(Push::new(source.clone())));
+    let MeasuredSource {
+        push,
+        subscriber_count,
+        publish,
+    } = source;
+    let handler = any(move || std::future::ready(push()));
     let app = Router::new().route("/", handler).layer(layer);
     let server = TestServer::start_on(Server::new(), app).await;
     let mut clients = Vec::with_capacity(CONNECTIONS);
@@ -109,10 +178,10 @@ where
         clients.push(client.into_std().unwrap());
     }
     let all = CONNECTIONS + WARM_UP_CONNECTIONS;
-    let count = || channel.subscriber_count() == all;
-    wait_until(count, || channel.subscriber_count().to_string()).await;
+    let count = || subscriber_count() == all;
+    wait_until(count, || subscriber_count().to_string()).await;
     // An event passes through all connections, so that none is still being opened.
-    channel.publish("event").unwrap();
+    publish("event");
     // One block, because the runtime may start a thread for each, whose memory would be counted too.
     tokio::task::block_in_place(|| {
         for client in &mut clients {

@@ -503,13 +503,14 @@ pub(crate) struct PersistentReader {
 }
 
 impl PersistentReader {
-    /// Subscribes to the channel, whose last event is number `last_published`.
+    /// Subscribes to the channel or the hub at `path`, whose last event is number `last_published`.
     pub(crate) async fn open(
         address: SocketAddr,
+        path: &'static str,
         variant: &'static TransportVariant,
         last_published: u64,
     ) -> Self {
-        let mut feed_reader = FeedReader::new(variant, "/");
+        let mut feed_reader = FeedReader::new(variant, path);
         let mut line = feed_reader.open(address, false).await;
         if let OpenStream::Polls(client) = &mut line {
             // The first poll returns the cursor.
@@ -574,6 +575,9 @@ impl PersistentReader {
         }
     }
 }
+
+/// The paths of persistent readers: the channel, and the topics of the hub.
+pub(crate) const PERSISTENT_PATHS: [&str; 2] = ["/", "/topics"];
 
 /// The paths of switching readers.
 const SWITCHING_PATHS: [&str; 3] = ["/", "/resumable", "/plain"];

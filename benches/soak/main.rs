@@ -6,8 +6,8 @@
 //! scripts/soak 5 7          # five seconds, or longer until there were enough clients; with seed 7
 //! ```
 //!
-//! - Persistent readers (`feed_readers.rs`) read the channel over one connection each, one reader for each transport and each server. Each
-//!   must get every event once, in order.
+//! - Persistent readers (`feed_readers.rs`) read the channel, or two topics of a hub with the same events, over one connection each: one reader for
+//!   each of the two, each transport and each server. Each must get every event once, in order.
 //! - Switching readers (`feed_readers.rs`) disconnect, resume with their cursor over another transport, and read on. They read the channel,
 //!   streams of a `Resumable`, and streams that long-polling parks. Each must get every event once, in order, except those that a gap
 //!   announces.
@@ -55,8 +55,8 @@ use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 
 use self::{
     feed_readers::{
-        FeedReader, LastEvent, PersistentReader, TRANSPORT_VARIANTS, open_unread_stream,
-        run_switching_reader,
+        FeedReader, LastEvent, PERSISTENT_PATHS, PersistentReader, TRANSPORT_VARIANTS,
+        open_unread_stream, run_switching_reader,
     },
     misbehaving_clients::ClientTally,
     seeded_random::SeededRandom,
@@ -224,10 +224,12 @@ impl SoakRun {
         let last_published = server.command("pause")?.parse()?;
         let (mut persistent_readers, mut switching_readers) = (JoinSet::new(), JoinSet::new());
         for (address, server_name) in addresses.iter().zip(SERVERS) {
-            for variant in &TRANSPORT_VARIANTS {
-                let reader = PersistentReader::open(*address, variant, last_published).await;
-                let reading = reader.read_to_last(last.clone());
-                persistent_readers.spawn(async move { (server_name, reading.await) });
+            for path in PERSISTENT_PATHS {
+                for variant in &TRANSPORT_VARIANTS {
+                    let opening = PersistentReader::open(*address, path, variant, last_published);
+                    let reading = opening.await.read_to_last(last.clone());
+                    persistent_readers.spawn(async move { ((server_name, path), reading.await) });
+                }
             }
         }
         for reader in 0..SWITCHING_READERS {
@@ -260,10 +262,10 @@ impl SoakRun {
         last.set(server.command("pause")?.parse()?);
         is_over.store(true, Ordering::SeqCst);
         while let Some(finished) = persistent_readers.join_next().await {
-            let (server_name, reader) = finished?;
+            let ((server_name, path), reader) = finished?;
             load.persistent.add(&reader, 1);
             load.events_by_variant
-                .insert((server_name, reader.variant()), reader.events);
+                .insert([server_name, path, reader.variant()], reader.events);
         }
         while let Some(finished) = switching_readers.join_next().await {
             let (reader, visits) = finished?;
@@ -305,8 +307,8 @@ impl fmt::Display for MemoryGrowth {
 struct LoadReport {
     tally: ClientTally,
     persistent: ReadTotals,
-    /// The number of events that each persistent reader has read, by its server and its transport.
-    events_by_variant: BTreeMap<(&'static str, &'static str), u64>,
+    /// The number of events that each persistent reader has read, by its server, its path and its transport.
+    events_by_variant: BTreeMap<[&'static str; 3], u64>,
     switching: ReadTotals,
 }
 
@@ -332,8 +334,8 @@ impl LoadReport {
     fn print(&self, after: &ServerState) {
         self.tally.print();
         println!("{:24}{:>8}", "misbehaving clients", self.tally.total());
-        for ((server_name, variant), events) in &self.events_by_variant {
-            println!("read from {server_name:12}{variant:24}{events:>8} events");
+        for ([server_name, path, variant], events) in &self.events_by_variant {
+            println!("read from {server_name:12}{path:8}{variant:24}{events:>8} events");
         }
         for (name, read) in [
             ("persistent readers", &self.persistent),
@@ -418,8 +420,9 @@ impl ServerProcess {
         let mut readers = JoinSet::new();
         for round in 0..DRAINED_STREAMS / TRANSPORT_VARIANTS.len() {
             let address = self.addresses[round % SERVERS.len()];
+            let path = PERSISTENT_PATHS[round / SERVERS.len() % PERSISTENT_PATHS.len()];
             for variant in &TRANSPORT_VARIANTS {
-                let reader = PersistentReader::open(address, variant, last_published).await;
+                let reader = PersistentReader::open(address, path, variant, last_published).await;
                 readers.spawn(reader.expect_drain_end());
             }
         }

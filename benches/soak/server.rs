@@ -33,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
-    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteTimeout,
+    Channel, Drain, Event, Guard, Hub, KeepAlive, Push, Resumable, WriteTimeout,
     format::{JsonSeq, Multipart, Ndjson, Raw},
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
@@ -58,6 +58,9 @@ const PUBLISH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The number of events in the channel's log. It is a multiple of 64, after which the sizes of payloads repeat.
 const LOG_EVENTS: u64 = 1024;
+
+/// The topics of the hub, to which the events of the channel are published in turn.
+const TOPICS: [&str; 2] = ["feed/0", "feed/1"];
 
 /// The number of admission keys. A request has its key as `key=` in the query; the requests of persistent readers have none.
 pub(crate) const KEY_COUNT: usize = 8;
@@ -194,6 +197,8 @@ fn listen() -> io::Result<TcpListener> {
 #[derive(Clone)]
 struct SoakServer {
     channel: Channel,
+    /// Has the events of the channel, in [`TOPICS`].
+    hub: Hub,
     /// A channel without events.
     quiet: Channel,
     /// Wraps the streams of `/resumable`.
@@ -253,6 +258,7 @@ impl SoakServer {
             .observer(observed.clone())
             .build();
         let server = Server::builder()
+            .drain(&drain)
             .header_read_timeout(CLIENT_DEADLINE)
             .idle_timeout(PONG_DEADLINE)
             .write_timeout(CLIENT_DEADLINE)
@@ -260,6 +266,9 @@ impl SoakServer {
             .build();
         Self {
             channel: Channel::builder().max_events(LOG_EVENTS as usize).build(),
+            hub: Hub::builder()
+                .max_events(LOG_EVENTS as usize / TOPICS.len())
+                .build(),
             quiet: Channel::new(),
             resumable: resumable(),
             parked: resumable(),
@@ -335,6 +344,7 @@ impl SoakServer {
     fn push(&self, path: &str) -> Push {
         match path {
             "/" => Push::new(self.channel.clone()),
+            "/topics" => Push::new(self.hub.topics(TOPICS).expect("topics")),
             "/quiet" => Push::new(self.quiet.clone()),
             "/resumable" => Push::new(self.resumable.wrap(number_stream())),
             "/plain" => Push::new(number_stream()),
@@ -358,6 +368,13 @@ impl SoakServer {
         }
     }
 
+    /// Returns the number of subscribers of the channels and the topics.
+    fn subscriber_count(&self) -> usize {
+        let of_topic = |topic| self.hub.topic(topic).map_or(0, |it| it.subscriber_count());
+        let of_channels = self.channel.subscriber_count() + self.quiet.subscriber_count();
+        of_channels + TOPICS.into_iter().map(of_topic).sum::<usize>()
+    }
+
     fn published(&self) -> u64 {
         self.published.load(Ordering::SeqCst)
     }
@@ -365,6 +382,8 @@ impl SoakServer {
     fn publish(&self) {
         let number = self.published.fetch_add(1, Ordering::SeqCst) + 1;
         let _ = self.channel.publish(event_payload(number));
+        let topic = TOPICS[number as usize % TOPICS.len()];
+        let _ = self.hub.publish(topic, event_payload(number));
     }
 
     /// Publishes until the task is aborted.
@@ -401,7 +420,7 @@ impl SoakServer {
                 observed: self.observed.open(),
                 drain: self.drain.open_streams(),
                 connections: connections.open_connections,
-                subscribers: self.channel.subscriber_count() + self.quiet.subscriber_count(),
+                subscribers: self.subscriber_count(),
                 resumable: resumable.iter().map(|it| it.active + it.parked).sum(),
                 tasks,
                 files: fs::read_dir("/proc/self/fd")?.count(),

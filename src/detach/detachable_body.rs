@@ -11,7 +11,7 @@ use crate::BoxError;
 
 /// A body that lends its inner body to its connection whenever the inner body is pending.
 pub(crate) struct DetachableBody {
-    /// `None` while the inner body is parked, and after the connection has taken it.
+    /// `None` while the inner body is stored, and after the connection has taken it.
     body: Option<BoxBody>,
     claim: DetachClaim,
     /// The digest of the chunks that hyper must write for the frames so far. `None` if hyper keeps the body for good.
@@ -37,7 +37,7 @@ impl Body for DetachableBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let Some(mut body) = this.body.take().or_else(|| this.claim.unpark()) else {
+        let Some(mut body) = this.body.take().or_else(|| this.claim.take_back_body()) else {
             // The connection has taken the inner body, and drops this body.
             return Poll::Pending;
         };
@@ -46,7 +46,7 @@ impl Body for DetachableBody {
                 match this.digest {
                     // Before the body's first bytes, there is nothing to compare.
                     Some(digest) if !digest.is_empty() => {
-                        if let Err(body) = this.claim.park(body, digest) {
+                        if let Err(body) = this.claim.store_body(body, digest) {
                             this.body = Some(body);
                             this.digest = None;
                         }
@@ -71,7 +71,7 @@ impl Body for DetachableBody {
 impl Drop for DetachableBody {
     fn drop(&mut self) {
         if self.body.is_none() {
-            self.body = self.claim.unpark();
+            self.body = self.claim.take_back_body();
             if self.body.is_none() {
                 self.claim.on_detached();
             }

@@ -5,7 +5,7 @@ use http::{Extensions, request::Parts};
 use super::{BoxBody, DetachCounters, NotDetachedReason, wire_digest::WireDigest};
 use crate::sync::{Mutex, lock};
 
-/// What an HTTP/1 connection and the bodies of its responses share. See the [module docs](super).
+/// The state that an HTTP/1 connection shares with the bodies of its responses. See the [module docs](super).
 pub(crate) struct HandOver {
     state: Mutex<HandOverState>,
     counters: Arc<DetachCounters>,
@@ -20,7 +20,7 @@ struct HandOverState {
     is_flushed: bool,
     /// Whether all responses were complete at the last flush.
     is_idle: bool,
-    parked: Option<ParkedBody>,
+    stored: Option<StoredBody>,
 }
 
 /// Whether the response to the current request may be detached.
@@ -32,7 +32,7 @@ enum ClaimState {
     Refused(NotDetachedReason),
 }
 
-/// What hyper has written of the response to the current request.
+/// The part of the response to the current request that hyper has written.
 enum WrittenResponse {
     /// The head, of which the last bytes are the first `matched` bytes of [`END_OF_HEAD`].
     Head {
@@ -45,7 +45,7 @@ enum WrittenResponse {
 const END_OF_HEAD: &[u8; 4] = b"\r\n\r\n";
 
 /// A pending body, and the digest of its chunks so far.
-struct ParkedBody {
+struct StoredBody {
     request_number: u64,
     body: BoxBody,
     digest: WireDigest,
@@ -83,7 +83,7 @@ impl HandOver {
                 written: WrittenResponse::Head { matched: 0 },
                 is_flushed: true,
                 is_idle: true,
-                parked: None,
+                stored: None,
             }),
             counters,
         })
@@ -94,7 +94,7 @@ impl HandOver {
         let mut state = lock(&self.state);
         state.request_number += 1;
         state.written = WrittenResponse::Head { matched: 0 };
-        let is_alone = state.is_flushed && state.is_idle && state.parked.is_none();
+        let is_alone = state.is_flushed && state.is_idle && state.stored.is_none();
         state.claim = if is_alone {
             ClaimState::Offered
         } else {
@@ -134,7 +134,7 @@ impl HandOver {
         }
     }
 
-    /// Takes the parked body of the response to the current request, if the bytes on the wire behind the head are exactly those that the
+    /// Takes the stored body of the response to the current request, if the bytes on the wire behind the head are exactly those that the
     /// body has produced so far.
     ///
     /// The caller then owns the connection: it must take the socket from hyper, and must not poll hyper again.
@@ -143,19 +143,19 @@ impl HandOver {
         if state.claim != ClaimState::Claimed || !state.is_flushed {
             return None;
         }
-        let parked = state.parked.as_ref()?;
-        if parked.request_number != state.request_number {
+        let stored = state.stored.as_ref()?;
+        if stored.request_number != state.request_number {
             return None;
         }
-        if !matches!(&state.written, WrittenResponse::Body(digest) if *digest == parked.digest) {
-            // The parked body stays with hyper: the `DetachableBody` takes it back when hyper polls next.
+        if !matches!(&state.written, WrittenResponse::Body(digest) if *digest == stored.digest) {
+            // The stored body stays with hyper: the `DetachableBody` takes it back when hyper polls next.
             state.claim = ClaimState::Refused(NotDetachedReason::BytesChanged);
             return None;
         }
-        let parked = state.parked.take()?;
+        let stored = state.stored.take()?;
         drop(state);
         self.counters.record_detached();
-        Some(parked.body)
+        Some(stored.body)
     }
 
     fn pointer_address(&self) -> usize {
@@ -174,7 +174,8 @@ thread_local! {
 
 /// Marks the current thread as polling a connection until the scope is dropped. Created by [`HandOver::enter_poll`].
 pub(crate) struct PolledConnectionScope {
-    /// What [`POLLED_CONNECTION`] was before: the address of the [`HandOver`] of the connection that the thread polled; 0 if it polled none.
+    /// The earlier value of [`POLLED_CONNECTION`]: the address of the [`HandOver`] of the connection that the thread polled; 0 if it polled
+    /// none.
     outer_connection: usize,
 }
 
@@ -263,22 +264,22 @@ impl DetachOffer {
 }
 
 impl DetachClaim {
-    /// Parks a pending body, so that the connection can take it. `digest` is that of the chunks of the body so far.
+    /// Stores a pending body, so that the connection can take it. `digest` is that of the chunks of the body so far.
     ///
     /// # Errors
     /// Returns the body if hyper keeps it for good.
-    pub(super) fn park(&self, body: BoxBody, digest: WireDigest) -> Result<(), BoxBody> {
+    pub(super) fn store_body(&self, body: BoxBody, digest: WireDigest) -> Result<(), BoxBody> {
         let mut state = lock(&self.hand_over.state);
         let is_claimed = state.claim == ClaimState::Claimed;
         let is_current = state.request_number == self.request_number;
-        if !is_current || !is_claimed || state.parked.is_some() {
+        if !is_current || !is_claimed || state.stored.is_some() {
             return Err(body);
         }
         if !self.hand_over.is_polled_by_this_thread() {
             state.claim = ClaimState::Refused(NotDetachedReason::NotCompared);
             return Err(body);
         }
-        state.parked = Some(ParkedBody {
+        state.stored = Some(StoredBody {
             request_number: self.request_number,
             body,
             digest,
@@ -286,13 +287,13 @@ impl DetachClaim {
         Ok(())
     }
 
-    /// Takes the parked body back. Returns `None` if the connection has taken the body.
-    pub(super) fn unpark(&self) -> Option<BoxBody> {
+    /// Takes the stored body back. Returns `None` if the connection has taken the body.
+    pub(super) fn take_back_body(&self) -> Option<BoxBody> {
         let mut state = lock(&self.hand_over.state);
-        if state.parked.as_ref()?.request_number != self.request_number {
+        if state.stored.as_ref()?.request_number != self.request_number {
             return None;
         }
-        state.parked.take().map(|parked| parked.body)
+        state.stored.take().map(|stored| stored.body)
     }
 
     /// Records that the connection has taken the body.

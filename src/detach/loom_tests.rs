@@ -1,4 +1,4 @@
-//! Loom tests that let the connection and a body that moved to another thread take the parked body in every order.
+//! Loom tests that let the connection and a body that moved to another thread take the stored body in every order.
 
 use std::{
     any::Any,
@@ -40,7 +40,7 @@ impl MovableOutputBody for Opening {
     }
 }
 
-/// Returns a connection whose current response is proven to be unchanged, and the body, which is parked.
+/// Returns a connection whose current response is proven to be unchanged, and the body, which is stored.
 fn proven() -> (Arc<HandOver>, DetachableBody) {
     let hand_over = HandOver::new(Arc::default());
     let (mut head, ()) = Request::new(()).into_parts();

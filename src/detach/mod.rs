@@ -13,20 +13,20 @@
 //! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. The transport's response gets a
 //!    [`DetachableBody`].
 //! 3. While hyper polls the body, the body computes a [`WireDigest`] of the chunks that hyper must write for its frames. When the inner body is
-//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, the `DetachableBody` takes the
+//!    pending, the `DetachableBody` stores it in the `HandOver`, together with the digest. At the next poll, the `DetachableBody` takes the
 //!    inner body back.
 //! 4. The connection reports each write and flush of hyper. The `HandOver` computes a digest of the bytes that follow the response's head.
 //! 5. After each poll of hyper, the connection calls [`HandOver::take_detachable_body`]. The body is returned if hyper has nothing left to write,
 //!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.
 //!
 //! # Why no byte reaches the wrong client
-//! - A body can be parked only while its own connection polls hyper, on the same thread ([`PolledConnectionScope`]). A body that a layer
-//!   polls in another task is never parked.
-//! - A parked body has the number of its request. The connection takes only the body of its current request, and a body takes back only
+//! - A body can be stored only while its own connection polls hyper, on the same thread ([`PolledConnectionScope`]). A body that a layer
+//!   polls in another task is never stored.
+//! - A stored body has the number of its request. The connection takes only the body of its current request, and a body takes back only
 //!   itself.
 //! - The digest begins behind the head that hyper writes after `begin_request`. An offer is made only if all earlier responses are flushed, so that
 //!   this head is the head of the response to this request.
-//! - The connection and a body that a layer has moved to another task take the parked body under one lock, so that one of them gets it.
+//! - The connection and a body that a layer has moved to another task take the stored body under one lock, so that one of them gets it.
 //! - An offer and its clones own neither the socket nor, once the `DetachableBody` is dropped, the body.
 
 mod detachable_body;

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why hyper keeps a stream: the stream is not [detached](crate::server#detached-streams).
+/// The reason for which hyper keeps a stream, so that the stream is not [detached](crate::server#detached-streams).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NotDetachedReason {

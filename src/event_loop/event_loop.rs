@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     ConnectionPoll, WakeCause,
     connection_slot::ConnectionSlot,
+    group_memberships::{GroupMembership, GroupMemberships},
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
     timer_queue::{ScheduledTime, TimerQueue},
@@ -48,8 +49,7 @@ struct ConnectionTable {
 struct ConnectionEntry {
     slot: Arc<dyn ConnectionSlot>,
     scheduled: ScheduledTime,
-    /// The group of the connection, and the connection's index among the members of the group.
-    group: Option<(LogGroupKey, u32)>,
+    memberships: GroupMemberships,
 }
 
 /// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. 64 writes to a socket take about half a
@@ -121,8 +121,8 @@ impl EventLoop {
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(slot, log) => {
-                    self.add_connection(&slot, log);
+                ReadyEntry::NewConnection(slot, logs) => {
+                    self.add_connection(&slot, logs);
                     self.poll_connection(slot, WakeCause::Waker, now);
                 }
                 ReadyEntry::Connection(slot) => {
@@ -188,21 +188,32 @@ impl EventLoop {
         }
     }
 
-    fn add_connection(&mut self, slot: &Arc<dyn ConnectionSlot>, log: Option<Arc<dyn WatchedLog>>) {
+    fn add_connection(
+        &mut self,
+        slot: &Arc<dyn ConnectionSlot>,
+        mut logs: Vec<Arc<dyn WatchedLog>>,
+    ) {
         let index = self.connections.insert(ConnectionEntry {
             slot: slot.clone(),
             scheduled: ScheduledTime::default(),
-            group: None,
+            memberships: GroupMemberships::default(),
         });
         slot.set_index(Some(index));
-        if let Some(log) = log {
+        // A connection is at most once in each group.
+        logs.sort_unstable_by_key(LogGroupKey::new);
+        logs.dedup_by_key(|log| LogGroupKey::new(log));
+        let memberships = logs.into_iter().map(|log| {
             let key = LogGroupKey::new(&log);
             let group = self.groups.entry(key);
             let group = group.or_insert_with(|| LogGroup::new(log, &self.queue));
-            let member_index = group.add(index);
-            if let Some(entry) = self.connections.get_mut(index) {
-                entry.group = Some((key, member_index));
+            GroupMembership {
+                key,
+                member_index: group.add(index),
             }
+        });
+        let memberships = memberships.collect();
+        if let Some(entry) = self.connections.get_mut(index) {
+            entry.memberships = GroupMemberships::new(memberships);
         }
     }
 
@@ -231,15 +242,16 @@ impl EventLoop {
         entry.slot.set_index(None);
         entry.slot.close();
         self.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some((key, member_index)) = entry.group {
-            self.remove_from_group(key, member_index);
+        for membership in entry.memberships.as_slice() {
+            self.remove_from_group(*membership);
         }
         let connections = &self.connections;
         let scheduled = |index| connections.scheduled_time(index);
         self.timers.remove_invalid(connections.len(), scheduled);
     }
 
-    fn remove_from_group(&mut self, key: LogGroupKey, member_index: u32) {
+    fn remove_from_group(&mut self, membership: GroupMembership) {
+        let GroupMembership { key, member_index } = membership;
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
@@ -251,7 +263,7 @@ impl EventLoop {
             }
         }
         if let Some(entry) = moved.and_then(|index| self.connections.get_mut(index)) {
-            entry.group = Some((key, member_index));
+            entry.memberships.set_member_index(key, member_index);
         }
     }
 

@@ -46,18 +46,18 @@ struct EventLoopHandle {
 }
 
 impl EventLoopSet {
-    /// Moves a connection to the event loop that has the fewest connections. If the connection reads a log, and the event loop is to wake
-    /// the connection when the log changes, `log` is that log.
+    /// Moves a connection to the event loop that has the fewest connections. The event loop also polls the connection whenever one of `logs`
+    /// changes.
     ///
     /// # Panics
     /// Panics outside of a tokio runtime.
-    pub(crate) fn insert<C>(&self, connection: C, log: Option<Arc<dyn WatchedLog>>)
+    pub(crate) fn insert<C>(&self, connection: C, logs: Vec<Arc<dyn WatchedLog>>)
     where
         C: DrivenConnection + 'static,
     {
         let event_loop = self.least_loaded();
         let slot = new_slot(connection, &event_loop.queue);
-        let entry = ReadyEntry::NewConnection(slot, log);
+        let entry = ReadyEntry::NewConnection(slot, logs);
         if let Err(entry) = event_loop.queue.push(entry) {
             // The runtime is being shut down.
             event_loop.load.fetch_sub(1, Ordering::Relaxed);

@@ -18,6 +18,8 @@ use crate::{
 /// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
 /// that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been woken or will be
 /// woken, and the new pass also polls this reader.
+///
+/// A reader of several logs is a member of several groups. Each of these groups gives its own guarantee, whatever the others do.
 pub(super) struct LogGroup {
     log: Arc<dyn WatchedLog>,
     waiter: WaiterKey,
@@ -37,7 +39,7 @@ struct GroupPass {
 }
 
 /// Identifies the group of a log: the address of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LogGroupKey(NonZero<usize>);
 
 impl LogGroupKey {

@@ -61,7 +61,11 @@ fn woken_connection_is_polled_again() {
         let queue = Arc::new(ReadyQueue::new());
         let input: Arc<Input> = Arc::default();
         let slot = new_slot(InputConnection(input.clone()), &queue);
-        assert!(queue.push(ReadyEntry::NewConnection(slot, None)).is_ok());
+        assert!(
+            queue
+                .push(ReadyEntry::NewConnection(slot, Vec::new()))
+                .is_ok()
+        );
         let writer = thread::spawn(move || {
             for value in 1..=2 {
                 input.value.store(value, Ordering::Release);

@@ -2,14 +2,18 @@
 //!
 //! A task of its own costs a connection some memory, and each wake-up of the task costs time in the scheduler of tokio. An [`EventLoop`] is one
 //! task for many connections. A [`Server`](crate::server::Server) has one event loop for each worker thread, and moves its detached streams and
-//! its WebSockets there if their source is a log of this crate. A connection whose source is the application's own code gets a
+//! its WebSockets there if their source reads logs of this crate. A connection whose source is the application's own code gets a
 //! [task of its own](dedicated_task): slow code must not delay other connections.
+//!
+//! A connection of an event loop is polled when its own waker is woken, or when one of the logs changes whose [groups](LogGroup) it has joined. A
+//! stream may use both ways: a subscriber of a hub joins the groups of the topics that have many subscribers, and its other topics wake its own waker.
 //!
 //! | file | what it has |
 //! |---|---|
 //! | `connection.rs` | [`DrivenConnection`]: what an event loop, or a task of its own, polls |
 //! | `ready_queue.rs` | [`ReadyQueue`]: what an event loop must poll next |
 //! | `connection_slot.rs` | [`ConnectionSlot`]: a connection together with its waker |
+//! | `group_memberships.rs` | [`GroupMemberships`]: the groups of one connection |
 //! | `log_group.rs` | [`LogGroup`]: the connections of one event loop that read the same log, and are woken together |
 //! | `timer_queue.rs` | [`TimerQueue`]: the deadlines of all connections of an event loop |
 //! | `event_loop.rs` | [`EventLoop`]: the task |
@@ -17,9 +21,11 @@
 //! | `dedicated_task.rs` | [`DedicatedTask`]: a task for one connection |
 //!
 //! # Fairness
-//! A poll of a connection is bounded by the connection. An event loop polls each woken connection once before it polls any of them again, and
-//! returns to the scheduler after [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never
-//! reads and a client that floods the server delay the other connections by one poll per round.
+//! A poll of a connection is bounded by the connection. In one round, an event loop polls each connection at most once for its own waker and once for
+//! each of its logs that has changed, before it polls any of them again. It returns to the scheduler after
+//! [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never reads and a client that floods the
+//! server delay the other connections by one poll per round. A log that changes all the time delays the readers of other logs by one poll of each of its
+//! readers per round.
 //!
 //! # Invariant: no wake-up is lost
 //! - Waking a connection puts its slot into the [`ReadyQueue`] under the queue's lock, unless the slot is there already. The event loop clears the mark
@@ -37,6 +43,8 @@ mod dedicated_task;
 mod event_loop;
 #[cfg(feature = "server")]
 mod event_loop_set;
+#[cfg(feature = "server")]
+mod group_memberships;
 #[cfg(feature = "server")]
 mod log_group;
 #[cfg(all(test, feature = "server", tower_push_loom))]

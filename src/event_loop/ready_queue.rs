@@ -21,8 +21,8 @@ struct ReadyQueueState {
 
 /// An entry of a [`ReadyQueue`].
 pub(super) enum ReadyEntry {
-    /// A connection that the event loop does not have yet, and the log whose readers are woken together.
-    NewConnection(Arc<dyn ConnectionSlot>, Option<Arc<dyn WatchedLog>>),
+    /// A connection that the event loop does not have yet, and the logs whose groups the connection joins.
+    NewConnection(Arc<dyn ConnectionSlot>, Vec<Arc<dyn WatchedLog>>),
     /// A connection that was woken.
     Connection(Arc<dyn ConnectionSlot>),
     /// A log that has changed.

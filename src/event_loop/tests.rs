@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
 use crate::{
-    Channel, Item,
+    Channel, Hub, Item,
     source::{BoxItemStream, EventLoopJoin, StartPosition},
 };
 
@@ -68,7 +68,7 @@ where
         probe: probe.clone(),
         poll,
     };
-    event_loops.insert(connection, None);
+    event_loops.insert(connection, Vec::new());
     probe
 }
 
@@ -250,12 +250,12 @@ async fn readers_of_log_miss_no_event() {
     for _ in 0..READERS {
         let subscriber = channel.subscribe_from(StartPosition::Oldest);
         let mut stream = BoxItemStream::of(subscriber);
-        let EventLoopJoin::Joined(log) = stream.join_event_loop() else {
+        let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
             panic!("a channel is read in event loops");
         };
         let events = Arc::default();
         counts.push(Arc::clone(&events));
-        event_loops.insert(CountingReader { stream, events }, Some(log));
+        event_loops.insert(CountingReader { stream, events }, logs);
         tokio::task::yield_now().await;
     }
     publisher.join().unwrap();
@@ -272,6 +272,185 @@ async fn readers_of_log_miss_no_event() {
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(read(&counts), [EVENTS; READERS]);
+}
+
+/// Records the texts of the events that its stream has yielded, and how often it was polled.
+struct RecordingReader {
+    stream: BoxItemStream,
+    record: Arc<ReaderRecord>,
+}
+
+#[derive(Default)]
+struct ReaderRecord {
+    texts: Mutex<Vec<String>>,
+    polls: AtomicUsize,
+}
+
+impl DrivenConnection for RecordingReader {
+    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+        self.record.polls.fetch_add(1, Ordering::SeqCst);
+        while let Poll::Ready(item) = Pin::new(&mut self.stream).poll_next(cx) {
+            match item {
+                Some(Ok(Item::Event(event))) => {
+                    let text = event.payload().as_text().unwrap().to_owned();
+                    self.record.texts.lock().unwrap().push(text);
+                }
+                Some(Ok(Item::Cursor(_))) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        IDLE
+    }
+}
+
+/// Moves a subscriber of topics of a hub to an event loop. Returns its record, and for how many topics it has joined groups.
+fn insert_hub_reader(
+    event_loops: &EventLoopSet,
+    hub: &Hub,
+    topics: &[&str],
+) -> (Arc<ReaderRecord>, usize) {
+    let source = hub.topics(topics.to_vec()).unwrap();
+    let subscriber = source.subscribe_from(StartPosition::Oldest).unwrap();
+    let mut stream = BoxItemStream::of(subscriber);
+    let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
+        panic!("a hub is read in event loops");
+    };
+    let record: Arc<ReaderRecord> = Arc::default();
+    let group_count = logs.len();
+    let reader = RecordingReader {
+        stream,
+        record: record.clone(),
+    };
+    event_loops.insert(reader, logs);
+    (record, group_count)
+}
+
+/// Events are published to a topic of all readers and to topics of one reader, while readers come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn readers_of_topics_miss_no_event() {
+    const EVENTS: usize = 5_000;
+    const READERS: usize = 50;
+    let topics_of = |n: usize| match n % 4 {
+        0 => vec!["all".to_owned()],
+        1 => vec!["all".to_owned(), format!("own/{}", n % READERS)],
+        _ => vec![format!("own/{}", n % READERS)],
+    };
+    let event_loops = EventLoopSet::default();
+    let hub = Hub::builder().max_events(EVENTS).build();
+    let publisher = std::thread::spawn({
+        let hub = hub.clone();
+        move || {
+            for n in 0..EVENTS {
+                hub.publish(topics_of(n), n.to_string()).unwrap();
+                if n % 100 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    let mut records = Vec::new();
+    for reader in 0..READERS {
+        let own = format!("own/{reader}");
+        records.push(insert_hub_reader(&event_loops, &hub, &["all", &own]).0);
+        tokio::task::yield_now().await;
+    }
+    publisher.join().unwrap();
+    for (reader, record) in records.iter().enumerate() {
+        let own = format!("own/{reader}");
+        let is_read = |n: &usize| topics_of(*n).iter().any(|t| *t == "all" || *t == own);
+        let expected: Vec<_> = (0..EVENTS).filter(is_read).map(|n| n.to_string()).collect();
+        for _ in 0..1000 {
+            if record.texts.lock().unwrap().len() >= expected.len() {
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(*record.texts.lock().unwrap(), expected, "reader {reader}");
+    }
+}
+
+#[tokio::test]
+async fn busy_topic_wakes_its_readers_only() {
+    let event_loops = EventLoopSet::default();
+    let hub = Hub::new();
+    let mut readers = [const { Vec::new() }; 2];
+    for _ in 0..6 {
+        for (readers, topic) in readers.iter_mut().zip(["busy", "quiet"]) {
+            readers.push(insert_hub_reader(&event_loops, &hub, &[topic]));
+        }
+    }
+    // The first readers of a topic have no group.
+    for readers in &readers {
+        let group_counts = readers.iter().map(|(_, count)| *count);
+        assert_eq!(group_counts.collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1]);
+    }
+    yield_often().await;
+    let polls = |readers: &[(Arc<ReaderRecord>, usize)]| -> Vec<usize> {
+        let readers = readers.iter();
+        readers
+            .map(|(record, _)| record.polls.load(Ordering::SeqCst))
+            .collect()
+    };
+    let before = readers.each_ref().map(|readers| polls(readers));
+    for n in 0..10 {
+        hub.publish("busy", n.to_string()).unwrap();
+        yield_often().await;
+    }
+    let after = readers.each_ref().map(|readers| polls(readers));
+    let with_ten: Vec<_> = before[0].iter().map(|polls| polls + 10).collect();
+    assert_eq!(after, [with_ten, before[1].clone()]);
+}
+
+#[tokio::test]
+async fn reader_of_many_topics_leaves_its_groups() {
+    let event_loops = EventLoopSet::default();
+    let hub = Hub::new();
+    let topics: Vec<_> = (0..20).map(|n| format!("topic/{n}")).collect();
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    let keep: Vec<_> = (0..3)
+        .map(|_| insert_hub_reader(&event_loops, &hub, &topics))
+        .collect();
+    let closing: Vec<_> = (0..10)
+        .map(|reader| {
+            let source = hub.topics(topics[reader..].to_vec()).unwrap();
+            let subscriber = source.subscribe_from(StartPosition::Now).unwrap();
+            let mut stream = BoxItemStream::of(subscriber);
+            let EventLoopJoin::Joined(logs) = stream.join_event_loop() else {
+                panic!("a hub is read in event loops");
+            };
+            assert_eq!(logs.len(), topics.len() - reader);
+            let probe: Arc<Probe> = Arc::default();
+            let closes_after = reader % 3;
+            let connection = ProbedConnection {
+                probe: probe.clone(),
+                poll: move |earlier_polls, cx: &mut Context<'_>, _| {
+                    while Pin::new(&mut stream).poll_next(cx).is_ready() {}
+                    match earlier_polls > closes_after {
+                        true => ConnectionPoll::Closed,
+                        false => IDLE,
+                    }
+                },
+            };
+            event_loops.insert(connection, logs);
+            probe
+        })
+        .collect();
+    for n in 0..20 {
+        hub.publish(topics.clone(), n.to_string()).unwrap();
+        yield_often().await;
+    }
+    assert!(
+        closing
+            .iter()
+            .all(|probe| probe.is_dropped.load(Ordering::SeqCst))
+    );
+    assert_eq!(event_loops.loads(), [3]);
+    for (record, _) in keep {
+        assert_eq!(record.texts.lock().unwrap().len(), 20);
+    }
+    for topic in topics {
+        assert_eq!(hub.topic(topic).unwrap().subscriber_count(), 3);
+    }
 }
 
 /// A stream of the application gets no place in an event loop.

@@ -31,7 +31,7 @@
 //! # let _ = (layer, ticks);
 //! ```
 //!
-//! [`Guard::wrap`] puts a guard around a transport. The result is again a transport.
+//! [`Guard::wrap`] puts a guard around a transport. The guarded transport is again a transport.
 //!
 //! # How a stream ends
 //! | reason | when | what the client receives |
@@ -91,7 +91,7 @@
 //! If one guard wraps another, the inner guard ends the streams, and both guards count them.
 
 mod admission;
-mod admitted_lifecycle;
+mod admitted_stream_lifecycle;
 mod drain;
 mod guard_counts;
 #[cfg(all(test, tower_push_loom))]
@@ -113,8 +113,8 @@ pub(crate) use self::drain::DrainStartWaiter;
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
-    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, shared_guard::SharedGuard,
-    topic_labels::TopicLabelCounters,
+    admission::AdmissionPermit, admitted_stream_lifecycle::AdmittedStreamLifecycle,
+    shared_guard::SharedGuard, topic_labels::TopicLabelCounters,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -398,7 +398,10 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// # Errors
 /// Returns the reason for the refusal if the drain has started, or if a limit is reached. If the request is refused, the outer guard's
 /// handle stays in the head.
-fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
+fn admit(
+    guard: &Arc<SharedGuard>,
+    head: &mut Parts,
+) -> Result<AdmittedStreamLifecycle, RefusalReason> {
     // The drain is checked before the limits, because the drain's time to reconnect is the right one for a client that both would
     // refuse.
     if guard.drain.as_ref().is_some_and(Drain::has_started) {
@@ -413,7 +416,7 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
         None => None,
     };
     let outer = StreamHandleSlot::take_from(head);
-    Ok(AdmittedLifecycle::new(
+    Ok(AdmittedStreamLifecycle::new(
         guard.clone(),
         drainable,
         permit,

@@ -144,7 +144,7 @@ impl KeptResponseParts {
     }
 }
 
-/// How strictly a response's `Cache-Control` headers limit caches. `Ord` puts the stricter response last.
+/// The strictness with which a response's `Cache-Control` headers limit caches. `Ord` puts the stricter response last.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct CacheControlStrictness {
     no_store: bool,

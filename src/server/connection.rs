@@ -178,7 +178,7 @@ where
     }
 }
 
-/// How hyper's part of a connection has ended.
+/// The way in which hyper's part of a connection has ended.
 enum HyperOutcome {
     /// The connection is closed, or upgraded.
     Closed,
@@ -192,7 +192,7 @@ struct ConnectionDriver<C> {
     version: HttpVersion,
     activity: Arc<ConnectionActivity>,
     drain: Option<DrainStartWaiter>,
-    /// When the connection is cut. Set once the drain has started.
+    /// The time at which the connection is cut. Set once the drain has started.
     drain_deadline: Option<Instant>,
     is_shutting_down: bool,
     /// Set on an HTTP/1 connection whose streams may leave hyper.
@@ -270,7 +270,7 @@ where
     C: DrivenConnection + Unpin + 'static,
 {
     match fit {
-        EventLoopJoin::Joined(log) => event_loops.insert(connection, Some(log)),
+        EventLoopJoin::Joined(logs) => event_loops.insert(connection, logs),
         EventLoopJoin::NeedsOwnTask => {
             tokio::spawn(DedicatedTask::new(connection));
         }

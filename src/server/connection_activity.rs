@@ -10,13 +10,13 @@ pub(super) struct ConnectionActivity(Mutex<ActivityState>);
 struct ActivityState {
     /// The number of requests whose response is not complete.
     open_requests: usize,
-    /// When the last request was completed, or the connection was opened.
+    /// The time at which the last request was completed, or at which the connection was opened.
     idle_since: Instant,
-    /// When the client began to send the head of a request, if the head is not complete.
+    /// The time at which the client began to send the head of a request, if the head is not complete.
     head_began_at: Option<Instant>,
 }
 
-/// What a connection without open requests waits for, and since when.
+/// The input for which a connection without open requests waits, and the time at which the wait began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AwaitedInput {
     /// The rest of the head of a request.

@@ -19,7 +19,7 @@ pub(super) struct ConnectionIo<IO> {
     io: IO,
     /// Bytes that were read to learn the version of HTTP, and that hyper has not read yet.
     unread: Bytes,
-    /// What the connection reports to. `None` on HTTP/2, where requests mix.
+    /// The observers to which the connection reports its reads and writes. `None` on HTTP/2, where requests mix.
     http1_observers: Option<Http1IoObservers>,
     // Declared last, so that the connection counts as open until the socket is closed.
     permit: ConnectionPermit,

@@ -29,7 +29,7 @@ pub(super) struct ConnectionService<S> {
     websocket_adopter: Option<WebSocketAdopter>,
 }
 
-/// Which responses of a connection may be detached.
+/// The responses of a connection that may be detached.
 #[derive(Debug)]
 pub(super) enum DetachEligibility {
     /// Responses to HTTP/1.1 requests that have no body.

@@ -29,8 +29,8 @@ use crate::{
 pub(super) struct DetachedStream<IO> {
     /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
     output: Option<StreamingOutput<ItemWriter<BoxItemStream>>>,
-    /// While the stream is open: when it became idle, or `None` from a write until the next idle poll. After the last chunk: when the writing
-    /// side was shut down.
+    /// While the stream is open, the time at which it became idle, or `None` from a write until the next idle poll. After the last chunk, the
+    /// time at which the writing side was shut down.
     idle_since: Option<Instant>,
     /// The time without output after which a heartbeat is due, in milliseconds. `None` if the stream sends no heartbeats.
     heartbeat_interval: Option<NonZero<u32>>,
@@ -38,7 +38,7 @@ pub(super) struct DetachedStream<IO> {
     unwritten: Option<Box<UnwrittenChunk>>,
     phase: StreamPhase,
     is_flushed: bool,
-    /// How many more bytes of input are read and discarded.
+    /// The number of further bytes of input that are read and discarded.
     input_budget: u32,
     drain: Option<DrainStartWaiter>,
     /// Whether the drain has started. The connection is cut at the drain's deadline.
@@ -67,11 +67,11 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Chunks with a shorter payload are copied into one buffer on the stack, because one slice is cheaper to write than three: 1 KiB.
 const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
 
-/// How many bytes of input are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is noticed only
-/// at the next write.
+/// The number of bytes of input that are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is
+/// noticed only at the next write.
 const MAX_DISCARDED_INPUT: u32 = 64 * 1024;
 
-/// How long a connection waits for the client to close its side after the last chunk: 2 s.
+/// The time for which a connection waits for the client to close its side after the last chunk: 2 s.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 impl<IO> DetachedStream<IO>
@@ -139,7 +139,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Begins to write a chunk. What the socket does not take at once stays in `unwritten`.
+    /// Begins to write a chunk. The bytes that the socket does not take at once stay in `unwritten`.
     fn start_chunk(&mut self, payload: Bytes, cx: &mut Context<'_>) -> io::Result<()> {
         self.idle_since = None;
         if payload.is_empty() {
@@ -165,7 +165,7 @@ where
         self.write_bytes(chunk.filled(), cx)
     }
 
-    /// Writes `bytes` once. What the socket does not take stays in `unwritten`.
+    /// Writes `bytes` once. The bytes that the socket does not take stay in `unwritten`.
     fn write_bytes(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         self.is_flushed = false;
         let written = match Pin::new(&mut self.io).poll_write(cx, bytes) {

@@ -144,13 +144,13 @@ struct ServerSettings {
     can_detach: bool,
 }
 
-/// What all clones of a [`Server`], and all of its connections, share.
+/// The settings and counters that all clones of a [`Server`], and all of its connections, share.
 #[derive(Debug)]
 struct SharedServer {
     settings: ServerSettings,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-    /// How many more connections the server may have. `None` if there is no limit.
+    /// The number of further connections that the server may have. `None` if there is no limit.
     free_slots: Option<Semaphore>,
     counters: ServerCounters,
     detach_counters: Arc<DetachCounters>,

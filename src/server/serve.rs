@@ -251,7 +251,7 @@ async fn accept<L: Listener>(
     }
 }
 
-/// How long an accept loop waits before it tries again, so that a server without free file descriptors does not spin.
+/// The time for which an accept loop waits before it tries again, so that a server without free file descriptors does not spin.
 #[derive(Default)]
 struct AcceptBackoff {
     delay: Duration,

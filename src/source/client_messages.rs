@@ -101,7 +101,7 @@ struct QueueState {
     sender: Option<Waker>,
 }
 
-/// What the source has done with the stream of messages.
+/// The state of the stream of messages, depending on what the source has done with it.
 #[derive(Default)]
 enum ReceiverState {
     /// No source has taken the stream.

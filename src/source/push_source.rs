@@ -84,7 +84,7 @@ pub trait PushSource {
     /// model or a database, the client and the proxies on the way wait without a byte, and a timeout may fail the request. With
     /// `respond_early`, the response's head, the opening of the stream and the heartbeats are sent in the meantime.
     ///
-    /// With `respond_early`, a refusal comes too late for a status. The client gets the refusal in the stream:
+    /// With `respond_early`, a refusal comes too late to be an HTTP status. The client gets the refusal in the stream:
     ///
     /// | the rejection's status | what the client gets | WebSocket close code |
     /// |---|---|---|

@@ -32,7 +32,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
     }
 
     /// Prepares the stream for an event loop, which drives many connections in one task. The event loop polls the stream once more, and then
-    /// whenever its waker is woken or the returned log changes.
+    /// whenever its waker is woken or one of the returned logs changes.
     ///
     /// By default, a stream needs a task of its own, because it may run the application's code, which may be slow.
     #[cfg(feature = "server")]
@@ -46,8 +46,8 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
 pub(crate) enum EventLoopJoin {
     /// The stream runs the application's code. The connection needs a task of its own.
     NeedsOwnTask,
-    /// The stream reads this log, and stores no waker in it.
-    Joined(std::sync::Arc<dyn WatchedLog>),
+    /// The stream reads these logs, and stores no waker in them. The stream may read other logs too, which wake its waker.
+    Joined(Vec<std::sync::Arc<dyn WatchedLog>>),
 }
 
 /// Boxes the stream of a source.

@@ -42,8 +42,8 @@
 //! | a poll has its complete response | the length of the response's body is known; otherwise the transport calls [`report_complete_response`](SupervisedStream::report_complete_response) |
 //! | the stream is closed | the response's body, the stream and each clone of its [handle](StreamHandle) are dropped |
 //!
-//! If a transport subscribes without a `PendingSubscription`, a guard still limits its streams, and a drain waits for them. But the
-//! guard neither counts nor ends these streams.
+//! If a transport subscribes without a `PendingSubscription`, a guard still limits its streams, and a drain waits for them. The guard then
+//! neither counts nor ends the transport's streams.
 //!
 //! [`Item::Ended`]: crate::Item::Ended
 //! [`Item::Expired`]: crate::Item::Expired

@@ -27,7 +27,7 @@ use crate::{
 pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
-    /// What ends the stream early. `None` as long as the stream has no end time.
+    /// The cause that ends the stream early. `None` as long as the stream has no end time.
     early_end: Option<Pin<Box<EarlyEnd>>>,
     phase: StreamPhase,
 }
@@ -36,7 +36,7 @@ pin_project! {
     /// The expiry of a stream, and the timer for its end time.
     #[derive(Default)]
     struct EarlyEnd {
-        // When the client's credential expires. `None` if only the guard ends the stream.
+        // The time at which the client's credential expires. `None` if only the guard ends the stream.
         expires_at: Option<Instant>,
         // The timer that ends the stream. Created when the stream is first polled, because a timer needs a runtime.
         #[pin]

@@ -6,8 +6,8 @@ use tower_push_proto::{Encoder, gzip::GzipEncoder, header_list::split_unquoted};
 
 use super::preference::parse_quality;
 
-/// Which requests get their stream in the content coding gzip: those that accept gzip
-/// ([RFC 9110 §12.5.3](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3)) and carry no credentials.
+/// The rule for which requests get their stream in the content coding gzip: those that accept gzip ([RFC 9110
+/// §12.5.3](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3)) and carry no credentials.
 ///
 /// The events of a [`Channel`](crate::Channel) or a [`Relay`](crate::Relay) are compressed once for all clients, each together with the
 /// events before it. No stream has a compressor of its own. Each event can be decompressed as soon as it arrives. The items of other sources

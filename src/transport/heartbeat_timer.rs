@@ -15,7 +15,7 @@ pin_project! {
     pub(super) struct HeartbeatTimer {
         // `None` if the stream sends no heartbeats.
         interval: Option<Duration>,
-        // When the stream became idle. `None` from a write until the next idle poll.
+        // The time at which the stream became idle. `None` from a write until the next idle poll.
         idle_since: Option<Instant>,
         #[pin]
         timer: MovingDeadlineTimer,

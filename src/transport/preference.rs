@@ -1,7 +1,8 @@
 use http::{HeaderMap, header::ACCEPT};
 use tower_push_proto::header_list::split_unquoted;
 
-/// How strongly a request asks for a transport. A [`Negotiate`](super::Negotiate) chooses the transport with the greatest preference.
+/// The strength with which a request asks for a transport. A [`Negotiate`](super::Negotiate) chooses the transport with the greatest
+/// preference.
 ///
 /// Preferences are ordered by quality (`q`), and then by how exactly the `Accept` header names the media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,7 +12,7 @@ pub struct Preference {
     specificity: Specificity,
 }
 
-/// How exactly a request names a transport, from the least to the most exact.
+/// The exactness with which a request names a transport, from the least to the most exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Specificity {
     /// The `Accept` header has `*/*`, or the request has no such header.

@@ -77,7 +77,7 @@ const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
     "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type",
 );
 
-/// How long a browser may cache the response to a preflight: 5 minutes.
+/// The time for which a browser may cache the response to a preflight: 5 minutes.
 const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 
 /// Returns the response to a request whose method is not one of `methods`. Returns `None` if the method is one of `methods`. `methods` are

@@ -153,7 +153,7 @@ pub(crate) trait StreamWriter {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
+/// The result of [`StreamWriter::poll_write`]: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
@@ -272,7 +272,7 @@ pub(crate) struct StreamingOutput<W> {
 }
 
 enum StreamingState<W> {
-    /// The stream is open. When this state ends, the writer is dropped at once, and the source's stream with it.
+    /// The stream is open. When the stream leaves the state `Open`, the writer is dropped at once, and the source's stream with it.
     Open(W),
     /// The stream has failed. The body reports the error one poll after its last frame, because a server drops the frames that it still
     /// holds when a body fails.

@@ -7,6 +7,7 @@ mod broker_model;
 mod client_patterns;
 mod client_topics;
 mod commands;
+mod event_loops;
 mod model;
 mod pattern_commands;
 mod patterns;

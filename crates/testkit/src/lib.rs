@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`server`] | a server on a free port, for HTTP/1.1 and HTTP/2 |
 //! | [`client`] | one connection to a server, over HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
+//! | [`pipe_client`] | a client over a pipe in memory, for tests whose clock is paused |
+//! | [`breakable_proxy`] | connections to a server that a test can break |
 //! | [`counting_io`] | a connection in memory that counts the server's reads and writes |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
 //! | [`event_stream_client`] | a client of an event stream, which counts heartbeats |
@@ -19,12 +21,13 @@
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
 //! | [`epoch_ids`], [`published_numbers`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
-//! | [`relay_client`] | a client that moves from relay to relay |
+//! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
+pub mod breakable_proxy;
 pub mod client;
 pub mod counting_io;
 pub mod current_exe_child;
@@ -33,10 +36,12 @@ pub mod event_stream;
 pub mod event_stream_client;
 pub mod example_process;
 pub mod headers;
+pub mod hub_client;
 pub mod item;
 pub mod live_counter;
 pub mod nats_server;
 pub mod nginx;
+pub mod pipe_client;
 pub mod programs;
 pub mod published_numbers;
 pub mod random;
@@ -55,12 +60,14 @@ use std::time::Duration;
 
 pub use self::{
     body::{body_frames, body_text},
+    breakable_proxy::BreakableProxy,
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
     counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,
     event_stream_client::EventStreamClient,
     example_process::ExampleProcess,
     headers::parse_headers,
+    hub_client::HubClient,
     item::{describe_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     nats_server::NatsServer,

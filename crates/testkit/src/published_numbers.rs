@@ -1,4 +1,4 @@
-//! What clients of a broker with faults must get.
+//! The numbers that were published to a broker with faults, and the checks of what its clients get.
 
 use std::collections::BTreeSet;
 

@@ -49,7 +49,7 @@ pub struct EventStream {
     messages: Option<MessageReceiver>,
 }
 
-/// What the stream awaits: a request, a response, or the input of a connection.
+/// The state of the stream's connection: whether the stream awaits a request, a response, or the input of a connection.
 enum ConnectionState {
     Absent,
     Preparing(BoxFuture<Result<Request<Bytes>, BoxError>>),

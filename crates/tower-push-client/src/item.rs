@@ -31,7 +31,7 @@ pub enum ClientItem {
     Reconnecting {
         /// The time until the next request.
         delay: Duration,
-        /// Why the connection failed. `None` if the server has ended the response as planned.
+        /// The reason for which the connection failed. `None` if the server has ended the response as planned.
         error: Option<Error>,
     },
     /// The source has finished. The stream ends after this item.

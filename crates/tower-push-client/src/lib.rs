@@ -2,8 +2,8 @@
 //!
 //! A subscription is a [`Stream`](futures_core::Stream) of events that reconnects and resumes by itself, over Server-Sent Events, NDJSON, JSON
 //! text sequences, multipart streams, long-polling and WebSockets. The client keeps one cursor for all transports: events are neither lost nor
-//! repeated when a connection breaks, when a server restarts, or when the client falls back to another transport. What cannot be replayed is
-//! reported as a gap.
+//! repeated when a connection breaks, when a server restarts, or when the client falls back to another transport. Events that the server cannot
+//! replay are reported as a gap.
 //!
 //! ```
 //! use futures_util::StreamExt;

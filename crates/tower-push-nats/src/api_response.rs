@@ -75,7 +75,7 @@ impl StreamInfo {
     }
 }
 
-/// What a stream contains.
+/// The numbers of the messages in a stream, and their bytes.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamContents {
     pub(crate) messages: u64,
@@ -84,6 +84,14 @@ pub(crate) struct StreamContents {
     pub(crate) first_seq: u64,
     /// The highest sequence number that was ever given to a message.
     pub(crate) last_seq: u64,
+}
+
+impl StreamContents {
+    /// Returns whether messages between the oldest and the newest one were removed.
+    pub(crate) fn has_holes(&self) -> bool {
+        let span = self.last_seq.saturating_sub(self.first_seq);
+        self.messages > 0 && self.messages <= span
+    }
 }
 
 /// The configuration of a stream, as far as this crate reads or sets it.
@@ -178,6 +186,23 @@ mod tests {
         assert!(parse_response::<PublishAck>(text).unwrap().is_err());
         assert!(parse_response::<PublishAck>(b"[]").is_err());
         assert!(parse_response::<PublishAck>(b"").is_err());
+    }
+
+    #[test]
+    fn holes_are_counted() {
+        let has_holes = |messages, first_seq, last_seq| {
+            let contents = StreamContents {
+                messages,
+                bytes: 0,
+                first_seq,
+                last_seq,
+            };
+            contents.has_holes()
+        };
+        assert!(has_holes(2, 1, 3) && has_holes(1, 8, 9));
+        // Complete, new, and purged.
+        assert!(!has_holes(3, 1, 3) && !has_holes(1, 9, 9));
+        assert!(!has_holes(0, 0, 0) && !has_holes(0, 10, 9));
     }
 
     #[test]

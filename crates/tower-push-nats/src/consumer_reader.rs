@@ -35,7 +35,7 @@ pub(crate) struct ConsumerReader {
     max_bytes: usize,
 }
 
-/// What a consumer has sent.
+/// A message or a status that a consumer has sent.
 #[derive(Debug)]
 pub(crate) enum Delivery {
     Message(DeliveredMessage),

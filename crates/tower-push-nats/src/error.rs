@@ -23,13 +23,15 @@ use crate::api_response::ApiError;
 pub struct Error {
     kind: ErrorKind,
     may_have_run: bool,
-    /// What the server or the client says.
+    /// The description of the error by the server or by the NATS client.
     detail: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ErrorKind {
     Unavailable,
+    /// Nobody has got the request: JetStream is starting, the stream has no leader, or no stream has the subject.
+    NoResponders,
     Timeout,
     Full,
     Unauthorized,
@@ -89,6 +91,11 @@ impl Error {
         Self::new(ErrorKind::WrongStream).with_detail(detail)
     }
 
+    /// Returns the error of an event that has too many topics.
+    pub(crate) fn too_large() -> Self {
+        Self::new(ErrorKind::TooLarge).with_detail("too many topics")
+    }
+
     pub(crate) fn missing_topic() -> Self {
         Self::new(ErrorKind::MissingTopic)
     }
@@ -102,7 +109,7 @@ impl Error {
         Self::new(ErrorKind::Unsupported).with_detail(detail)
     }
 
-    /// Returns the error with another answer to [`may_be_published`](Self::may_be_published).
+    /// Returns the error with another value of [`may_be_published`](Self::may_be_published).
     pub(crate) fn with_may_have_run(self, may_have_run: bool) -> Self {
         Self {
             may_have_run,
@@ -113,7 +120,15 @@ impl Error {
     /// Returns whether the server cannot be reached, does not answer in time, is starting, or has no leader for the stream. A later call can
     /// succeed.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
+        matches!(
+            self.kind,
+            ErrorKind::Unavailable | ErrorKind::NoResponders | ErrorKind::Timeout
+        )
+    }
+
+    /// Returns whether nobody has got the request.
+    pub(crate) fn is_no_responders(&self) -> bool {
+        self.kind == ErrorKind::NoResponders
     }
 
     /// Returns whether the stream or the server accepts no more messages: the stream has reached its limits and discards new messages, or the
@@ -135,7 +150,7 @@ impl Error {
     }
 
     /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, is not retained by limits, or another
-    /// stream has one of its subjects.
+    /// stream has one of its subjects. Also returns whether the stream does not have the subject of an event.
     pub fn is_wrong_stream(&self) -> bool {
         self.kind == ErrorKind::WrongStream
     }
@@ -218,8 +233,7 @@ impl From<ConnectError> for Error {
 impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
         let (kind, may_have_run) = match error.kind() {
-            // JetStream is starting, or has no leader.
-            RequestErrorKind::NoResponders => (ErrorKind::Unavailable, false),
+            RequestErrorKind::NoResponders => (ErrorKind::NoResponders, false),
             RequestErrorKind::TimedOut => (ErrorKind::Timeout, true),
             RequestErrorKind::MaxPayloadExceeded => (ErrorKind::TooLarge, false),
             RequestErrorKind::InvalidSubject => (ErrorKind::Other, false),
@@ -246,7 +260,7 @@ impl From<PublishError> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            ErrorKind::Unavailable => "the NATS server is not available",
+            ErrorKind::Unavailable | ErrorKind::NoResponders => "the NATS server is not available",
             ErrorKind::Timeout => "the NATS server does not answer in time",
             ErrorKind::Full => "the stream accepts no more messages",
             ErrorKind::Unauthorized => "the NATS server refuses the user or the subject",

@@ -3,23 +3,28 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tower_push::{
     EventId, Relay,
-    source::relay::{EventSink, RelayBuilder},
+    source::{
+        hub::HubBuilder,
+        relay::{EventSink, RelayBuilder},
+    },
 };
 use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     api_response::{StreamConfig, StreamInfo, nanoseconds},
-    continuity::LogTailLimits,
     error::Error,
     jetstream::JetStream,
+    jetstream_hub::JetStreamHub,
     jetstream_publisher::JetStreamPublisher,
     jetstream_upstream::JetStreamUpstream,
     nats_connection::NatsConnection,
     nats_servers::NatsServers,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
+    stream_backend::{HubSink, StreamBackend},
     stream_connection::StreamConnection,
-    stream_reader::{StreamReader, log_start_cursor},
+    stream_continuity::LogTailLimits,
+    stream_reader::{MessageSink, StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
 
@@ -209,6 +214,24 @@ impl JetStreamBuilder {
         Ok(JetStream::new(relay, connection))
     }
 
+    /// Connects like [`connect`](Self::connect), and fills a [`Hub`](tower_push::Hub) instead of a [`Relay`]. `hub` has the limits of the topics' logs.
+    /// [`relay`](Self::relay) has no effect.
+    ///
+    /// The newest [`log_events`](Self::log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
+    /// same events, with the same ids. See [`JetStreamHub`].
+    ///
+    /// # Errors
+    /// The same as those of [`connect`](Self::connect).
+    pub async fn connect_hub(self, hub: HubBuilder) -> Result<JetStreamHub, Error> {
+        let build = |start, upstream, publisher| {
+            let backend = StreamBackend::new(publisher, upstream);
+            let (feed, hub) = hub.build_with_backend(backend, start);
+            (HubSink(feed), hub)
+        };
+        let (hub, connection) = self.connect_sink(build).await?;
+        Ok(JetStreamHub::new(hub, connection))
+    }
+
     /// Like [`connect`](Self::connect), but fills a log of your own instead of a [`Relay`].
     ///
     /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. `make_log` returns the
@@ -243,18 +266,26 @@ impl JetStreamBuilder {
         self,
         make_log: impl FnOnce(EventId, JetStreamUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
+        let make_log = |start, upstream, _publisher| make_log(start, upstream);
+        self.connect_sink(make_log).await
+    }
+
+    async fn connect_sink<S: MessageSink, T>(
+        self,
+        make_log: impl FnOnce(EventId, JetStreamUpstream, JetStreamPublisher) -> (S, T),
+    ) -> Result<(T, StreamConnection), Error> {
         let ends_at = Instant::now() + self.connect_wait;
         let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
         let position =
             retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
         let upstream = JetStreamUpstream::new(api.clone());
-        let (sink, log) = make_log(position.to_event_id(), upstream);
         let metrics = Arc::new(ReaderMetrics::new());
+        let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
+        let (sink, log) = make_log(position.to_event_id(), upstream, publisher.clone());
         let limits = self.log_limits;
         let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
         let consumer = reader.fill_log_until(ends_at).await?;
         let task = tokio::spawn(reader.run(consumer));
-        let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
         Ok((log, StreamConnection::new(publisher, api, metrics, task)))
     }
 

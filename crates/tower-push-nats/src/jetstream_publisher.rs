@@ -3,17 +3,24 @@ use std::{
     time::Duration,
 };
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
+use sha1_smol::Sha1;
 use tokio::time::{Instant, sleep};
-use tower_push::{Event, EventId};
+use tower_push::{
+    Event, EventId,
+    source::{TopicSet, hub::HubEvent},
+};
 use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     error::Error,
+    hub_headers::{MAX_TOPICS, add_hub_headers},
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
     stream_cursor::StreamCursor,
     stream_message::{EVENT_TOKEN, MESSAGE_ID, fingerprint_of_message_id, headers_of_event},
+    subject_mapping::SubjectMapping,
 };
 
 /// Adds events to a stream. Clones share a connection.
@@ -63,7 +70,8 @@ impl JetStreamPublisher {
     /// # Cancellation
     /// If the future is dropped, the event may be published or not.
     pub async fn publish(&self, event: &Event) -> Result<EventId, Error> {
-        let publication = self.publish_with_retries(event, None).await?;
+        let message = NewMessage::new(event, &self.api.subjects, None)?;
+        let publication = self.publish_with_retries(&message).await?;
         Ok(publication.id)
     }
 
@@ -83,27 +91,34 @@ impl JetStreamPublisher {
         event: &Event,
         idempotency_key: &str,
     ) -> Result<Publication, Error> {
-        self.publish_with_retries(event, Some(idempotency_key))
-            .await
+        let message = NewMessage::new(event, &self.api.subjects, Some(idempotency_key))?;
+        self.publish_with_retries(&message).await
     }
 
-    /// Publishes an event. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only
-    /// if the server cannot have got the event.
-    async fn publish_with_retries(
+    /// Publishes an event of a hub. `idempotency_key` names the publication among those to the same topics.
+    pub(crate) async fn publish_to_topics(
         &self,
-        event: &Event,
+        event: &HubEvent,
         idempotency_key: Option<&str>,
-    ) -> Result<Publication, Error> {
+    ) -> Result<EventId, Error> {
+        let message = NewMessage::of_hub_event(event, &self.api.subjects, idempotency_key)?;
+        let publication = self.publish_with_retries(&message).await?;
+        Ok(publication.id)
+    }
+
+    /// Publishes a message. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only
+    /// if the server cannot have got the message.
+    async fn publish_with_retries(&self, message: &NewMessage) -> Result<Publication, Error> {
         let ends_at = Instant::now() + self.retry_time;
         let mut backoff = FeedBackoff::default();
         let mut may_have_run = false;
         loop {
-            let error = match self.try_publish(event, idempotency_key).await {
+            let error = match self.try_publish(message).await {
                 Ok(publication) => return Ok(publication),
                 Err(error) => error,
             };
             may_have_run |= error.may_be_published();
-            let can_retry = error.is_unavailable() && (idempotency_key.is_some() || !may_have_run);
+            let can_retry = error.is_unavailable() && (message.has_key || !may_have_run);
             let delay = backoff.next_delay();
             if !can_retry || Instant::now() + delay >= ends_at {
                 return Err(error.with_may_have_run(may_have_run));
@@ -112,14 +127,90 @@ impl JetStreamPublisher {
         }
     }
 
-    async fn try_publish(
-        &self,
+    async fn try_publish(&self, message: &NewMessage) -> Result<Publication, Error> {
+        let read_before = self.metrics.sequence.load(Ordering::Relaxed);
+        let NewMessage {
+            subject,
+            headers,
+            payload,
+            ..
+        } = message.clone();
+        let ack = self.api.publish(subject, headers, payload).await?;
+        if ack.seq <= read_before && !ack.duplicate {
+            // The reader has read this number before, so the stream was created anew.
+            let _ = self.api.info().await;
+        }
+        let cursor = StreamCursor {
+            sequence: ack.seq,
+            stream: self.api.fingerprint(),
+            message: Some(message.fingerprint),
+        };
+        Ok(Publication {
+            id: cursor.to_event_id(),
+            is_duplicate: ack.duplicate,
+        })
+    }
+}
+
+/// The message of an event, which has no sequence number yet.
+#[derive(Clone)]
+struct NewMessage {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+    fingerprint: Fingerprint,
+    /// Whether the message has an idempotency key.
+    has_key: bool,
+}
+
+impl NewMessage {
+    fn new(
+        event: &Event,
+        subjects: &SubjectMapping,
+        idempotency_key: Option<&str>,
+    ) -> Result<Self, Error> {
+        let subject = subjects.subject_of(event.topic());
+        let subject = subject.ok_or_else(Error::missing_topic)?;
+        let headers = headers_of_event(event);
+        Ok(Self::with_identity(
+            subject,
+            headers,
+            event,
+            idempotency_key,
+        ))
+    }
+
+    fn of_hub_event(
+        event: &HubEvent,
+        subjects: &SubjectMapping,
+        idempotency_key: Option<&str>,
+    ) -> Result<Self, Error> {
+        let subject = match event.topics().as_slice() {
+            topics if topics.len() > MAX_TOPICS => return Err(Error::too_large()),
+            [_, _, ..] => subjects.subject_of_several_topics(),
+            topics => {
+                let subject = subjects.subject_of(topics.first());
+                subject.ok_or_else(Error::missing_topic)?
+            }
+        };
+        let mut headers = headers_of_event(event.event());
+        add_hub_headers(&mut headers, event);
+        let key = idempotency_key.map(|key| key_for_topics(event.topics(), key));
+        Ok(Self::with_identity(
+            subject,
+            headers,
+            event.event(),
+            key.as_deref(),
+        ))
+    }
+
+    /// Adds the header from which the message's fingerprint is made: the idempotency key, or a random token.
+    fn with_identity(
+        subject: String,
+        mut headers: HeaderMap,
         event: &Event,
         idempotency_key: Option<&str>,
-    ) -> Result<Publication, Error> {
-        let subject = self.api.subjects.subject_of(event.topic());
-        let subject = subject.ok_or_else(Error::missing_topic)?;
-        let mut headers = headers_of_event(event);
+    ) -> Self {
         let fingerprint = match idempotency_key {
             Some(key) => {
                 let key = key_as_header_value(key);
@@ -132,23 +223,26 @@ impl JetStreamPublisher {
                 token
             }
         };
-        let payload = Bytes::copy_from_slice(event.payload().as_bytes());
-        let read_before = self.metrics.sequence.load(Ordering::Relaxed);
-        let ack = self.api.publish(subject, headers, payload).await?;
-        if ack.seq <= read_before && !ack.duplicate {
-            // The reader has read a message with this sequence number before, so the stream was created anew.
-            let _ = self.api.info().await;
+        Self {
+            subject,
+            headers,
+            payload: Bytes::copy_from_slice(event.payload().as_bytes()),
+            fingerprint,
+            has_key: idempotency_key.is_some(),
         }
-        let cursor = StreamCursor {
-            sequence: ack.seq,
-            stream: self.api.fingerprint(),
-            message: Some(fingerprint),
-        };
-        Ok(Publication {
-            id: cursor.to_event_id(),
-            is_duplicate: ack.duplicate,
-        })
     }
+}
+
+/// Returns the idempotency key of a publication to these topics: the key after a hash of the topics, so that a list of long topics makes no long
+/// key.
+fn key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
+    let mut hash = Sha1::new();
+    for topic in topics {
+        // A topic has no line break.
+        hash.update(topic.as_str().as_bytes());
+        hash.update(b"\n");
+    }
+    format!("{}:{idempotency_key}", hash.digest())
 }
 
 /// Returns an idempotency key as the value of a header, which is not empty, and has no line breaks and no white space at its ends.
@@ -170,6 +264,15 @@ fn key_as_header_value(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn idempotency_key_depends_on_topics() {
+        let key =
+            |topics: &[&str]| key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k");
+        assert_eq!(key(&["a", "b"]), key(&["b", "a"]));
+        assert_ne!(key(&["a", "b"]), key(&["ab"]));
+        assert!(key(&["a"]).ends_with(":k") && key(&["a"]).len() == 42);
+    }
 
     #[test]
     fn keys_stay_different() {

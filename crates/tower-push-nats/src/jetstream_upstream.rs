@@ -2,12 +2,15 @@ use std::{cmp::Ordering, sync::Arc};
 
 use tower_push::{
     EventId, Gap, GapReason,
-    source::relay::{Page, PageRequest, Upstream, UpstreamError},
+    source::{
+        hub::HubEvent,
+        relay::{Page, PageRequest, Upstream, UpstreamError},
+    },
 };
 
 use crate::{
     api_response::StreamInfo, stream_api::StreamApi, stream_cursor::StreamCursor,
-    stream_message::StreamMessage, subject_mapping::SubjectMapping,
+    stream_message::StreamMessage, topic_page::TopicPageReader,
 };
 
 /// The [`Upstream`] of a stream: reads the messages after a client's cursor, if the client may resume there.
@@ -49,21 +52,45 @@ impl JetStreamUpstream {
             .last()
             .is_some_and(|message| message.sequence > cursor.sequence);
         if !has_later && last > cursor.sequence {
-            messages.extend(self.api.first_message_from(cursor.sequence + 1).await?);
+            let first = self.api.first_message_from(cursor.sequence + 1, ">");
+            messages.extend(first.await?);
         }
         Ok(())
     }
 }
 
-impl Upstream for JetStreamUpstream {
-    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+impl JetStreamUpstream {
+    /// Reads a page of events of a hub.
+    pub(crate) async fn read_hub_page(
+        &self,
+        request: &PageRequest,
+    ) -> Result<Page<HubEvent>, UpstreamError> {
+        if let Some(reader) = TopicPageReader::new(&self.api, request)
+            && let Some(page) = reader.read().await?
+        {
+            return Ok(page);
+        }
+        let to_event = |cursor: StreamCursor, message: &StreamMessage| {
+            let event = message.to_hub_event(cursor.stream, &self.api.subjects);
+            event.is_requested(request).then_some(event)
+        };
+        self.read_page_with(request, to_event).await
+    }
+
+    /// Reads the messages after a cursor, and makes the events of a page from them. `to_event` gets the cursor, too, and returns `None` for a message
+    /// that is not requested.
+    async fn read_page_with<E>(
+        &self,
+        request: &PageRequest,
+        to_event: impl Fn(StreamCursor, &StreamMessage) -> Option<E>,
+    ) -> Result<Page<E>, UpstreamError> {
         let lost = || UpstreamError::Lost(GapReason::Epoch);
         let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
         let from = cursor.sequence.max(1);
         let max_messages = request.max_events().max(1) + 1;
         let messages = self
             .api
-            .read_direct(from, max_messages, request.max_bytes());
+            .read_direct(from, None, max_messages, request.max_bytes());
         let messages = messages.await;
         // The description of the stream is read after the messages: if it says that the stream is the cursor's, the messages are of that
         // stream, too.
@@ -76,13 +103,20 @@ impl Upstream for JetStreamUpstream {
         }
         let mut messages = messages?;
         self.add_from_leader(cursor, &info, &mut messages).await?;
-        page_after(
-            cursor,
-            &messages,
-            info.state.last_seq,
-            &request,
-            &self.api.subjects,
-        )
+        let last = info.state.last_seq;
+        page_after(cursor, &messages, last, request, |message| {
+            to_event(cursor, message)
+        })
+    }
+}
+
+impl Upstream for JetStreamUpstream {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let to_event = |cursor: StreamCursor, message: &StreamMessage| {
+            let event = message.to_event(cursor.stream, &self.api.subjects);
+            request.includes(&event).then_some(event)
+        };
+        self.read_page_with(&request, to_event).await
     }
 
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
@@ -94,13 +128,13 @@ impl Upstream for JetStreamUpstream {
 /// Returns the page after a cursor, from messages of the cursor's stream that begin at the cursor's sequence number. `last_sequence` is the
 /// highest sequence number of the stream. If this number is higher than the cursor's and there are no messages after the cursor, the messages
 /// after the cursor were removed.
-fn page_after(
+fn page_after<E>(
     cursor: StreamCursor,
     messages: &[StreamMessage],
     last_sequence: u64,
     request: &PageRequest,
-    subjects: &SubjectMapping,
-) -> Result<Page, UpstreamError> {
+    to_event: impl Fn(&StreamMessage) -> Option<E>,
+) -> Result<Page<E>, UpstreamError> {
     let (own, later) = match messages.split_first() {
         Some((own, later)) if own.sequence == cursor.sequence => (Some(own), later),
         _ => (None, messages),
@@ -108,14 +142,7 @@ fn page_after(
     if own.is_some_and(|own| !cursor.agrees_with(own.fingerprint)) {
         return Err(UpstreamError::Lost(GapReason::Epoch));
     }
-    let without_message = |sequence| {
-        let end = StreamCursor {
-            sequence,
-            message: None,
-            ..cursor
-        };
-        end.to_event_id()
-    };
+    let without_message = |sequence| cursor.without_message_at(sequence).to_event_id();
     let gap = |missed| match request.topics() {
         // The removed messages may have had other topics.
         Some(_) => Gap::new(GapReason::Expired),
@@ -135,10 +162,7 @@ fn page_after(
         };
         return Ok(Page::new(Vec::new()).scanned_to(end));
     };
-    let events = later
-        .iter()
-        .map(|message| message.to_event(cursor.stream, subjects));
-    let page = Page::new(events.filter(|event| request.includes(event)).collect());
+    let page = Page::new(later.iter().filter_map(to_event).collect());
     let last = later.last().unwrap_or(first);
     let page = page.scanned_to(last.cursor(cursor.stream).to_event_id());
     match first.sequence - cursor.sequence - 1 {
@@ -147,21 +171,30 @@ fn page_after(
     }
 }
 
-/// Returns the messages of a page. The first message is in the page, however large it is. The page ends before removed messages, so that the gap
-/// for these is at the beginning of the next page.
+/// Returns the messages of a page. The page ends before removed messages, so that the gap for these is at the beginning of the next page.
 fn messages_of_page<'a>(
     messages: &'a [StreamMessage],
     request: &PageRequest,
 ) -> &'a [StreamMessage] {
+    let is_next =
+        |pair: &[StreamMessage]| pair[0].sequence.checked_add(1) == Some(pair[1].sequence);
+    let hole = messages.windows(2).position(|pair| !is_next(pair));
+    let end = hole.map_or(messages.len(), |before| before + 1);
+    messages_within_limits(&messages[..end], request)
+}
+
+/// Returns the first messages, as far as the limits of a page allow. The first message is returned however large it is.
+pub(crate) fn messages_within_limits<'a>(
+    messages: &'a [StreamMessage],
+    request: &PageRequest,
+) -> &'a [StreamMessage] {
     let mut bytes = 0;
-    let mut next_sequence = messages.first().map(|message| message.sequence);
     let fitting = messages
         .iter()
         .take(request.max_events())
         .take_while(|message| {
-            let fits = bytes < request.max_bytes() && next_sequence == Some(message.sequence);
+            let fits = bytes < request.max_bytes();
             bytes += message.byte_len();
-            next_sequence = message.sequence.checked_add(1);
             fits
         });
     let count = fitting.count().max(1).min(messages.len());
@@ -171,6 +204,7 @@ fn messages_of_page<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::subject_mapping::SubjectMapping;
     use tower_push_proto::fingerprint::Fingerprint;
 
     fn stream() -> Fingerprint {
@@ -191,7 +225,8 @@ mod tests {
         let left = left.iter().filter(|sequence| **sequence >= cursor.sequence);
         let messages: Vec<_> = left.map(|sequence| message(*sequence)).collect();
         let subjects = SubjectMapping::new("events");
-        match page_after(cursor, &messages, 9, request, &subjects) {
+        let to_event = |message: &StreamMessage| Some(message.to_event(cursor.stream, &subjects));
+        match page_after(cursor, &messages, 9, request, to_event) {
             Ok(page) => {
                 let (gap, events) = page.into_parts();
                 let gap = gap.map(|gap| format!("{} {:?} ", gap.reason.name(), gap.missed));

@@ -1,7 +1,7 @@
 //! A source for [tower-push](tower_push) on NATS JetStream: every server shows the same feed, and any server serves any client.
 //!
-//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`JetStream`], the client continues there with the
-//! event after the last one that it has got, on every transport. The feed is a stream of NATS 2.11 or later.
+//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`JetStream`], the client continues on any of
+//! these servers with the event after the last one that it has got, on every transport. The feed is a stream of NATS 2.11 or later.
 //!
 //! ```no_run
 //! use tower_push::{Event, Push, PushLayer};
@@ -55,6 +55,10 @@
 //! Other programs can publish, too: `nats pub events.news hello`. The fingerprint of a message without a token and a key is a hash of the time at
 //! which the server has stored the message.
 //!
+//! # A hub with many topics
+//! A [`JetStreamHub`] shows a stream as a [`Hub`](tower_push::Hub): many topics, one cursor for any of them. One hub is one stream. An event of several
+//! topics is one message with headers for its topics; the docs of [`JetStreamHub`] describe these messages.
+//!
 //! # What this crate does not promise
 //! A server acknowledges an event before the event is on its disk. By default, it writes to its disk every two minutes (`sync_interval`): if the
 //! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not got
@@ -66,7 +70,7 @@
 //! # TLS and users
 //! [`NatsServers::options`] takes the options of the crate `async-nats`, for certificates, tokens and users. Nkeys, JWTs and credentials files need
 //! the feature `nkeys`. A TLS connection needs a cryptography provider of rustls: the feature `ring`, or a provider that the program installs.
-//! Without one, rustls panics.
+//! Without a provider, rustls panics.
 //!
 //! # Permissions
 //! A user may publish to these subjects, where `EVENTS` is the stream, and subscribe to `_INBOX.>`:
@@ -82,11 +86,12 @@
 
 mod api_response;
 mod consumer_reader;
-mod continuity;
 mod error;
 mod fingerprint;
+mod hub_headers;
 mod jetstream;
 mod jetstream_builder;
+mod jetstream_hub;
 mod jetstream_publisher;
 mod jetstream_upstream;
 mod message_time;
@@ -94,11 +99,14 @@ mod nats_connection;
 mod nats_servers;
 mod reader_status;
 mod stream_api;
+mod stream_backend;
 mod stream_connection;
+mod stream_continuity;
 mod stream_cursor;
 mod stream_message;
 mod stream_reader;
 mod subject_mapping;
+mod topic_page;
 
 pub use async_nats;
 pub use tower_push::source::relay::EventSink;
@@ -107,6 +115,7 @@ pub use self::{
     error::Error,
     jetstream::JetStream,
     jetstream_builder::JetStreamBuilder,
+    jetstream_hub::JetStreamHub,
     jetstream_publisher::{JetStreamPublisher, Publication},
     jetstream_upstream::JetStreamUpstream,
     nats_servers::NatsServers,
@@ -117,4 +126,4 @@ pub use self::{
 /// The code of the README, as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct ReadmeDocTests;

@@ -24,7 +24,7 @@ pub(crate) struct NatsConnection {
     timeout: Duration,
 }
 
-/// What has happened to the connection.
+/// The events of the connection: changes of its state, and the newest refusal.
 #[derive(Debug)]
 struct ConnectionEvents {
     changes: watch::Sender<()>,

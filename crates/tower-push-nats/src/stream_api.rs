@@ -1,9 +1,9 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use crate::{
     error::Error,
     nats_connection::NatsConnection,
     stream_message::StreamMessage,
-    subject_mapping::SubjectMapping,
+    subject_mapping::{SubjectMapping, matches_subject},
 };
 
 /// The requests that concern one stream.
@@ -32,8 +32,16 @@ pub(crate) struct StreamApi {
     name: Arc<str>,
     /// The configuration with which a missing stream is created. `None` if a missing stream is an error.
     new_stream: Option<StreamConfig>,
-    /// The fingerprint of the stream, from its last description.
-    fingerprint: Mutex<Fingerprint>,
+    /// What the last description says of the stream.
+    description: Mutex<StreamDescription>,
+}
+
+/// The parts of a stream's description that publications need.
+#[derive(Debug)]
+struct StreamDescription {
+    fingerprint: Fingerprint,
+    /// The subjects, with wildcards.
+    subjects: Vec<String>,
 }
 
 /// The time after which the server removes a consumer whose process does not read.
@@ -59,7 +67,10 @@ impl StreamApi {
             },
             name,
             new_stream,
-            fingerprint: Mutex::new(Fingerprint::from_bits(0)),
+            description: Mutex::new(StreamDescription {
+                fingerprint: Fingerprint::from_bits(0),
+                subjects: Vec::new(),
+            }),
         }
     }
 
@@ -70,8 +81,12 @@ impl StreamApi {
 
     /// Returns the fingerprint of the stream, from its last description.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        *self
-            .fingerprint
+        self.lock_description().fingerprint
+    }
+
+    fn lock_description(&self) -> MutexGuard<'_, StreamDescription> {
+        // No code panics while it holds the lock.
+        self.description
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,7 +105,7 @@ impl StreamApi {
     /// Describes the stream.
     pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
         let info = self.call(self.api_subject("STREAM.INFO"), Vec::new());
-        self.store_fingerprint(info.await??)
+        self.store_description(info.await??)
     }
 
     /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
@@ -115,16 +130,15 @@ impl StreamApi {
         match created {
             // Another process has created the stream.
             Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
-            created => self.store_fingerprint(created?),
+            created => self.store_description(created?),
         }
     }
 
-    fn store_fingerprint(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
-        let mut fingerprint = self
-            .fingerprint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *fingerprint = info.fingerprint();
+    fn store_description(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
+        *self.lock_description() = StreamDescription {
+            fingerprint: info.fingerprint(),
+            subjects: info.config.subjects.clone(),
+        };
         Ok(info)
     }
 
@@ -151,12 +165,13 @@ impl StreamApi {
         self.read_from_leader(json!({ "seq": sequence })).await
     }
 
-    /// Reads the first message with at least this sequence number from the stream's leader.
+    /// Reads the first message with at least this sequence number, and with a subject that `filter` matches, from the stream's leader.
     pub(crate) async fn first_message_from(
         &self,
         sequence: u64,
+        filter: &str,
     ) -> Result<Option<StreamMessage>, Error> {
-        self.read_from_leader(json!({ "seq": sequence, "next_by_subj": ">" }))
+        self.read_from_leader(json!({ "seq": sequence, "next_by_subj": filter }))
             .await
     }
 
@@ -173,15 +188,20 @@ impl StreamApi {
         }
     }
 
-    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. The server that answers can lag behind
-    /// the leader.
+    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. If `subject` is not `None`, reads only
+    /// messages with this subject. The server that answers can lag behind the leader.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
+        subject: Option<&str>,
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Vec<StreamMessage>, Error> {
-        let request = json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+        let mut request =
+            json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+        if let Some(subject) = subject {
+            request["next_by_subj"] = subject.into();
+        }
         let mut watch = self.connection.watch()?;
         let read = async {
             let subject = self.api_subject("DIRECT.GET");
@@ -242,15 +262,27 @@ impl StreamApi {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<PublishAck, Error> {
-        let answer = self.connection.request(subject, Some(headers), payload);
-        let answer = answer.await?;
-        if answer.status == Some(StatusCode::NO_RESPONDERS) {
-            return Err(Error::unavailable("no stream has the subject"));
-        }
+        let answer = self
+            .connection
+            .request(subject.clone(), Some(headers), payload);
+        let answer = match answer.await {
+            Err(error) if error.is_no_responders() => return Err(self.no_stream_error(&subject)),
+            answer => answer?,
+        };
         let ack: PublishAck = parse_response(&answer.payload)??;
         match *ack.stream == *self.name {
             true => Ok(ack),
             false => Err(Error::wrong_stream("the subject is part of another stream")),
+        }
+    }
+
+    /// Returns the error of a publication that no stream has got.
+    fn no_stream_error(&self, subject: &str) -> Error {
+        let description = self.lock_description();
+        let mut subjects = description.subjects.iter();
+        match subjects.any(|filter| matches_subject(filter, subject)) {
+            true => Error::unavailable("no stream has the subject"),
+            false => Error::wrong_stream(&format!("it does not have the subject {subject:?}")),
         }
     }
 }

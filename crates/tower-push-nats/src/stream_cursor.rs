@@ -41,6 +41,15 @@ impl StreamCursor {
         EventId::new(text).unwrap_or_else(|_| self.sequence.into())
     }
 
+    /// Returns the cursor at another sequence number of the stream, where there is no message.
+    pub(crate) fn without_message_at(self, sequence: u64) -> Self {
+        Self {
+            sequence,
+            message: None,
+            ..self
+        }
+    }
+
     /// Returns whether the cursor's message has this fingerprint. A cursor without a message agrees with any fingerprint.
     pub(crate) fn agrees_with(&self, fingerprint: Fingerprint) -> bool {
         self.message.is_none_or(|message| message == fingerprint)

@@ -1,11 +1,15 @@
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use tower_push::{Event, EventId, event::Payload};
+use tower_push::{
+    Event, EventId,
+    event::Payload,
+    source::{TopicSet, hub::HubEvent},
+};
 use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
     api_response::StoredMessage, error::Error, fingerprint::fingerprint_of_bytes,
-    message_time::parse_utc_nanoseconds, stream_cursor::StreamCursor,
+    hub_headers::HubHeaders, message_time::parse_utc_nanoseconds, stream_cursor::StreamCursor,
     subject_mapping::SubjectMapping,
 };
 
@@ -18,7 +22,8 @@ use crate::{
 /// | `Event-Token` | six random characters that tell the message from another one with its sequence number |
 /// | `Nats-Msg-Id` | the idempotency key, instead of `Event-Token` |
 ///
-/// Other headers are not used. A type or a topic that is invalid is left out.
+/// A hub uses the headers of [`HubHeaders`], too. Other headers are not used. If a header occurs several times, its last value counts. A type or a
+/// topic that is invalid is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamMessage {
     pub(crate) sequence: u64,
@@ -26,6 +31,7 @@ pub(crate) struct StreamMessage {
     subject: String,
     event_type: Option<String>,
     content_type: Option<String>,
+    hub_headers: HubHeaders,
     payload: Bytes,
 }
 
@@ -51,15 +57,17 @@ const JSON: &str = "application/json";
 const BINARY: &str = "application/octet-stream";
 
 impl StreamMessage {
-    /// Makes a message of its parts. `header` returns the value of a header, and `time` is the time in nanoseconds at which the server has stored
+    /// Makes a message of its parts. `headers` returns the values of a header, and `time` is the time in nanoseconds at which the server has stored
     /// the message.
     fn new<'a>(
         sequence: u64,
         time: i64,
         subject: &str,
-        header: impl Fn(&str) -> Option<&'a str>,
+        headers: impl Fn(&str) -> Vec<&'a str>,
         payload: Bytes,
     ) -> Self {
+        // The server appends its own headers.
+        let header = |name: &str| headers(name).pop();
         let owned = |name| header(name).map(str::to_owned);
         let token = header(EVENT_TOKEN).and_then(Fingerprint::parse);
         let of_message_id = || Some(fingerprint_of_message_id(header(MESSAGE_ID)?));
@@ -70,6 +78,7 @@ impl StreamMessage {
             subject: subject.to_owned(),
             event_type: owned(EVENT_TYPE),
             content_type: owned(CONTENT_TYPE),
+            hub_headers: HubHeaders::parse(headers),
             payload,
         }
     }
@@ -78,16 +87,13 @@ impl StreamMessage {
     #[cfg(test)]
     pub(crate) fn with_payload(sequence: u64, payload: Vec<u8>) -> Self {
         let time = sequence as i64;
-        Self::new(sequence, time, "events", |_| None, payload.into())
+        Self::new(sequence, time, "events", |_| Vec::new(), payload.into())
     }
 
     /// Reads a message as a direct read returns it.
     pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
-        let headers = message
-            .headers
-            .as_ref()
-            .ok_or_else(incomplete_message_error)?;
-        let header = |name: &str| last_header_value(headers, name);
+        let headers = |name: &str| header_values(message.headers.as_ref(), name);
+        let header = |name: &str| headers(name).pop();
         let number = |text: &str| text.parse().ok();
         let sequence = header(SEQUENCE)
             .and_then(number)
@@ -96,17 +102,17 @@ impl StreamMessage {
         let time = time.ok_or_else(incomplete_message_error)?;
         let subject = header(SUBJECT).ok_or_else(incomplete_message_error)?;
         let payload = message.payload.clone();
-        Ok(Self::new(sequence, time, subject, header, payload))
+        Ok(Self::new(sequence, time, subject, headers, payload))
     }
 
     /// Reads a message as the leader of a stream returns it.
     pub(crate) fn from_stored(message: &StoredMessage) -> Result<Self, Error> {
-        let headers = message.headers()?;
-        let headers = String::from_utf8_lossy(&headers);
-        let header = |name: &str| {
-            let mut lines = headers.lines().filter_map(|line| line.split_once(':'));
-            let found = lines.find(|(found, _)| found.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.trim())
+        let text = message.headers()?;
+        let text = String::from_utf8_lossy(&text);
+        let headers = |name: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once(':'));
+            let found = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.trim()).collect()
         };
         let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete_message_error)?;
         let payload = message.payload()?.into();
@@ -114,7 +120,7 @@ impl StreamMessage {
             message.seq,
             time,
             &message.subject,
-            header,
+            headers,
             payload,
         ))
     }
@@ -130,6 +136,16 @@ impl StreamMessage {
 
     pub(crate) fn byte_len(&self) -> usize {
         self.payload.len()
+    }
+
+    /// Returns the message as an event of a hub. A message without a valid topic has no topics: it reaches no client.
+    pub(crate) fn to_hub_event(&self, stream: Fingerprint, subjects: &SubjectMapping) -> HubEvent {
+        let topics = match subjects.is_of_several_topics(&self.subject) {
+            true => self.hub_headers.topics(),
+            false => TopicSet::new(subjects.exact_topic_of(&self.subject)),
+        };
+        let event = HubEvent::new(topics, self.to_event(stream, subjects));
+        self.hub_headers.apply_to(event)
     }
 
     /// Returns the message as an event whose id is the message's cursor.
@@ -160,13 +176,13 @@ impl DeliveredMessage {
     pub(crate) fn parse(message: Message) -> Result<Self, Error> {
         let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
         let delivery = delivery.ok_or_else(incomplete_message_error)?;
-        let header = |name: &str| last_header_value(message.headers.as_ref()?, name);
+        let headers = |name: &str| header_values(message.headers.as_ref(), name);
         Ok(Self {
             message: StreamMessage::new(
                 delivery.sequence,
                 delivery.time,
                 &message.subject,
-                header,
+                headers,
                 message.payload.clone(),
             ),
             delivery: delivery.delivery,
@@ -184,9 +200,10 @@ pub(crate) fn fingerprint_of_message_id(message_id: &str) -> Fingerprint {
     fingerprint_of_bytes(message_id.as_bytes())
 }
 
-/// Returns the last value of a header. The server appends its own headers.
-fn last_header_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get_last(name).map(|value| value.as_str())
+fn header_values<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Vec<&'a str> {
+    let values = headers.map(|headers| headers.get_all(name));
+    let values = values.into_iter().flatten();
+    values.map(|value| value.as_str()).collect()
 }
 
 /// The numbers in the subject to which a message of a consumer would be acknowledged.
@@ -247,13 +264,11 @@ mod tests {
     const STREAM: &str = "abcdef";
 
     fn message(headers: &[(&str, &'static str)], payload: &'static [u8]) -> StreamMessage {
-        let header = |name: &str| {
-            let mut headers = headers.iter();
-            headers
-                .find(|header| header.0 == name)
-                .map(|header| header.1)
+        let values = |name: &str| {
+            let found = headers.iter().filter(|header| header.0 == name);
+            found.map(|header| header.1).collect()
         };
-        StreamMessage::new(7, 1000, "events.news", header, payload.into())
+        StreamMessage::new(7, 1000, "events.news", values, payload.into())
     }
 
     fn event(headers: &[(&str, &'static str)], payload: &'static [u8]) -> Event {

@@ -11,13 +11,43 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 use crate::{
     api_response::StreamInfo,
     consumer_reader::{ConsumerReader, Delivery},
-    continuity::{Continuity, LogTailLimits, check_continuity},
     error::Error,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
+    stream_continuity::{LogTailLimits, StreamContinuity, check_continuity},
     stream_cursor::StreamCursor,
     stream_message::StreamMessage,
+    subject_mapping::SubjectMapping,
 };
+
+/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+pub(crate) trait MessageSink: Send + 'static {
+    /// Appends the event of a message of the stream with the fingerprint `stream`. Messages come in the order of the stream, each once.
+    fn push_message(
+        &mut self,
+        message: &StreamMessage,
+        stream: Fingerprint,
+        subjects: &SubjectMapping,
+    );
+
+    /// Announces that messages are missing after the last one.
+    fn gap(&mut self, gap: &Gap);
+}
+
+impl<S: EventSink> MessageSink for S {
+    fn push_message(
+        &mut self,
+        message: &StreamMessage,
+        stream: Fingerprint,
+        subjects: &SubjectMapping,
+    ) {
+        self.push(message.to_event(stream, subjects));
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        EventSink::gap(self, gap);
+    }
+}
 
 /// The one reader of a stream in this process: it pushes every message into a sink, in order.
 ///
@@ -48,7 +78,7 @@ const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 /// The number of messages in `recent`.
 const MAX_RECENT: usize = 512;
 
-impl<S: EventSink> StreamReader<S> {
+impl<S: MessageSink> StreamReader<S> {
     /// Creates a reader that passes the messages after `position` to `sink`.
     pub(crate) fn new(
         api: Arc<StreamApi>,
@@ -143,8 +173,8 @@ impl<S: EventSink> StreamReader<S> {
     async fn check_stream(&mut self) -> Result<(), Error> {
         let info = self.api.info().await?;
         match check_continuity(self.position, info.fingerprint(), info.state, None) {
-            Continuity::Intact => Ok(()),
-            Continuity::Rewound | Continuity::Replaced => {
+            StreamContinuity::Intact => Ok(()),
+            StreamContinuity::Rewound | StreamContinuity::Replaced => {
                 Err(Error::unavailable("the stream was replaced"))
             }
         }
@@ -155,15 +185,15 @@ impl<S: EventSink> StreamReader<S> {
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
         match self.compare_with_stream(&info).await? {
-            Continuity::Intact => {}
-            Continuity::Rewound => {
+            StreamContinuity::Intact => {}
+            StreamContinuity::Rewound => {
                 sleep(LOSS_CONFIRMATION_TIME).await;
                 let info = self.api.info_or_create().await?;
-                if self.compare_with_stream(&info).await? == Continuity::Rewound {
+                if self.compare_with_stream(&info).await? == StreamContinuity::Rewound {
                     self.resume_after_loss(&info).await?;
                 }
             }
-            Continuity::Replaced => {
+            StreamContinuity::Replaced => {
                 self.recent.clear();
                 let start = log_start_cursor(&self.api, &info, self.limits).await?;
                 self.restart_with_gap(start);
@@ -174,13 +204,13 @@ impl<S: EventSink> StreamReader<S> {
         let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
         let info = self.api.info().await?;
         match self.compare_with_stream(&info).await? {
-            Continuity::Intact => Ok((reader, consumer.num_pending)),
+            StreamContinuity::Intact => Ok((reader, consumer.num_pending)),
             // The reader tries again after this error, and then announces the gap.
             _ => Err(Error::unavailable("the stream was replaced")),
         }
     }
 
-    async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<Continuity, Error> {
+    async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<StreamContinuity, Error> {
         let message = match self.position.sequence {
             0 => None,
             sequence => self.api.message_at(sequence).await?,
@@ -257,7 +287,7 @@ impl<S: EventSink> StreamReader<S> {
         }
         self.recent
             .push_back((message.sequence, message.fingerprint));
-        self.sink.push(message.to_event(stream, &self.api.subjects));
+        self.sink.push_message(message, stream, &self.api.subjects);
         self.metrics.messages_read.fetch_add(1, Ordering::Relaxed);
         self.set_position(message.cursor(stream));
     }

@@ -9,6 +9,9 @@ use tower_push::event::Topic;
 ///
 /// A topic is any text, and a subject is not: white space, `*`, `>`, `%`, characters outside of ASCII, and dots at which an empty part
 /// would begin or end are written as `%` and two hexadecimal digits.
+///
+/// An event of a hub that has several topics has the subject `events.%topics`, and its topics are in headers. No topic has this subject, because
+/// the subject of a topic has two hexadecimal digits after each `%`.
 #[derive(Clone, Debug)]
 pub(crate) struct SubjectMapping {
     prefix: String,
@@ -50,33 +53,46 @@ impl SubjectMapping {
         let Some(topic) = topic else {
             return (!self.prefix.is_empty()).then(|| self.prefix.clone());
         };
-        let mut subject = self.prefix.clone();
-        if !subject.is_empty() {
-            subject.push('.');
-        }
-        let bytes = topic.as_str().as_bytes();
-        for (index, byte) in bytes.iter().enumerate() {
-            let is_dot = |index: Option<usize>| {
-                index
-                    .and_then(|index| bytes.get(index))
-                    .is_none_or(|byte| *byte == b'.')
-            };
-            let is_plain = match byte {
-                b'*' | b'>' | b'%' => false,
-                b'.' => !is_dot(index.checked_sub(1)) && !is_dot(Some(index + 1)),
-                byte => byte.is_ascii_graphic(),
-            };
-            match is_plain {
-                true => subject.push(char::from(*byte)),
-                // Writing into a `String` cannot fail.
-                false => _ = write!(subject, "%{byte:02X}"),
-            }
-        }
-        Some(subject)
+        Some(self.with_prefix(&encode_percent(topic.as_str())))
     }
 
-    /// Returns the topic of a message. Returns `None` for the subject without a topic, and for a subject that is no valid topic.
+    fn with_prefix(&self, tokens: &str) -> String {
+        match self.prefix.is_empty() {
+            true => tokens.to_owned(),
+            false => format!("{}.{tokens}", self.prefix),
+        }
+    }
+
+    /// Returns the subject of the events of a hub that have several topics.
+    pub(crate) fn subject_of_several_topics(&self) -> String {
+        self.with_prefix(SEVERAL_TOPICS)
+    }
+
+    /// Returns whether a message with this subject has its topics in headers.
+    pub(crate) fn is_of_several_topics(&self, subject: &str) -> bool {
+        let Some(rest) = subject.strip_suffix(SEVERAL_TOPICS) else {
+            return false;
+        };
+        match self.prefix.is_empty() {
+            true => rest.is_empty(),
+            false => rest.strip_suffix('.') == Some(&self.prefix),
+        }
+    }
+
+    /// Returns the topic whose [subject](Self::subject_of) is `subject`. Unlike with [`topic_of`](Self::topic_of), each topic has only one subject,
+    /// by which the topic's messages can be selected.
+    pub(crate) fn exact_topic_of(&self, subject: &str) -> Option<Topic> {
+        let topic = self.topic_of(subject)?;
+        let is_exact = self.subject_of(Some(&topic)).as_deref() == Some(subject);
+        is_exact.then_some(topic)
+    }
+
+    /// Returns the topic of a message. Returns `None` for the subject without a topic, for that of several topics, and for a subject that is no
+    /// valid topic.
     pub(crate) fn topic_of(&self, subject: &str) -> Option<Topic> {
+        if self.is_of_several_topics(subject) {
+            return None;
+        }
         let rest = subject.strip_prefix(&self.prefix).unwrap_or(subject);
         let encoded = match (self.prefix.is_empty(), rest.as_bytes()) {
             (true, _) => subject,
@@ -87,6 +103,46 @@ impl SubjectMapping {
         };
         Topic::new(decode_percent(encoded)?).ok()
     }
+}
+
+/// Returns whether a subject of a stream, which can have wildcards, includes a subject without wildcards.
+pub(crate) fn matches_subject(stream_subject: &str, subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    for expected in stream_subject.split('.') {
+        match tokens.next() {
+            Some(_) if expected == ">" => return true,
+            Some(token) if expected == "*" || expected == token => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
+/// The last part of the subject of events that have several topics.
+const SEVERAL_TOPICS: &str = "%topics";
+
+/// Writes a text as tokens of a subject: a text that is not empty becomes tokens that are not empty, and have no wildcards.
+pub(crate) fn encode_percent(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut encoded = String::with_capacity(bytes.len());
+    for (index, byte) in bytes.iter().enumerate() {
+        let is_dot = |index: Option<usize>| {
+            index
+                .and_then(|index| bytes.get(index))
+                .is_none_or(|byte| *byte == b'.')
+        };
+        let is_plain = match byte {
+            b'*' | b'>' | b'%' => false,
+            b'.' => !is_dot(index.checked_sub(1)) && !is_dot(Some(index + 1)),
+            byte => byte.is_ascii_graphic(),
+        };
+        match is_plain {
+            true => encoded.push(char::from(*byte)),
+            // Writing into a `String` cannot fail.
+            false => _ = write!(encoded, "%{byte:02X}"),
+        }
+    }
+    encoded
 }
 
 /// Decodes `%` and two hexadecimal digits. Another `%` is a plain character. Returns `None` if the result is not UTF-8.
@@ -160,6 +216,66 @@ mod tests {
     }
 
     #[test]
+    fn each_topic_has_one_exact_subject() {
+        let topic = |prefix, subject: &str| {
+            let topic = SubjectMapping::new(prefix).exact_topic_of(subject);
+            topic.map(|topic| topic.as_str().to_owned())
+        };
+        assert_eq!(topic("events", "events.a.b").as_deref(), Some("a.b"));
+        assert_eq!(topic("events", "events.x%20y").as_deref(), Some("x y"));
+        assert_eq!(topic("", "other").as_deref(), Some("other"));
+        for subject in ["events", "other", "events.100%", "events.%61", "events.%2a"] {
+            assert_eq!(topic("events", subject), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn several_topics_have_subject_of_their_own() {
+        for (prefix, subject) in [("events", "events.%topics"), ("", "%topics")] {
+            let mapping = SubjectMapping::new(prefix);
+            assert_eq!(mapping.subject_of_several_topics(), subject);
+            assert!(mapping.is_of_several_topics(subject));
+            assert_eq!(mapping.topic_of(subject), None);
+            let same_letters = Topic::new("%topics").unwrap();
+            let other = mapping.subject_of(Some(&same_letters)).unwrap();
+            assert!(!mapping.is_of_several_topics(&other));
+            assert_eq!(mapping.topic_of(&other), Some(same_letters));
+        }
+        let mapping = SubjectMapping::new("events");
+        for subject in [
+            "%topics",
+            "events%topics",
+            "a.events.%topics",
+            "events.a.%topics",
+        ] {
+            assert!(!mapping.is_of_several_topics(subject), "{subject}");
+        }
+    }
+
+    #[test]
+    fn wildcards_match_subjects() {
+        for (filter, subject) in [
+            ("a.b", "a.b"),
+            ("a.*", "a.b"),
+            ("*.b", "a.b"),
+            ("a.>", "a.b.c"),
+            (">", "a"),
+        ] {
+            assert!(matches_subject(filter, subject), "{filter} {subject}");
+        }
+        for (filter, subject) in [
+            ("a", "a.b"),
+            ("a.b", "a"),
+            ("a.*", "a"),
+            ("a.*", "a.b.c"),
+            ("a.>", "a"),
+            ("b.>", "a.b"),
+        ] {
+            assert!(!matches_subject(filter, subject), "{filter} {subject}");
+        }
+    }
+
+    #[test]
     fn overlap_is_found() {
         let mapping = SubjectMapping::new("a.b");
         for subject in [">", "a.>", "a.b", "a.*", "*.b.c", "a.b.>", "a.b.*.d"] {
@@ -177,8 +293,11 @@ mod tests {
             let subject = subject(&prefix, &topic);
             prop_assert!(subject.split('.').all(|token| !token.is_empty() && token != "*" && token != ">"));
             prop_assert!(subject.bytes().all(|byte| byte.is_ascii_graphic()));
-            let read = SubjectMapping::new(&prefix).topic_of(&subject).unwrap();
+            let mapping = SubjectMapping::new(&prefix);
+            prop_assert!(!mapping.is_of_several_topics(&subject));
+            let read = mapping.topic_of(&subject).unwrap();
             prop_assert_eq!(read.as_str(), topic);
+            prop_assert_eq!(mapping.exact_topic_of(&subject), Some(read));
         }
     }
 }

@@ -63,7 +63,7 @@ impl Compressor {
     ) {
         self.stream.reset();
         if !dictionary.is_empty() {
-            // The call fails only for a stream in another state than after a reset. Without the dictionary the blocks are longer.
+            // `set_dictionary` fails only for a stream that was not reset before. Without the dictionary the blocks are longer.
             let set = self.stream.set_dictionary(dictionary);
             debug_assert!(set.is_ok());
         }

@@ -1,10 +1,10 @@
-//! What tells two events of a broker with the same number apart.
+//! Fingerprints, which tell apart two events to which a broker has given the same number.
 
 use std::fmt;
 
 use crate::random;
 
-/// 30 bits, as 6 characters: of a hash, or random ones.
+/// A fingerprint of 30 bits, as 6 characters. The bits come from a hash, or are random.
 ///
 /// A broker can give the number of an event to another event: after a failover that lost writes, or when a stream is created anew. The two events
 /// have different fingerprints, so a client that has seen the lost event does not resume after the other one.

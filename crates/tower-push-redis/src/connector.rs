@@ -215,7 +215,7 @@ pub(crate) struct SharedConnection {
 #[derive(Debug, Default)]
 struct SharedConnectionState {
     connection: Option<MultiplexedConnection>,
-    /// When the connection was last leased or made.
+    /// The time at which the connection was last leased or made.
     used_at: Option<Instant>,
     /// The number of connections that were discarded.
     generation: u64,

@@ -73,7 +73,7 @@ impl Error {
         Self::new(ErrorKind::Unsupported)
     }
 
-    /// Returns the error with another answer to [`may_be_published`](Self::may_be_published).
+    /// Returns the error with another value of [`may_be_published`](Self::may_be_published).
     pub(crate) fn with_may_have_run(self, may_have_run: bool) -> Self {
         Self {
             may_have_run,

@@ -1,7 +1,7 @@
 //! A source for [tower-push](tower_push) on Redis Streams: every server shows the same feed, and any server serves any client.
 //!
-//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues there with the
-//! event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
+//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues on any of
+//! these servers with the event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
 //!
 //! ```no_run
 //! use tower_push::{Event, Push, PushLayer};
@@ -74,7 +74,6 @@
 #![forbid(unsafe_code)]
 
 mod connector;
-mod continuity;
 mod entry_id;
 mod error;
 mod fingerprint;
@@ -90,6 +89,7 @@ mod redis_stream_builder;
 mod redis_upstream;
 mod stream_backend;
 mod stream_connection;
+mod stream_continuity;
 mod stream_cursor;
 mod stream_entry;
 mod stream_info;
@@ -114,4 +114,4 @@ pub use tower_push::source::relay::EventSink;
 /// The code of the README, as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct ReadmeDocTests;

@@ -3,9 +3,9 @@ use tower_push::EventId;
 
 use crate::{
     connector::Connector,
-    continuity::ReaderPosition,
     entry_id::EntryId,
     error::Error,
+    stream_continuity::ReaderPosition,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_backwards},

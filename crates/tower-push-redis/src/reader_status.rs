@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// What the reader of a stream does.
+/// The state of the reader of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReaderState {
@@ -26,7 +26,7 @@ pub enum ReaderState {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReaderStatus {
-    /// What the reader does now.
+    /// The state of the reader now.
     pub state: ReaderState,
     /// The time since the last answer of the server. While the stream is idle, the server answers every 5 s.
     pub since_answer: Duration,
@@ -36,9 +36,10 @@ pub struct ReaderStatus {
     pub entries_read: u64,
     /// Connections that were made after the first one. Every 10 minutes, the reader makes a new connection.
     pub reconnects: u64,
-    /// How often the stream was not the one that the reader had read: deleted, created anew, or set back by a failover.
+    /// The number of times that the reader found another stream than the one that it had read: the stream was deleted, created anew, or set
+    /// back by a failover.
     pub replaced: u64,
-    /// How often the stream was trimmed before the reader had read the entries.
+    /// The number of times that the stream was trimmed before the reader had read the entries.
     pub trimmed: u64,
 }
 

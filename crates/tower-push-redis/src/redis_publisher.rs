@@ -50,9 +50,9 @@ struct PublisherState {
 pub(crate) struct PublisherConfig {
     pub(crate) trim: TrimPolicy,
     pub(crate) max_event_bytes: usize,
-    /// How long a publication is tried again while the server is not available.
+    /// The time for which a publication is tried again while the server is not available.
     pub(crate) retry_time: Duration,
-    /// How long the server remembers an idempotency key.
+    /// The time for which the server remembers an idempotency key.
     pub(crate) key_lifetime: Duration,
 }
 

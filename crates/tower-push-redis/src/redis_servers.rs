@@ -28,7 +28,7 @@ pub(crate) enum Topology {
     Sentinel {
         group: String,
         sentinels: Vec<ConnectionInfo>,
-        /// How to connect to the master, whose address the Sentinels know.
+        /// The options of a connection to the master, whose address the Sentinels know.
         master: ConnectionInfo,
     },
     Cluster {
@@ -92,7 +92,7 @@ impl From<Topology> for RedisServers {
 
 fn connection_info(server: impl IntoConnectionInfo) -> Result<ConnectionInfo, Error> {
     let info = server.into_connection_info()?;
-    // Without this option, TCP may hold a command back until the server has acknowledged the one before it.
+    // Without `TCP_NODELAY`, TCP may hold a command back until the server has acknowledged the command before it.
     let tcp_settings = info.tcp_settings().clone().set_nodelay(true);
     Ok(info.set_tcp_settings(tcp_settings))
 }

@@ -10,8 +10,8 @@ use tower_push::{
 
 use crate::{
     connector::SharedConnection,
-    continuity::StreamSnapshot,
     entry_id::EntryId,
+    stream_continuity::StreamSnapshot,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_snapshot},

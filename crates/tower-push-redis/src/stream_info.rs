@@ -2,7 +2,7 @@ use redis::Value;
 
 use crate::{entry_id::EntryId, error::Error};
 
-/// What `XINFO STREAM` says about a stream.
+/// The response of `XINFO STREAM`, which describes a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StreamInfo {
     /// The number of entries.

@@ -11,16 +11,16 @@ use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint, rand
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
-    continuity::{Continuity, ReaderPosition, StreamSnapshot},
     entry_id::EntryId,
     error::Error,
     log_tail::{LogTail, LogTailLimits},
     reader_status::ReaderMetrics,
+    stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
     stream_entry::StreamEntry,
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
 
-/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+/// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
 pub(crate) trait EntrySink: Send + 'static {
     /// Appends the event of an entry. Entries come in the order of the stream, each once.
     fn push_entry(&mut self, entry: &StreamEntry);
@@ -69,7 +69,7 @@ pub(crate) struct StreamReader<S> {
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
     backoff: FeedBackoff,
-    /// When the server said for the last time that it is a master.
+    /// The time at which the server last said that it is a master.
     role_checked_at: Instant,
 }
 
@@ -81,7 +81,7 @@ struct BlockingRead {
     has_position_entry: bool,
 }
 
-/// How long the server waits for an entry until it answers that there is none.
+/// The time for which the server waits for an entry, before it answers that there is none.
 const BLOCK_TIME: Duration = Duration::from_secs(5);
 
 /// The least time after which the reader makes a new connection, so that it finds a master that has moved. The time is random.
@@ -236,8 +236,8 @@ impl<S: EntrySink> StreamReader<S> {
         let snapshot = self.connector.with_timeout(read).await?;
         self.estimate.add(&snapshot.entries);
         match self.position.continuity(&snapshot, is_connected_since) {
-            Continuity::Intact => {}
-            Continuity::Trimmed { missed } => {
+            StreamContinuity::Intact => {}
+            StreamContinuity::Trimmed { missed } => {
                 self.sink.before_gap(&self.connector, connection).await?;
                 self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
                 let mut gap = Gap::new(GapReason::Expired);
@@ -247,7 +247,7 @@ impl<S: EntrySink> StreamReader<S> {
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
             }
-            Continuity::Replaced => return self.resume_in_replaced_stream(connection).await,
+            StreamContinuity::Replaced => return self.resume_in_replaced_stream(connection).await,
         }
         self.push_snapshot(snapshot);
         self.metrics.record_answer();

@@ -3,7 +3,7 @@
 use redis::{Pipeline, RedisResult, Value, aio::MultiplexedConnection};
 
 use crate::{
-    continuity::StreamSnapshot, entry_id::EntryId, error::Error, stream_entry::StreamEntry,
+    entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot, stream_entry::StreamEntry,
     stream_info::StreamInfo,
 };
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// What a publisher removes from the stream.
+/// The rules by which a publisher removes entries from the stream.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TrimPolicy {
     pub(crate) max_len: Option<u64>,

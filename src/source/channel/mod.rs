@@ -110,7 +110,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Channel {
     log: Arc<ReplayLog<Epoch>>,
-    /// Where clients without a cursor begin.
+    /// The position at which clients without a cursor begin.
     start: StartPosition,
 }
 

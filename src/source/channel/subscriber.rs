@@ -104,7 +104,7 @@ impl SourceStream for Subscriber {
 
     #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
-        EventLoopJoin::Joined(self.get_mut().reader.delegate_wakeups())
+        EventLoopJoin::Joined(vec![self.get_mut().reader.delegate_wakeups()])
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) struct SharedEventIds(HashMap<EventId, TopicSet>);
 
 const MAX_SHARED_IDS: usize = 1024;
 
-/// Where a client continues after a resume from the broker.
+/// The end of a client's resume from the broker: says where the client continues.
 pub(super) enum BackendResumeEnd {
     /// The client has every event up to `position`, and has joined its topics there.
     Joined {
@@ -99,8 +99,8 @@ impl BackendResumeTopics {
         self.patterns.is_empty().then(topics)
     }
 
-    /// Checks that the hub has room for the topics and allows the patterns. The client joins them later, when other clients may have taken the
-    /// room.
+    /// Checks that the hub has room for the topics and allows the patterns. The client joins the topics and patterns later: by then, other
+    /// clients may have taken the room.
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.

@@ -7,7 +7,7 @@ use crate::{
     source::Rejection,
 };
 
-/// What a client asks for in a message on its WebSocket: see `docs/hub-protocol.md`.
+/// A command that a client sends in a message on its WebSocket: see `docs/hub-protocol.md`.
 #[derive(Debug)]
 pub(super) struct ClientCommand {
     /// A topic if the command publishes.

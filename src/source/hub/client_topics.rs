@@ -324,7 +324,7 @@ impl PushSource for ClientTopicsSource {
         let fresh_topics = self.topics.read_fresh_topics(&subscription)?;
         let mut sender = self.topics.read_sender(&subscription);
         if accepts_commands && sender.is_none() {
-            // Without a sender's name, a client could not publish events that it does not get itself (no echo).
+            // A client needs a sender's name to publish events that it does not get itself (no echo).
             sender = Some(format!("~{:016x}", random::bits()).into());
         }
         let revocations = &self.hub.revocations;

@@ -32,7 +32,7 @@ use crate::{
     source::{ClientMessages, Rejection, StartPosition, Subscription, TopicSet},
 };
 
-/// Which commands a source accepts from its clients' WebSockets: see
+/// The settings for the commands that a source accepts from its clients' WebSockets: see
 /// [`ClientTopicsSource::commands`](super::ClientTopicsSource::commands).
 ///
 /// ```
@@ -47,7 +47,7 @@ pub struct HubCommands {
 }
 
 impl HubCommands {
-    /// Accepts 20 commands in a second: subscriptions, their ends, and publications.
+    /// Accepts 20 commands in a second. Commands subscribe to a topic, end a subscription, or publish.
     pub fn new() -> Self {
         Self { max_per_second: 20 }
     }
@@ -72,7 +72,7 @@ pub(super) struct CommandProcessor {
     subscription: Subscription,
     authorizer: Authorizer,
     topics: Topics,
-    /// Where the client begins in a topic for which it has no cursor.
+    /// The position at which the client begins in a topic for which it has no cursor.
     first_start: StartPosition,
     rate_limiter: RateLimiter,
     subscribed: SubscribedTopics,

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What a hub with a broker has besides its topics: the ids of the recent events, and the ways to the broker.
+/// The parts of a hub that only a hub with a broker has: the ids of the recent events, and the backend that reads and publishes.
 ///
 /// # Invariant: no reader reads past a gap of the feed
 /// A gap of the feed has a position in the order of the hub. The feed holds the lock of the hub's table, stores the gap here, clears the logs of all

@@ -270,7 +270,7 @@ impl HubBuilder {
     /// Builds a hub that several servers show: the broker behind `backend` has its events, their order and their ids. The [`HubFeed`] fills the
     /// hub. `start_after` is the id before the first event that the feed pushes: all later events are in the hub.
     ///
-    /// The crate `tower-push-redis` has such a hub on Redis Streams.
+    /// The crates `tower-push-redis` and `tower-push-nats` have such hubs on Redis Streams and on NATS JetStream.
     ///
     /// The sources of the hub are those of a hub without a backend. [`Hub::publish_and_wait`], [`Hub::publisher`] and the
     /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members, except with

@@ -19,8 +19,8 @@ pub struct HubCounts {
     /// Events published, with or without history. An event to several topics counts once. A publication whose idempotency key is known does
     /// not count.
     pub published: u64,
-    /// Events that returning clients missed, because the hub no longer had them. An event counts once for each client that missed it. Gaps
-    /// whose number of events is not known count as none.
+    /// Events that returning clients missed, because the hub no longer had them. An event counts once for each client that missed it. A gap
+    /// whose number of missing events is not known adds nothing.
     pub missed_on_resume: u64,
     /// Events that connected subscribers missed, because the topic's log dropped the events before the subscriber read them. An event
     /// counts once for each subscriber that missed it.

@@ -30,8 +30,8 @@ pub struct HubEvent {
 }
 
 impl HubEvent {
-    /// Creates an event for these topics. The hub does not use a topic that `event` has. An event without a topic reaches no subscriber, and
-    /// its id is a valid cursor.
+    /// Creates an event for these topics. The hub ignores the topic of `event` itself. An event without a topic reaches no subscriber, and its
+    /// id is a valid cursor.
     pub fn new(topics: TopicSet, event: Event) -> Self {
         Self {
             topics,
@@ -62,7 +62,7 @@ impl HubEvent {
         self
     }
 
-    /// Sends the event only to the clients that are subscribed now. See [`PublishOptions::without_history`].
+    /// Sets that only the clients that are subscribed now get the event. See [`PublishOptions::without_history`].
     pub fn without_history(mut self) -> Self {
         self.is_ephemeral = true;
         self

@@ -78,7 +78,7 @@ impl HubFeed {
     }
 }
 
-/// What a feed does to its hub.
+/// The methods by which a feed changes its hub.
 impl HubState {
     /// Publishes an event to which the broker has given an id, at the next position.
     fn push_from_feed(self: &Arc<Self>, event: HubEvent) -> Result<(), PushError> {

@@ -92,7 +92,8 @@ struct ReaderPresence {
 /// What a [`HubReader`] has read of one of its topics.
 pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
-    pub(super) key: WaiterKey,
+    /// The key in the topic's wait list. `None` if the reader has [delegated](HubReader::delegate_wakeups) the topic's wakeups to an event loop.
+    pub(super) key: Option<WaiterKey>,
     pub(super) ordinals: ReaderOrdinals,
     /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
     pub(super) history_end: Option<HistoryEnd>,
@@ -131,6 +132,10 @@ enum BatchReadOutcome {
 
 /// Upper bound for the bytes of events that are taken from the logs at once. A single larger event is taken alone.
 pub(super) const MAX_READ_BYTES: usize = 16 * 1024;
+
+/// The maximum number of reads of the logs in one poll. More are needed only while the reader gets none of the events that it reads, such as those of its own
+/// client. The bound lets the other connections of an event loop go on.
+const MAX_READS_PER_POLL: usize = 256;
 
 /// The number of positions by which the hub must be ahead of the client's cursor before the cursor moves on without an event.
 ///
@@ -220,7 +225,7 @@ impl HubReader {
             self.hub.counters.add_missed_on_resume(count);
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
         }
-        let key = topic.register_reader();
+        let key = Some(topic.register_reader());
         self.topics.push(TopicReader {
             topic,
             key,
@@ -235,7 +240,7 @@ impl HubReader {
         self.position
     }
 
-    #[cfg(feature = "json")]
+    #[cfg(any(feature = "json", feature = "server"))]
     pub(super) fn hub(&self) -> &Arc<HubState> {
         &self.hub
     }
@@ -295,7 +300,7 @@ impl HubReader {
     /// The error that disconnects a subscriber that is too slow, if the hub is configured so.
     #[inline]
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Error>> {
-        loop {
+        for _ in 0..MAX_READS_PER_POLL {
             if self.is_revoked() {
                 return Poll::Ready(Ok(Item::Expired));
             }
@@ -336,6 +341,8 @@ impl HubReader {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Leaves the topics of which the reader gets further events from the logs of its patterns.
@@ -346,7 +353,7 @@ impl HubReader {
             .partition(|reader| reader.history_end.is_some());
         self.topics = kept;
         for reader in &left {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         self.hub.leave(left.iter().map(|reader| &*reader.topic));
     }
@@ -371,9 +378,13 @@ impl HubReader {
         self.hub.id_at(self.position).map(Item::Cursor)
     }
 
-    /// Stores the waker in the wait list of each topic. Returns `false` if a topic has a readable event: read again.
+    /// Stores the waker in the wait list of each topic whose wakeups are not delegated. Returns `false` if one of these topics has a readable event: read
+    /// again.
     fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
         self.topics.iter().all(|reader| {
+            let Some(key) = &reader.key else {
+                return true;
+            };
             let is_readable = || {
                 let has_news = reader.topic.flushed_position() > self.position
                     && self.hub.published_position() > self.position;
@@ -381,7 +392,7 @@ impl HubReader {
             };
             let topic = &reader.topic;
             topic
-                .store_waker_unless(&reader.key, waker, is_readable)
+                .store_waker_unless(key, waker, is_readable)
                 .is_stored()
         })
     }
@@ -853,7 +864,7 @@ impl HubReader {
             .position(|reader| reader.topic.topic_name() == Some(topic));
         if let Some(index) = index {
             let reader = self.topics.swap_remove(index);
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
             self.hub.leave(std::iter::once(&*reader.topic));
         }
     }
@@ -967,7 +978,7 @@ impl Drop for HubReader {
             self.hub.revocations.deregister(revocable);
         }
         for reader in &self.topics {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         self.hub
             .leave(self.topics.iter().map(|reader| &*reader.topic));

@@ -35,7 +35,7 @@ pub struct HubSource {
     patterns: Vec<TopicPattern>,
     /// Topics in which a client with a cursor begins like a client without a cursor.
     fresh_topics: Option<TopicSet>,
-    /// Where clients without a cursor begin.
+    /// The position at which clients without a cursor begin in each topic.
     start: StartPosition,
     sender: Option<Arc<str>>,
 }

@@ -422,6 +422,16 @@ impl HubState {
         Some(inspect(&topic, table.subscriber_count(topic.index)))
     }
 
+    /// Returns the number of subscribers of a topic or a pattern that a reader has joined.
+    #[cfg(feature = "server")]
+    pub(super) fn subscriber_count(&self, topic: &TopicState) -> usize {
+        let table = lock(&self.table);
+        match topic.pattern() {
+            Some(pattern) => table.patterns.subscriber_count(pattern),
+            None => table.subscriber_count(topic.index),
+        }
+    }
+
     /// Returns the position of the newest event that a removed topic may have had; 0 if the topic has had no event.
     pub(super) fn last_position_of_removed(&self, name: &Topic) -> u64 {
         lock(&self.table).last_position_of_removed(name)

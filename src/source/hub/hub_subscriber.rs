@@ -9,6 +9,8 @@ use futures_core::Stream;
 #[cfg(feature = "json")]
 use super::command_processor::CommandProcessor;
 use super::hub_reader::HubReader;
+#[cfg(feature = "server")]
+use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
     event::{Item, ItemOrRun},
@@ -122,6 +124,21 @@ impl SourceStream for HubSubscriber {
 
     fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         self.get_mut().reader.release_and_count_held_events()
+    }
+
+    /// A subscriber that executes commands runs the application's code, which authorizes each of them. A subscriber that reads pages of a broker runs the
+    /// code of a [`HubBackend`](super::HubBackend).
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
+        let this = self.get_mut();
+        #[cfg(feature = "json")]
+        if this.command_processor.is_some() {
+            return EventLoopJoin::NeedsOwnTask;
+        }
+        match this.reader.backend_resume {
+            Some(_) => EventLoopJoin::NeedsOwnTask,
+            None => EventLoopJoin::Joined(this.reader.delegate_wakeups()),
+        }
     }
 }
 

@@ -7,10 +7,16 @@ use std::{
 
 use loom::{future::block_on, model, thread};
 
-use super::{Hub, HubSubscriber};
+use super::{
+    Hub, HubSubscriber,
+    reader_request::{AllowedTopic, ReaderRequest},
+    topic_or_pattern::TopicOrPattern,
+};
 use crate::{
-    event::Item,
-    source::{StartPosition, hub::PublishOptions},
+    event::{Item, Topic},
+    source::{
+        EventLoopJoin, StartPosition, WatchedLog, hub::PublishOptions, source_stream::SourceStream,
+    },
 };
 
 /// Reads this number of events. A lost wake-up is a deadlock, which loom reports.
@@ -118,5 +124,122 @@ fn evicted_topic_is_found_or_leaves_a_gap() {
             Poll::Ready(Item::Gap(gap)) => assert_eq!(gap.topic.unwrap().as_str(), "a"),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+/// A subscriber in an event loop, as the only member of the groups of its topics.
+struct GroupMember {
+    subscriber: HubSubscriber,
+    groups: Vec<(std::sync::Arc<dyn WatchedLog>, crate::sync::WaiterKey)>,
+}
+
+impl GroupMember {
+    fn new(mut subscriber: HubSubscriber, topic_count: usize) -> Self {
+        let join = std::pin::Pin::new(&mut subscriber).join_event_loop();
+        let EventLoopJoin::Joined(logs) = join else {
+            panic!("a hub is read in event loops");
+        };
+        assert_eq!(logs.len(), topic_count);
+        let groups = logs.into_iter().map(|log| {
+            let waiter = log.register_waiter();
+            (log, waiter)
+        });
+        Self {
+            groups: groups.collect(),
+            subscriber,
+        }
+    }
+
+    /// Waits for the next item, as an event loop does that has no other connections.
+    fn next(&mut self) -> Item {
+        block_on(poll_fn(|cx| {
+            loop {
+                let logs = self.groups.iter();
+                let statuses: Vec<_> = logs.map(|(log, _)| log.status()).collect();
+                if let Poll::Ready(item) = poll(&mut self.subscriber, cx) {
+                    return Poll::Ready(item);
+                }
+                let mut groups = self.groups.iter().zip(statuses);
+                let is_waiting = groups.all(|((log, waiter), status)| {
+                    let outcome = log.store_waker_unless_changed(waiter, cx.waker(), status);
+                    outcome.is_stored()
+                });
+                if is_waiting {
+                    return Poll::Pending;
+                }
+            }
+        }))
+    }
+
+    fn next_text(&mut self) -> String {
+        loop {
+            match self.next() {
+                Item::Event(event) => return event.payload().as_text().unwrap().to_owned(),
+                Item::Cursor(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+impl Drop for GroupMember {
+    fn drop(&mut self) {
+        for (log, waiter) in &self.groups {
+            log.deregister_waiter(waiter);
+        }
+    }
+}
+
+#[test]
+fn member_of_two_groups_misses_nothing() {
+    model(|| {
+        let hub = Hub::new();
+        let subscriber = subscribe(&hub, &["a", "b"]);
+        let publisher = thread::spawn(move || {
+            hub.publish("a", "1").unwrap();
+            hub.publish("b", "2").unwrap();
+        });
+        let mut member = GroupMember::new(subscriber, 2);
+        assert_eq!([(); 2].map(|()| member.next_text()), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn member_of_group_gets_event_held_back() {
+    model(|| {
+        let window = std::time::Duration::from_secs(10);
+        let hub = Hub::builder().flush_window(window).build();
+        let subscriber = subscribe(&hub, &["a"]);
+        // Begins the window.
+        hub.publish("a", "1").unwrap();
+        let publisher = thread::spawn(move || hub.publish("a", "2").unwrap());
+        let mut member = GroupMember::new(subscriber, 1);
+        assert_eq!([(); 2].map(|()| member.next_text()), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn member_of_group_learns_that_access_is_revoked() {
+    model(|| {
+        let hub = Hub::new();
+        let topic = Topic::new("a").unwrap();
+        let request = ReaderRequest {
+            topics: vec![AllowedTopic::from(&topic)],
+            patterns: Vec::new(),
+            fresh_topics: None,
+            first_start: StartPosition::Now,
+            start: StartPosition::Now,
+            sender: None,
+        };
+        let mut reader = request.open(hub.state.clone()).unwrap();
+        let members = vec![(TopicOrPattern::Topic(topic), None)];
+        let registration = hub.state.revocations.register(members, 0);
+        reader.set_revocable(registration.unwrap());
+        let revoker = thread::spawn(move || hub.revoke("a", |_| true).unwrap());
+        let mut member = GroupMember::new(HubSubscriber::new(reader), 1);
+        while !matches!(member.next(), Item::Expired) {}
+        assert_eq!(revoker.join().unwrap(), 1);
     });
 }

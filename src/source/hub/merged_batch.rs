@@ -98,7 +98,7 @@ impl MergedBatch {
         Ok(missed)
     }
 
-    /// Leaves out the last position if the batch has too many entries. All entries of one position stay together.
+    /// Leaves out the last position if the batch has too many entries. Entries of the same position are kept or left out together.
     fn truncate_to_capacity(&mut self) {
         while self.entries.len() > CAPACITY {
             let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {

@@ -51,7 +51,7 @@
 //!
 //! # What a publication costs
 //! A publication takes one lock of the hub for a short time, and wakes the subscribers of its topics only. A publication to a topic without a
-//! subscriber and without history only takes the next id.
+//! subscriber and without history stores nothing: it only uses up an id.
 //!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers
@@ -94,6 +94,8 @@ mod presence_sync;
 mod presence_table;
 mod publish_options;
 mod publisher_ids;
+#[cfg(feature = "server")]
+mod reader_groups;
 #[cfg(feature = "json")]
 mod reader_patterns;
 mod reader_request;
@@ -110,7 +112,7 @@ mod topic_presence;
 mod topic_state;
 mod topic_table;
 
-#[cfg(all(test, tower_push_loom))]
+#[cfg(all(test, feature = "server", tower_push_loom))]
 mod loom_tests;
 
 use std::{fmt, sync::Arc};

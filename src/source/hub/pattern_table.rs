@@ -18,7 +18,8 @@ use crate::{
 /// # Invariant: a subscriber of a pattern misses nothing
 /// A publisher appends an event to the logs of the patterns under the lock of the hub's table, before it sets the published position, as for
 /// topics. A subscriber joins the log of the pattern and the logs of the topics that match under the same lock. So each event is either in
-/// the log of a topic when the subscriber joins, or is appended to the log of the pattern afterwards. The topics need not stay in the hub.
+/// the log of a topic when the subscriber joins, or is appended to the log of the pattern afterwards. The topics of the events in a pattern's
+/// log need not stay in the hub.
 #[derive(Debug, Default)]
 pub(super) struct PatternTable {
     slots: HashMap<TopicPattern, PatternSlot>,
@@ -131,6 +132,12 @@ impl PatternTable {
         self.slots.is_empty()
     }
 
+    /// Returns the number of subscribers of a pattern.
+    #[cfg(feature = "server")]
+    pub(super) fn subscriber_count(&self, pattern: &TopicPattern) -> usize {
+        self.slots.get(pattern).map_or(0, |slot| slot.subscribers)
+    }
+
     /// Adds a subscriber to a pattern. Returns the end of the log of the pattern.
     fn add_subscriber(
         &mut self,
@@ -209,7 +216,7 @@ impl TopicTable {
         } = request;
         let mut live = self.patterns.add_subscriber(pattern, config)?;
         let mut history = Vec::new();
-        // A subscriber that gets no history does not pay for the number of topics.
+        // For a subscriber that gets no history, the cost does not depend on the number of topics.
         let topics: Vec<_> = match start {
             TopicStart::Now => Vec::new(),
             _ => {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// How a hub lists the members of its topics: see [`HubBuilder::presence`](super::HubBuilder::presence).
+/// The settings by which a hub lists the members of its topics: see [`HubBuilder::presence`](super::HubBuilder::presence).
 ///
 /// ```
 /// use std::time::Duration;

@@ -28,7 +28,7 @@ pub(super) struct PresenceTable {
 struct TopicMember {
     value: Arc<Value>,
     connections: usize,
-    /// When the member leaves. `None` while the member has a connection.
+    /// The time at which the member leaves. `None` while the member has a connection.
     departure: Option<DepartureKey>,
 }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::event::EventId;
 
-/// How a hub publishes one event: see [`Hub::publish_with`](super::Hub::publish_with).
+/// Options for the publication of one event by a hub: see [`Hub::publish_with`](super::Hub::publish_with).
 ///
 /// ```
 /// use tower_push::source::hub::PublishOptions;

@@ -140,7 +140,7 @@ impl HubReader {
             }
         }
         for reader in &left {
-            reader.topic.deregister_reader(&reader.key);
+            reader.topic.deregister_reader(reader.key.as_ref());
         }
         hub.leave(left.iter().map(|reader| &*reader.topic));
         self.return_to_topics(subscribed)

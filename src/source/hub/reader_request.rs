@@ -26,9 +26,9 @@ pub(super) struct ReaderRequest {
     pub(super) patterns: Vec<AllowedPattern>,
     /// Topics in which the client begins like a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
-    /// Where a client without a cursor begins.
+    /// The position at which a client without a cursor begins.
     pub(super) first_start: StartPosition,
-    /// Where this client begins.
+    /// The position at which this client begins.
     pub(super) start: StartPosition,
     pub(super) sender: Option<Arc<str>>,
 }
@@ -90,16 +90,16 @@ impl From<&Topic> for AllowedTopic {
     }
 }
 
-/// How a client joins the logs of a hub.
+/// The plan by which a client joins the logs of a hub.
 struct TopicJoinPlan {
     cursor: Option<HubCursor>,
     requests: Vec<TopicRequest>,
     patterns: Vec<PatternRequest>,
-    /// What the client joins after a resume from the broker.
+    /// The topics and patterns that the client joins after a resume from the broker. `None` if the client joins all of its logs at once.
     backend_resume: Option<BackendResumePlan>,
 }
 
-/// What a client with a cursor reads from the broker of a hub.
+/// The topics and patterns of which a client with a cursor first reads the events from the hub's broker.
 struct BackendResumePlan {
     topics: BackendResumeTopics,
     /// Topics of which the client may not get all events. The client joins the logs of these topics at once, and may have missed events before.

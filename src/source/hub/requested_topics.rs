@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Where a request names the topics that the client wants, for [`Hub::subscribe`](super::Hub::subscribe).
+/// The place in a request where a client names the topics that it wants, for [`Hub::subscribe`](super::Hub::subscribe).
 ///
 /// A request is rejected with the status 400 if it names no topic, names too many topics, or has a name that is not a [`Topic`].
 ///

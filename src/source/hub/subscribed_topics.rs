@@ -40,7 +40,7 @@ impl SubscribedTopics {
     /// Checks whether there is room for another topic or pattern.
     ///
     /// # Errors
-    /// What the client is told if it has the maximum number.
+    /// A text for the client, which says that it has the maximum number of topics or patterns.
     pub(super) fn check_room(
         &self,
         requested: &TopicOrPattern,

@@ -22,7 +22,7 @@ use crate::source::Rejection;
 #[must_use]
 pub struct TopicAccess(pub(super) TopicDecision);
 
-/// What a [`TopicAccess`] says.
+/// The decision in a [`TopicAccess`].
 #[derive(Clone, Debug)]
 pub(super) enum TopicDecision {
     Allow {

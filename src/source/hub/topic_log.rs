@@ -84,7 +84,7 @@ pub(super) struct HistoryEnd {
     pub(super) position: u64,
 }
 
-/// Where a subscriber begins in a topic.
+/// The position at which a subscriber begins in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TopicStart {
     /// After the newest event.
@@ -99,7 +99,7 @@ pub(super) enum TopicStart {
 
 /// The result of [`TopicLog::resolve_start`].
 pub(super) struct ResolvedTopicStart {
-    /// The reader begins after these events.
+    /// The ordinals of the last events that the reader does not get.
     pub(super) ordinals: ReaderOrdinals,
     pub(super) missed: Option<MissedTopicEvents>,
 }

@@ -1,7 +1,7 @@
 use super::topic_pattern::TopicPattern;
 use crate::event::Topic;
 
-/// What a client asks for: one topic, or all topics that match a pattern.
+/// The object of a client's subscription: one topic, or all topics that match a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TopicOrPattern {
     Topic(Topic),

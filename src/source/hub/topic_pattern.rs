@@ -29,7 +29,7 @@ pub struct TopicPattern {
     remainder: PatternRemainder,
 }
 
-/// What may follow the prefix of a [`TopicPattern`].
+/// The part of a [`TopicPattern`] that says what may follow the prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum PatternRemainder {
     Nothing,
@@ -113,7 +113,7 @@ impl TopicPattern {
     /// Makes a pattern of the texts of a client's request: a [prefix](Self::prefix), or [one segment](Self::one_segment) if there is a suffix.
     ///
     /// # Errors
-    /// What is wrong with the texts.
+    /// A text that says what is wrong with the pattern.
     pub(super) fn from_client(prefix: &str, suffix: Option<&str>) -> Result<Self, &'static str> {
         let is_control = |text: &str| text.chars().any(char::is_control);
         let suffix_len = suffix.map_or(0, str::len);

@@ -6,6 +6,8 @@ use std::{
 use tokio::time::Instant;
 
 use super::{hub_builder::HubConfig, topic_log::TopicLog, topic_pattern::TopicPattern};
+#[cfg(feature = "server")]
+use crate::source::WatchedLog;
 use crate::{
     event::{Event, Topic},
     source::log::{FlushTarget, FlushWindow},
@@ -27,6 +29,8 @@ pub(super) struct TopicState {
     /// A publisher changes this position after the log, and before the hub's published position. So a reader that has loaded the published
     /// position finds all events up to it.
     last_position: AtomicU64,
+    /// How often the readers were woken. See [`WatchedLog::status`](crate::source::WatchedLog).
+    wake_count: AtomicU64,
     wait_list: WaitList,
     /// `None` if the topic wakes its readers for each event at once.
     flush: Option<Box<TopicFlush>>,
@@ -96,6 +100,7 @@ impl TopicState {
                 index,
                 log: RwLock::new(log),
                 last_position: AtomicU64::new(0),
+                wake_count: AtomicU64::new(0),
                 wait_list: WaitList::new(WAIT_LIST_SHARDS),
                 flush,
             }
@@ -187,8 +192,11 @@ impl TopicState {
         self.wait_list.register(0)
     }
 
-    pub(super) fn deregister_reader(&self, key: &WaiterKey) {
-        self.wait_list.deregister(key);
+    /// Removes a reader. `key` is the reader's key in the wait list, and `None` if the reader has delegated its wakeups.
+    pub(super) fn deregister_reader(&self, key: Option<&WaiterKey>) {
+        if let Some(key) = key {
+            self.wait_list.deregister(key);
+        }
     }
 
     pub(super) fn store_waker_unless(
@@ -204,9 +212,37 @@ impl TopicState {
         outcome
     }
 
-    /// Wakes all readers that wait. The caller holds no lock.
+    /// Wakes all readers that wait. The caller holds no lock, and has made the change that the readers are to see.
     pub(super) fn wake_readers(&self) {
+        // Groups of readers compare this number under the lock of the wait list. So it changes before wakers are taken out of the list.
+        self.wake_count.fetch_add(1, Ordering::AcqRel);
         self.wait_list.wake_all();
+    }
+}
+
+/// The status is the number of wake-ups. So it changes for everything that readers are woken for: events that are flushed, revoked access, gaps of the
+/// feed, and its end.
+#[cfg(feature = "server")]
+impl WatchedLog for TopicState {
+    fn status(&self) -> u64 {
+        self.wake_count.load(Ordering::Acquire)
+    }
+
+    fn register_waiter(&self) -> WaiterKey {
+        self.register_reader()
+    }
+
+    fn deregister_waiter(&self, waiter: &WaiterKey) {
+        self.deregister_reader(Some(waiter));
+    }
+
+    fn store_waker_unless_changed(
+        &self,
+        waiter: &WaiterKey,
+        waker: &Waker,
+        status: u64,
+    ) -> StoreWakerOutcome {
+        self.store_waker_unless(waiter, waker, || self.status() != status)
     }
 }
 

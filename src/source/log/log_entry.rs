@@ -8,7 +8,8 @@ pub(super) struct LogEntry {
     pub(super) event: Event,
     key: Option<Box<str>>,
     pub(super) appended_at: Duration,
-    /// The event's [`event_byte_len`]. Every read needs this length, and computing it once for all readers is measurably faster.
+    /// The result of [`event_byte_len`] for the event. Every read needs this length, and computing it once for all readers is measurably
+    /// faster.
     pub(super) event_byte_len: usize,
 }
 

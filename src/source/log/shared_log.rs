@@ -60,8 +60,8 @@ pub(crate) struct ReadRange {
     pub(crate) min_end_position: u64,
 }
 
-/// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
-/// can run its owner's code.
+/// Data that the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a
+/// payload can run its owner's code.
 #[must_use]
 struct TrimmedEventsAndRuns {
     _events: Vec<Event>,

@@ -7,7 +7,7 @@ use crate::sync::{StoreWakerOutcome, WaiterKey};
 ///
 /// A reader of the log that has [delegated its wakeups](super::LogReader::delegate_wakeups) to an event loop stores no waker.
 pub(crate) trait WatchedLog: Send + Sync {
-    /// Returns a number that changes whenever the log gets an event, restarts or is closed.
+    /// Returns a number that changes whenever the readers of the log must be polled: the log has a new event, or its streams end.
     fn status(&self) -> u64;
 
     /// Adds a task that waits for a change of the status.

@@ -1,7 +1,7 @@
 use super::feed::{Feed, PushError};
 use crate::event::{Event, Gap};
 
-/// What the task that reads a shared store fills: a [`Feed`], or a log of your own.
+/// The destination of the events that a task reads from a shared store: a [`Feed`], or a log of your own.
 ///
 /// The crates for brokers (`tower-push-redis`, `tower-push-nats`) fill any `EventSink`. A log of your own can divide the events by their
 /// topics, for example.

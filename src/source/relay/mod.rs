@@ -110,7 +110,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Relay {
     state: Arc<RelayState>,
-    /// Where clients without a cursor begin.
+    /// The position at which clients without a cursor begin.
     start: StartPosition,
     /// The topics that clients get. `None` stands for all events.
     topics: Option<TopicSet>,

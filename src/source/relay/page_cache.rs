@@ -70,11 +70,11 @@ pub(super) struct StartedRead<E> {
     pub(super) replaced_result: Option<PageResult<E>>,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor: neither becomes wrong
-/// with time. A client that polls without waiting finds the page at its next poll.
+/// The time for which a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither result
+/// becomes wrong with time. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
-/// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
+/// The time for which an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events have few bytes.

@@ -24,7 +24,7 @@ pub struct RelayCounts {
     /// Gaps that the feed has announced.
     pub gaps: u64,
     /// Events that returning clients missed, because neither the log nor the upstream had them. An event counts once for each client
-    /// that missed it. Gaps whose number of events is not known count as none.
+    /// that missed it. A gap whose number of missing events is not known adds nothing.
     pub missed_on_resume: u64,
     /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
     /// for each subscriber that missed it.

@@ -367,7 +367,7 @@ impl SourceStream for RelaySubscriber {
         if this.upstream_resume.is_some() || this.reader.requested_cursor().is_some() {
             return EventLoopJoin::NeedsOwnTask;
         }
-        EventLoopJoin::Joined(this.reader.delegate_wakeups())
+        EventLoopJoin::Joined(vec![this.reader.delegate_wakeups()])
     }
 }
 

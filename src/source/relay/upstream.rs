@@ -64,7 +64,7 @@ pub trait Upstream: Send + Sync + 'static {
     }
 }
 
-/// What a [`Relay`](super::Relay) asks its [`Upstream`] for.
+/// A request of a [`Relay`](super::Relay) to its [`Upstream`] for one page of events.
 ///
 /// ```
 /// use tower_push::{Event, event::Topic, source::relay::PageRequest};

@@ -43,7 +43,7 @@ pub(crate) struct UpstreamResume<E> {
     step: UpstreamResumeStep<E>,
 }
 
-/// What an [`UpstreamResume`] does next if it has no page to take events from.
+/// The next step of an [`UpstreamResume`] that has no page to take events from.
 enum UpstreamResumeStep<E> {
     /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
@@ -68,7 +68,7 @@ struct PagePosition<E> {
 /// The log in which a client continues after an [`UpstreamResume`].
 pub(crate) trait UpstreamResumeLog {
     type Event: PageEvent;
-    /// Where a client continues in the log.
+    /// The place at which a client continues in the log.
     type Start;
 
     /// Returns where a client continues that has every event up to `cursor`. Returns `None` if the log does not have every later event.
@@ -106,7 +106,7 @@ pub(crate) enum UpstreamResumeOutcome<S> {
     Unavailable,
 }
 
-/// How long a client waits for a feed that lags behind the upstream until it asks the upstream again.
+/// The time for which a client waits for a feed that lags behind the upstream, before the client asks the upstream again.
 const WAIT_FOR_FEED_TIME: Duration = Duration::from_secs(5);
 
 impl<E: PageEvent> UpstreamResume<E> {

@@ -14,7 +14,7 @@ pub(super) struct ResumableConfig {
     pub(super) end_policy: EndPolicy,
 }
 
-/// What `None` from a stream means to the clients of a [`Resumable`](super::Resumable): the end of the source, or a restart.
+/// The meaning of `None` from a stream for the clients of a [`Resumable`](super::Resumable): the end of the source, or a restart.
 ///
 /// The policy does not affect other ends: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
 /// [`Item::Ended`](crate::Item::Ended) they may.

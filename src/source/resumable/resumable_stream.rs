@@ -9,7 +9,7 @@ use futures_core::Stream;
 
 use super::{
     item_log::{ItemLogReadOutcome, LoggedEnd},
-    stream_registry::Lease,
+    stream_registry::StreamLease,
 };
 use crate::{
     BoxError,
@@ -22,7 +22,7 @@ use crate::{
 /// The stream is parked when the last client's `ResumableStream` is dropped.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ResumableStream {
-    lease: Lease,
+    lease: StreamLease,
     reader: WaiterKey,
     /// The position of the last item taken from the log.
     position: u64,
@@ -36,7 +36,7 @@ pub struct ResumableStream {
 }
 
 impl ResumableStream {
-    pub(super) fn new(lease: Lease, position: u64, first_items: VecDeque<Item>) -> Self {
+    pub(super) fn new(lease: StreamLease, position: u64, first_items: VecDeque<Item>) -> Self {
         Self {
             reader: lease.stream().register_reader(),
             lease,

@@ -135,7 +135,7 @@ impl SharedStream {
         error: &mut Option<BoxError>,
     ) -> Poll<ItemLogReadOutcome> {
         loop {
-            // The count is loaded before the stream is polled, so that a wake-up during the poll is noticed.
+            // The wake count is loaded before the stream is polled, so that a wake-up during the poll is noticed.
             let wake_count = self.reader_waker.wake_count();
             if let Some(read) = self.inspect_log(|log| log.read(position)) {
                 return Poll::Ready(read);

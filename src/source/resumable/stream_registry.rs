@@ -47,13 +47,14 @@ struct RegistryState {
 
 struct RegisteredStream {
     stream: Arc<SharedStream>,
-    /// The number of [`Lease`]s of the stream.
+    /// The number of [`StreamLease`]s of the stream.
     readers: usize,
     /// The stream's key in [`RegistryState::parked`] while it has no readers.
     parked_key: Option<u64>,
 }
 
-/// When a stream was parked, the token under which `streams` holds the stream, and the bytes that count toward the limit.
+/// The record of a parked stream: the time at which it was parked, the token under which `streams` holds it, and the bytes that count toward
+/// the limit.
 struct ParkingRecord {
     parked_at: Instant,
     token: StreamToken,
@@ -62,14 +63,14 @@ struct ParkingRecord {
 }
 
 /// A reader's right to read a stream of a [`StreamRegistry`]. The stream is parked when its last lease is dropped.
-pub(super) struct Lease {
+pub(super) struct StreamLease {
     registry: Arc<StreamRegistry>,
     stream: Arc<SharedStream>,
 }
 
 /// A stream that a client resumes.
 pub(super) struct LeasedStream {
-    pub(super) lease: Lease,
+    pub(super) lease: StreamLease,
     /// The position of the client's cursor in the stream's log.
     pub(super) position: u64,
 }
@@ -83,7 +84,11 @@ impl StreamRegistry {
     }
 
     /// Adds a stream, and returns the lease of its first reader.
-    pub(super) fn insert(self: &Arc<Self>, stream: BoxStream, owner: Option<Box<str>>) -> Lease {
+    pub(super) fn insert(
+        self: &Arc<Self>,
+        stream: BoxStream,
+        owner: Option<Box<str>>,
+    ) -> StreamLease {
         let token = StreamToken::random();
         let ResumableConfig {
             log_limits,
@@ -119,8 +124,8 @@ impl StreamRegistry {
         })
     }
 
-    fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> Lease {
-        Lease {
+    fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> StreamLease {
+        StreamLease {
             registry: self.clone(),
             stream,
         }
@@ -185,7 +190,7 @@ impl StreamRegistry {
     }
 }
 
-impl Lease {
+impl StreamLease {
     pub(super) fn stream(&self) -> &SharedStream {
         &self.stream
     }
@@ -308,7 +313,7 @@ impl Drop for StreamRegistry {
     }
 }
 
-impl Drop for Lease {
+impl Drop for StreamLease {
     fn drop(&mut self) {
         self.registry.release(self.stream.token());
     }

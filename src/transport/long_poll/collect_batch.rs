@@ -55,7 +55,7 @@ pin_project! {
     }
 }
 
-/// What a long-poll request waits for.
+/// The phase of a long-poll request: what the request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitPhase {
     FirstEvent,

@@ -58,7 +58,7 @@ const MAX_PONG_OUTPUT: usize = 4 * 1024;
 #[cfg(feature = "deflate")]
 const DEFLATE_OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
 
-/// What the server has sent.
+/// A message that the server has sent.
 #[derive(Debug)]
 pub(super) enum ServerMessage {
     Data(Payload),

@@ -7,8 +7,9 @@ use http::{HeaderMap, HeaderName, StatusCode, Uri, response::Parts, uri::PathAnd
 use tower_push_proto::{EventId, Gap, GapReason};
 
 use super::{
-    ConnectionReader, ResponseAction, Subscriber, SubscriberState, failure::Failure,
-    item_reader::ItemReader, response::check_content_encoding,
+    ConnectionReader, ResponseAction, Subscriber, SubscriberState,
+    connection_failure::ConnectionFailure, item_reader::ItemReader,
+    response::check_content_encoding,
 };
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
@@ -99,7 +100,9 @@ impl Subscriber {
         let batch = reader.and_then(|reader| Ok((reader, next_offset(&head.headers)?)));
         let (reader, next_offset) = match batch {
             Ok(batch) => batch,
-            Err(error) => return Some(self.read_error(head.status, Failure::stop(error), now)),
+            Err(error) => {
+                return Some(self.read_error(head.status, ConnectionFailure::stop(error), now));
+            }
         };
         self.cache_key = cache_key(&head.headers);
         let transport = Transport::DurableLongPoll;

@@ -40,7 +40,7 @@ enum BodyParser {
     },
 }
 
-/// What the batch of a long poll contains.
+/// The kind of content of the batch of a long poll.
 #[derive(Clone, Copy, Debug)]
 enum BatchContent {
     /// A JSON array of records.

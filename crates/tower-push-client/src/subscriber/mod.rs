@@ -4,8 +4,8 @@ mod backoff;
 #[cfg(feature = "websocket")]
 mod client_websocket;
 mod config;
+mod connection_failure;
 mod durable_poll;
-mod failure;
 mod item_reader;
 mod read_watchdog;
 mod response;
@@ -37,8 +37,8 @@ use tower_push_proto::{EventId, Item};
 use self::client_websocket::{ClientWebSocket, ServerMessage};
 pub use self::config::SubscriberConfig;
 use self::{
-    backoff::Backoff, failure::Failure, item_reader::ItemReader, read_watchdog::ReadWatchdog,
-    response::PendingResponse, transport_selector::TransportSelector,
+    backoff::Backoff, connection_failure::ConnectionFailure, item_reader::ItemReader,
+    read_watchdog::ReadWatchdog, response::PendingResponse, transport_selector::TransportSelector,
 };
 use crate::{
     error::{BoxError, Error},
@@ -109,7 +109,7 @@ pub struct Subscriber {
     watchdog: ReadWatchdog,
     /// The input that has not been parsed.
     input: Bytes,
-    /// How the body or the socket has ended; `None` while it is open.
+    /// The way in which the body or the socket has ended; `None` while it is open.
     end: Option<Result<(), BoxError>>,
     /// The items that were produced together with an earlier one: at most two.
     queued: VecDeque<Result<ClientItem, Error>>,
@@ -148,8 +148,9 @@ enum SubscriberState {
     #[cfg(feature = "websocket")]
     Closing {
         websocket: Box<ClientWebSocket>,
-        /// What follows the end of the connection. `None` if the subscription then ends because the application has closed it.
-        failure: Option<Box<Failure>>,
+        /// The failure that is handled when the connection has ended. `None` if the subscription then ends because the application has closed
+        /// it.
+        failure: Option<Box<ConnectionFailure>>,
         deadline: Instant,
     },
     /// The subscription has ended.
@@ -162,7 +163,7 @@ struct EventConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
-    /// When the response arrived.
+    /// The time at which the response arrived.
     since: Instant,
     has_input: bool,
     /// Whether the last input has yielded an item.
@@ -203,7 +204,7 @@ impl ConnectionReader {
     }
 }
 
-/// What the caller has to do with a response.
+/// The action that the caller has to take with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseAction {
@@ -446,7 +447,7 @@ impl Subscriber {
                         return None;
                     }
                 }
-                Err(error) => self.fail(Failure::stop(error), now()),
+                Err(error) => self.fail(ConnectionFailure::stop(error), now()),
             }
         }
     }
@@ -501,7 +502,7 @@ impl Subscriber {
                     // The end of the body may have completed further items.
                     Ok(()) => return true,
                     Err(error) => {
-                        self.fail(Failure::stop(error), now());
+                        self.fail(ConnectionFailure::stop(error), now());
                         return true;
                     }
                 }

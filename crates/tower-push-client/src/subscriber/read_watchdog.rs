@@ -9,7 +9,7 @@ pub(crate) struct ReadWatchdog {
     timeout: Option<Duration>,
     /// The longest time between an input and a heartbeat that directly followed it.
     heartbeat_interval: Option<Duration>,
-    /// When the connection was established, or when the last input arrived.
+    /// The time at which the last input arrived, or at which the connection was established.
     last_input: Instant,
     /// The silence before the last input. `None` if the input was the first of its connection.
     last_silence: Option<Duration>,

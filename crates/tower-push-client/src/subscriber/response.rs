@@ -1,4 +1,4 @@
-//! What the head of a response means.
+//! How a subscriber handles the head of a response.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tower_push_proto::EventId;
 use super::ClientWebSocket;
 use super::{
     ConnectionReader, EventConnection, ResponseAction, Subscriber, SubscriberState, batch_cursor,
-    failure::{Failure, reaction_to_status},
+    connection_failure::{ConnectionFailure, reaction_to_status},
     item_reader::ItemReader,
     retry_after::retry_after,
 };
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct PendingResponse {
     status: StatusCode,
-    failure: Failure,
+    failure: ConnectionFailure,
     body: BytesMut,
     deadline: Instant,
 }
@@ -57,14 +57,14 @@ impl Subscriber {
     /// Handles that the request failed without a response.
     pub fn handle_request_error(&mut self, error: BoxError, now: Instant) {
         if matches!(self.state, SubscriberState::Requesting { .. }) {
-            self.fail(Failure::retry(Error::request(error)), now);
+            self.fail(ConnectionFailure::retry(Error::request(error)), now);
         }
     }
 
     /// Handles that the request could not be prepared: no token is available, for example.
     pub fn handle_prepare_error(&mut self, error: BoxError, now: Instant) {
         if matches!(self.state, SubscriberState::Requesting { .. }) {
-            self.fail(Failure::retry(Error::prepare(error)), now);
+            self.fail(ConnectionFailure::retry(Error::prepare(error)), now);
         }
     }
 
@@ -100,7 +100,7 @@ impl Subscriber {
                 return ResponseAction::Drop;
             }
             status => {
-                let failure = Failure {
+                let failure = ConnectionFailure {
                     error: Some(Error::status(status)),
                     reaction: reaction_to_status(status),
                 };
@@ -130,7 +130,7 @@ impl Subscriber {
                 self.begin_reading(reader, requested, announced, since, cursor, now);
                 ResponseAction::ReadBody
             }
-            Err(error) => self.read_error(head.status, Failure::stop(error), now),
+            Err(error) => self.read_error(head.status, ConnectionFailure::stop(error), now),
         }
     }
 
@@ -193,7 +193,7 @@ impl Subscriber {
                 Some(ResponseAction::Upgrade)
             }
             Err(error) => {
-                self.fail(Failure::stop(error), now);
+                self.fail(ConnectionFailure::stop(error), now);
                 Some(ResponseAction::Drop)
             }
         }
@@ -214,7 +214,7 @@ impl Subscriber {
     pub(super) fn read_error(
         &mut self,
         status: StatusCode,
-        failure: Failure,
+        failure: ConnectionFailure,
         now: Instant,
     ) -> ResponseAction {
         self.state = SubscriberState::ReadingError(Box::new(PendingResponse {
@@ -239,9 +239,9 @@ impl Subscriber {
             body,
             ..
         } = *pending;
-        let Failure { error, reaction } = failure;
+        let ConnectionFailure { error, reaction } = failure;
         let error = error.map(|error| error.with_response(status, Bytes::from(body)));
-        self.fail(Failure { error, reaction }, now);
+        self.fail(ConnectionFailure { error, reaction }, now);
     }
 
     /// Follows a redirect within the same host. Each reconnect begins with the URL of the feed again.
@@ -268,7 +268,7 @@ impl Subscriber {
                 return;
             }
         };
-        self.fail(Failure::stop(error), now);
+        self.fail(ConnectionFailure::stop(error), now);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{EventConnection, Subscriber, SubscriberState, failure::Failure};
+use super::{EventConnection, Subscriber, SubscriberState, connection_failure::ConnectionFailure};
 use crate::{error::Error, transport::Transport};
 
 impl Subscriber {
@@ -53,15 +53,15 @@ impl Subscriber {
         match &mut self.state {
             SubscriberState::Requesting { .. } => {
                 let error = Error::timeout("the server did not respond in time");
-                self.fail(Failure::retry(error), now);
+                self.fail(ConnectionFailure::retry(error), now);
             }
             SubscriberState::ReadingError(_) => self.report_error_response(now),
             SubscriberState::Reading(connection) => {
                 let is_held_back = !connection.has_input && self.selector.may_switch_transport();
                 let error = Error::timeout("the server was silent for too long");
                 let failure = match is_held_back {
-                    true => Failure::next_transport_or_retry(error),
-                    false => Failure::retry(error),
+                    true => ConnectionFailure::next_transport_or_retry(error),
+                    false => ConnectionFailure::retry(error),
                 };
                 self.fail(failure, now);
             }

@@ -20,7 +20,7 @@ pub(crate) struct TransportSelector {
     failures: u32,
     /// The index of the transport that has worked last.
     worked: Option<usize>,
-    /// When the first transport is tried again. `None` while the current transport is the first.
+    /// The time at which the first transport is tried again. `None` while the current transport is the first.
     return_at: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! What a subscriber sends over a WebSocket.
+//! The output of a subscriber over a WebSocket.
 
 use std::time::Instant;
 

@@ -74,7 +74,7 @@ async fn server_without_jetstream_is_error() {
     assert!(error.is_unsupported() || error.is_unavailable(), "{error}");
 }
 
-const USERS: &str = r#"
+pub(crate) const USERS: &str = r#"
 authorization {
   users = [
     { user: app, password: secret, permissions: {

@@ -4,6 +4,8 @@ mod broker_away;
 mod connecting;
 mod faults;
 mod feed;
+mod hub;
+mod hub_random_faults;
 mod nodes;
 mod publishing;
 mod random_faults;

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use testkit::{NatsServer, TEST_TIMEOUT, wait_until};
 use tokio::time::{sleep, timeout};
 use tower_push::{Event, EventId, Relay, source::channel::LagPolicy};
-use tower_push_nats::{JetStream, JetStreamBuilder, NatsServers, ReaderState, async_nats};
+use tower_push_nats::{
+    JetStream, JetStreamBuilder, NatsServers, ReaderState,
+    async_nats::{self, HeaderMap, Request},
+};
 
 pub(crate) const STREAM: &str = "EVENTS";
 
@@ -135,6 +138,38 @@ impl Operator {
         let settings = settings.as_object().unwrap().clone();
         config.as_object_mut().unwrap().extend(settings);
         self.stream_request("STREAM.CREATE", config).await;
+    }
+
+    /// Publishes a message with headers, and waits until the stream has it.
+    pub(crate) async fn publish(&self, subject: &str, headers: &[(&str, &str)], payload: &str) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, *value);
+        }
+        let request = Request::new()
+            .headers(map)
+            .payload(payload.to_owned().into());
+        let answer = self
+            .0
+            .send_request(subject.to_owned(), request)
+            .await
+            .unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
+
+    /// Sends a message, which may be lost.
+    pub(crate) async fn send(&self, subject: &str, payload: &str) {
+        let payload = payload.to_owned().into();
+        let _ = self.0.publish(subject.to_owned(), payload).await;
+    }
+
+    /// Subscribes to subjects, and returns when the server has the subscription.
+    pub(crate) async fn subscribe(&self, subject: &str) -> async_nats::Subscriber {
+        let subscriber = self.0.subscribe(subject.to_owned()).await.unwrap();
+        // The server handles the commands of a connection in their order.
+        self.request("INFO", json!({})).await;
+        subscriber
     }
 
     /// Publishes these numbers, without a token.

@@ -44,7 +44,7 @@ struct EventRunData {
     deflated: KeyedCache<(RunEncodingKey, bool), DeflatedBlock>,
 }
 
-/// What a [`RunEncoding`] is found by: the type that stands for the encoding, and its parameter.
+/// The key of a [`RunEncoding`] in a cache: the type that stands for the encoding, and its parameter.
 pub(crate) type RunEncodingKey = (TypeId, u64);
 
 /// A way to write the events of an [`EventRun`] one after the other. The bytes of each event depend on the event and the parameter alone.
@@ -176,7 +176,7 @@ fn join(events: &[Event], encoding: RunEncoding) -> Bytes {
     joined.freeze()
 }
 
-/// What a source hands out at once: one item, or several events of one log.
+/// The result of one poll of a source: one item, or several events of one log.
 #[derive(Clone, Debug)]
 pub enum ItemOrRun {
     /// One item.

@@ -21,7 +21,7 @@ use crate::format::envelope;
 #[non_exhaustive]
 #[must_use]
 pub struct Gap {
-    /// Why the events are missing.
+    /// The reason for which the events are missing.
     pub reason: GapReason,
     /// The cursor with which the client asked to resume. `None` if the client sent no cursor.
     pub requested: Option<EventId>,

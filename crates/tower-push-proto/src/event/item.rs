@@ -60,8 +60,8 @@ pub enum Item {
 pub struct StreamClose {
     /// The close frame that a WebSocket sends.
     pub frame: CloseFrame,
-    /// What the end means for the client: [`StreamEnd::FINISHED`] if the client must not reconnect, [`StreamEnd::reconnect`] if the
-    /// client may.
+    /// The meaning of the end for the client: [`StreamEnd::FINISHED`] if the client must not reconnect, [`StreamEnd::reconnect`] if the client
+    /// may.
     pub end: StreamEnd,
 }
 

@@ -255,7 +255,7 @@ impl Event {
     }
 
     /// Returns the event with a reconnection time: how long a client waits before it reconnects, from this event on. SSE carries the time in the
-    /// field `retry`, in whole milliseconds and at most 24 days. Other formats leave the time out.
+    /// field `retry`, in whole milliseconds and at most 24 days. Formats other than SSE leave the reconnection time out.
     ///
     /// To set one time for all streams, use `Sse::retry`.
     #[must_use]

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::checked_text::{checked_text, is_header_value};
 use crate::error::Error;
 
-/// The maximum length of a topic, in bytes. URLs are topics.
+/// The maximum length of a topic, in bytes. The length suffices for URLs, which may be topics.
 const MAX_TOPIC_LEN: usize = 1024;
 
 /// The name of the log that an event belongs to, for streams that carry events of several logs.

@@ -119,16 +119,16 @@ pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut Byte
 pub(super) fn push_event_with_cursor(event: &Event, cursor: &EventId, out: &mut FrameBuffer) {
     if FrameBuffer::is_worth_sharing(event) {
         write_envelope_ids(event.fields(), Some(cursor), out.buffer());
-        out.push_event::<EnvelopeWithoutIdsEncoding>(event);
+        out.push_event::<CursorIndependentEnvelopeEncoding>(event);
     } else {
         write_event_with_cursor(event.fields(), cursor, out.buffer());
     }
 }
 
 /// The encoding of the part of an envelope that does not depend on the cursor: the members after `id` and `cursor`, and the closing brace.
-struct EnvelopeWithoutIdsEncoding;
+struct CursorIndependentEnvelopeEncoding;
 
-impl Encoding for EnvelopeWithoutIdsEncoding {
+impl Encoding for CursorIndependentEnvelopeEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
         write_envelope_after_ids(fields, out);

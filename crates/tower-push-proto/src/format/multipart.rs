@@ -50,7 +50,7 @@ pub struct Multipart {
     binary_type: HeaderValue,
 }
 
-/// How a [`Multipart`] writes records that are no events: gaps, cursors, heartbeats and the end.
+/// The form in which a [`Multipart`] writes records that are no events: gaps, cursors, heartbeats and the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ControlRecordForm {
     /// As parts of the type [`NON_EVENT_PART_TYPE`].
@@ -157,8 +157,8 @@ impl Format for Multipart {
 
 /// The encoder of a multipart body.
 ///
-/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. In a
-/// [`data_only`](Multipart::data_only) body, this text ends with `--BOUNDARY` instead.
+/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. A
+/// [`data_only`](Multipart::data_only) body ends with `--BOUNDARY` between two calls instead.
 struct MultipartEncoder {
     format: Multipart,
     /// The boundary with two hyphens before it: `--BOUNDARY`.
@@ -363,7 +363,7 @@ impl BatchEncoder for MultipartEncoder {
             // No part follows, so the delimiter after the last part becomes the last delimiter.
             out.truncate(out.len() - delimiter.len());
         } else {
-            // Headers of a next part have been written. These headers become a part without content.
+            // If headers of a next part (a gap or a cursor) have been written, these headers become a part without content.
             out.put_slice(b"\r\n\r\n");
         }
         self.write_last_delimiter(out);
@@ -380,9 +380,9 @@ impl Encoding for PartEncoding {
 }
 
 /// The encoding of the part of an event's part that does not depend on the cursor: the headers after `Event-Cursor`, and the content.
-struct PartAfterIdsEncoding;
+struct CursorIndependentPartEncoding;
 
-impl Encoding for PartAfterIdsEncoding {
+impl Encoding for CursorIndependentPartEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
         write_part_after_ids(fields, out);
@@ -411,7 +411,7 @@ fn write_event_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMu
 fn push_event_part_with_cursor(event: &Event, cursor: &EventId, out: &mut FrameBuffer) {
     if FrameBuffer::is_worth_sharing(event) {
         write_id_headers(event.fields(), Some(cursor), out.buffer());
-        out.push_event::<PartAfterIdsEncoding>(event);
+        out.push_event::<CursorIndependentPartEncoding>(event);
     } else {
         write_event_part(event.fields(), Some(cursor), out.buffer());
     }

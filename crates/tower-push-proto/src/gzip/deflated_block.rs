@@ -17,7 +17,7 @@ pub(crate) struct DeflatedBlock {
 /// The window of DEFLATE, in bytes: no reference reaches further back.
 const WINDOW_LEN: usize = 32 * 1024;
 
-/// The maximum number of bytes that are stored without compression. The block of so few bytes becomes hardly shorter if it is compressed.
+/// The maximum number of bytes that are stored without compression. A block of at most this length becomes hardly shorter if it is compressed.
 pub(super) const MAX_STORED_LEN: usize = 48;
 
 impl DeflatedBlock {

@@ -49,7 +49,7 @@ use crate::{
 /// ```
 pub struct GzipEncoder {
     encoder: Box<dyn Encoder>,
-    /// What `encoder` has written and is not yet compressed.
+    /// The bytes that `encoder` has written and that are not yet compressed.
     uncompressed: FrameBuffer,
     checksum: StreamChecksum,
     /// `None` if something other than a run was written last.

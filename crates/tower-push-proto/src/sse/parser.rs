@@ -86,7 +86,7 @@ struct PartialEvent {
     has_data: bool,
 }
 
-/// What [`SseParser::read_chunk`] has read of a chunk.
+/// The result of [`SseParser::read_chunk`]: the part of the chunk that was read.
 struct ChunkReadOutcome {
     /// The number of bytes that were read.
     len: usize,

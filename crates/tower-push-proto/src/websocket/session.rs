@@ -123,7 +123,7 @@ pub struct Session {
     state: SessionState,
     /// The time without input from the client after which the session sends a ping, in milliseconds. `None` turns pings off.
     ping_interval: Option<NonZero<u32>>,
-    /// When the client last showed that it is alive: it sent a byte, or read a byte after a long write block.
+    /// The time at which the client last showed that it is alive: it sent a byte, or read a byte after a long write block.
     last_activity: Instant,
     unsolicited_frames: UnsolicitedFrameCounter,
     /// State that most sessions do not have at most times. `None` if all fields of this state are `None`.
@@ -134,11 +134,11 @@ pub struct Session {
 /// The state of a session that waits for the client, or that is about to close.
 #[derive(Debug, Default)]
 struct RarelyUsedState {
-    /// When the last ping was sent, if the client has shown no activity since.
+    /// The time at which the last ping was sent, if the client has shown no activity since.
     unanswered_ping: Option<Instant>,
-    /// When the first byte of the client's incomplete message arrived. `None` between messages.
+    /// The time at which the first byte of the client's incomplete message arrived. `None` between messages.
     message_started: Option<Instant>,
-    /// When the socket began to accept no bytes. `None` if the last write succeeded.
+    /// The time from which the socket has accepted no bytes. `None` if the last write succeeded.
     write_blocked_since: Option<Instant>,
     /// The close that the next [`apply_pending_close`](Session::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
@@ -156,7 +156,7 @@ enum SessionState {
     Answering {
         /// The code of the client's close frame, which our close frame repeats.
         code: Option<CloseCode>,
-        /// When our close frame is queued, unless the source ends earlier.
+        /// The time at which our close frame is queued, unless the source ends earlier.
         deadline: Instant,
     },
     /// Our close frame is queued or written, and the client's close frame is awaited.
@@ -457,8 +457,8 @@ impl Session {
     }
 
     /// Handles the result of polling the source: an item, an error, or `None` at the end. An end or an error closes the connection with a
-    /// close code and a reason for each case. After the client's close frame, `None` answers that frame. Does nothing unless the session
-    /// [accepts items](Self::accepts_items).
+    /// close code and a reason for each case. After the client's close frame, the item `None` makes the session answer that frame. Does nothing
+    /// unless the session [accepts items](Self::accepts_items).
     ///
     /// # Errors
     /// An error if the message format cannot express the item. The session then also closes the connection.

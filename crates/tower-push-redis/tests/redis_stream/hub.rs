@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT};
-use tokio::time::timeout;
+use testkit::{HubClient, RedisProgram, RedisServer};
 use tower_push::{
-    Event, Hub, Item,
+    Hub,
     source::{
         StartPosition,
-        hub::{HubBuilder, HubSubscriber, PublishOptions},
+        hub::{HubBuilder, PublishOptions},
     },
 };
 use tower_push_redis::RedisHub;
@@ -25,27 +23,8 @@ async fn hub_with(server: &RedisServer, hub: HubBuilder, log_events: usize) -> R
     builder.connect_hub(hub).await.unwrap()
 }
 
-fn subscribe(node: &RedisHub, topics: &[&str], start: StartPosition) -> HubSubscriber {
-    let source = node.hub().topics(topics.to_vec()).unwrap();
-    source.subscribe_from(start).unwrap()
-}
-
-async fn next_event(subscriber: &mut HubSubscriber) -> Event {
-    loop {
-        let item = timeout(TEST_TIMEOUT, subscriber.next()).await;
-        match item.expect("no item").expect("the end").unwrap() {
-            Item::Event(event) => return event,
-            Item::Cursor(_) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-async fn expect_texts(subscriber: &mut HubSubscriber, texts: &[&str]) {
-    for text in texts {
-        let event = next_event(subscriber).await;
-        assert_eq!(event.payload().as_text(), Some(*text));
-    }
+fn subscribe(node: &RedisHub, topics: &[&str], start: StartPosition) -> HubClient {
+    HubClient::subscribe(node.hub(), topics, start)
 }
 
 #[tokio::test]
@@ -77,13 +56,13 @@ async fn client_moves_to_another_server() {
     let mut client = subscribe(&nodes[1], &["a", "b"], StartPosition::After(first));
     publish(1, "b", "2").await;
     let third = publish(0, "a", "3").await;
-    expect_texts(&mut client, &["2", "3"]).await;
+    client.expect_texts(&["2", "3"]).await;
     publish(1, "c", "4").await;
     publish(0, "b", "5").await;
     publish(1, "a", "6").await;
     // The client has another set of topics on the other server.
     let mut client = subscribe(&nodes[0], &["b", "c"], StartPosition::After(third));
-    expect_texts(&mut client, &["4", "5"]).await;
+    client.expect_texts(&["4", "5"]).await;
 }
 
 #[tokio::test]
@@ -101,11 +80,11 @@ async fn other_programs_publish_to_topics() {
     add("data unseen topic other");
     add("data last topic news");
     for (client, topic) in clients.iter_mut().zip(["news", "sport"]) {
-        let event = next_event(client).await;
+        let event = client.next_event().await;
         assert_eq!(event.payload().as_text(), Some("hello"));
         assert_eq!(event.topic().map(|topic| topic.as_str()), Some(topic));
     }
-    expect_texts(&mut clients[0], &["last"]).await;
+    clients[0].expect_texts(&["last"]).await;
 }
 
 #[tokio::test]
@@ -140,10 +119,12 @@ async fn sender_gets_no_echo_from_any_server() {
     for node in &nodes {
         let source = node.hub().topics("room").unwrap();
         let start = StartPosition::After(before.clone());
-        let mut sender = source.clone().sender("tab 1").subscribe_from(start.clone());
-        expect_texts(sender.as_mut().unwrap(), &["other"]).await;
-        let mut stranger = source.sender("tab 2").subscribe_from(start).unwrap();
-        expect_texts(&mut stranger, &["mine", "other"]).await;
+        let subscribe = |sender: &'static str| {
+            let source = source.clone().sender(sender);
+            HubClient::from(source.subscribe_from(start.clone()).unwrap())
+        };
+        subscribe("tab 1").expect_texts(&["other"]).await;
+        subscribe("tab 2").expect_texts(&["mine", "other"]).await;
     }
 }
 
@@ -170,7 +151,9 @@ async fn backend_resumes_read_pages_by_topic() {
     let clients: Vec<_> = clients.collect();
     let reads = server.call_count("xrange");
     for mut client in clients {
-        expect_texts(&mut client, &["100", "200", "300", "400", "500", "600"]).await;
+        client
+            .expect_texts(&["100", "200", "300", "400", "500", "600"])
+            .await;
     }
     let counts = late.hub().counts();
     assert_eq!((counts.backend_resumes, counts.lost_cursors), (100, 0));
@@ -217,14 +200,5 @@ async fn streams_end_with_last_clone() {
     let node = hub(&server).await;
     let mut client = subscribe(&node, &["a"], StartPosition::Now);
     drop(node);
-    let last = async {
-        loop {
-            match client.next().await.unwrap().unwrap() {
-                Item::Ended { .. } => return,
-                Item::Cursor(_) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    };
-    timeout(TEST_TIMEOUT, last).await.expect("the end");
+    client.expect_end().await;
 }

@@ -24,7 +24,7 @@ const UNKNOWN_OFFSET_MESSAGE: &str = "no such offset";
 #[derive(Clone, Debug)]
 pub(super) struct ReadRequest {
     pub(super) offset: ReadOffset,
-    /// How the read waits for events; `None` for a catch-up read, which does not wait.
+    /// The way in which the read waits for events; `None` for a catch-up read, which does not wait.
     pub(super) live: Option<LiveMode>,
     pub(super) cache_busting_cursor: CacheBustingCursor,
 }

@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// How the `data` event of an event stream (§5.8) represents the payloads of a batch.
+/// The form in which the `data` event of an event stream (§5.8) represents the payloads of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SseDataFormat {
     Text,

@@ -95,8 +95,8 @@ const OPCODE_BITS: u8 = 0x0f;
 /// The number of fragments that a message may have even if the size limit is small.
 const MIN_FRAGMENT_LIMIT: usize = 1024;
 
-/// The number of bytes of the size limit for which a message may have one fragment. The result applies if it is more than
-/// [`MIN_FRAGMENT_LIMIT`].
+/// The number of bytes of the size limit for which a message may have one fragment. The number of fragments that follows from the size limit
+/// applies if it is more than [`MIN_FRAGMENT_LIMIT`].
 const BYTES_PER_FRAGMENT: usize = 16;
 
 impl FrameDecoder {

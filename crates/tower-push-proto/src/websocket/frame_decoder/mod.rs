@@ -197,8 +197,8 @@ impl FrameDecoder {
     /// Decodes the front of `input` up to the first event, and removes the decoded bytes from `input`. Returns `None` once all of
     /// `input` is decoded.
     ///
-    /// A message is kept if `keep_message` is true when its first frame begins. Other messages are validated and dropped. `on_ping` is
-    /// called with the payload of each ping. The event does not contain the payload, because the payload would make every event larger.
+    /// A message is kept if `keep_message` is true when its first frame begins. A message that is not kept is validated and dropped. `on_ping`
+    /// is called with the payload of each ping. The event does not contain the payload, because the payload would make every event larger.
     ///
     /// After an error or a close frame, all input is discarded.
     ///

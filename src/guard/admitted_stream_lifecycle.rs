@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The [`StreamLifecycle`] of a request that a guard has admitted. Dropping the lifecycle closes the stream.
-pub(super) struct AdmittedLifecycle {
+pub(super) struct AdmittedStreamLifecycle {
     guard: Arc<SharedGuard>,
     drain: Option<DrainableStream>,
     permit: AdmissionPermit,
@@ -64,7 +64,7 @@ struct OpenStreamDetails {
 /// of this mean.
 const LIFETIME_RETRY: Duration = Duration::from_secs(1);
 
-impl AdmittedLifecycle {
+impl AdmittedStreamLifecycle {
     /// Creates the lifecycle of a request that `guard` admits. `outer` is the handle of the guard around this one.
     pub(super) fn new(
         guard: Arc<SharedGuard>,
@@ -149,8 +149,8 @@ impl AdmittedLifecycle {
         if !self.is_open() && is_refused {
             self.guard.record_refusal(head, RefusalReason::Source);
         }
-        // A response whose body has a known length is no stream: it responds to a poll, or refuses the request. But if another part holds a
-        // handle, such as the task of a WebSocket, the stream continues in that part.
+        // A response whose body has a known length is no stream: it responds to a poll, or refuses the request. If another part of the program
+        // holds a handle, such as the task of a WebSocket, the stream continues in that part.
         let has_known_length = response.body().size_hint().exact().is_some();
         if has_known_length && Arc::strong_count(self) == 1 {
             self.on_non_streaming_response();
@@ -239,7 +239,7 @@ impl AdmittedLifecycle {
     }
 }
 
-impl StreamLifecycle for AdmittedLifecycle {
+impl StreamLifecycle for AdmittedStreamLifecycle {
     fn on_open(&self, subscription: &Subscription) {
         let mut is_first = false;
         self.opened.get_or_init(|| {
@@ -369,7 +369,7 @@ impl StreamLifecycle for AdmittedLifecycle {
     }
 }
 
-impl Drop for AdmittedLifecycle {
+impl Drop for AdmittedStreamLifecycle {
     fn drop(&mut self) {
         let reason = self.close_reason();
         if let Some(OpenStreamDetails {
@@ -403,9 +403,9 @@ mod tests {
     #[test]
     fn admitted_lifecycle_is_small() {
         assert!(
-            size_of::<AdmittedLifecycle>() <= 192,
+            size_of::<AdmittedStreamLifecycle>() <= 192,
             "{}",
-            size_of::<AdmittedLifecycle>()
+            size_of::<AdmittedStreamLifecycle>()
         );
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct StreamSnapshot {
 
 /// Whether entries are missing between a reader's position and the entries after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Continuity {
+pub(crate) enum StreamContinuity {
     /// No entries are missing.
     Intact,
     /// The stream was trimmed beyond the position. `missed` is the exact number of missing entries, if it is known.
@@ -68,25 +68,25 @@ impl ReaderPosition {
         &self,
         snapshot: &StreamSnapshot,
         is_connected_since: bool,
-    ) -> Continuity {
+    ) -> StreamContinuity {
         let Some(info) = &snapshot.info else {
             return match self.id == EntryId::ZERO && self.entries_added == 0 {
-                true => Continuity::Intact,
-                false => Continuity::Replaced,
+                true => StreamContinuity::Intact,
+                false => StreamContinuity::Replaced,
             };
         };
         if info.last_generated_id < self.id || info.entries_added < self.entries_added {
-            return Continuity::Replaced;
+            return StreamContinuity::Replaced;
         }
         if let Some(entry) = snapshot.entries.first().filter(|entry| entry.id == self.id) {
             return match self.is_after_entry(entry) {
-                true => Continuity::Intact,
-                false => Continuity::Replaced,
+                true => StreamContinuity::Intact,
+                false => StreamContinuity::Replaced,
             };
         }
         if info.last_generated_id == self.id {
             // The last entry was trimmed or deleted, and there is none after it.
-            return Continuity::Intact;
+            return StreamContinuity::Intact;
         }
         if info.first_id.is_none_or(|first_id| first_id > self.id) {
             self.continuity_before_first(info, is_connected_since)
@@ -97,17 +97,21 @@ impl ReaderPosition {
 
     /// Returns the continuity of a position before the oldest entry. The removed entries that have a higher id than the position are
     /// missing.
-    fn continuity_before_first(&self, info: &StreamInfo, is_connected_since: bool) -> Continuity {
+    fn continuity_before_first(
+        &self,
+        info: &StreamInfo,
+        is_connected_since: bool,
+    ) -> StreamContinuity {
         let removed = info.entries_added.saturating_sub(info.length);
         if !is_connected_since {
             // The stream may have been emptied and filled again, so the number of entries that were added proves nothing.
-            return Continuity::Trimmed { missed: None };
+            return StreamContinuity::Trimmed { missed: None };
         }
         match removed.checked_sub(self.entries_added) {
             // Fewer entries were removed than the reader has read, so the stream is not the one of the position.
-            None => Continuity::Replaced,
-            Some(0) => Continuity::Intact,
-            Some(missed) => Continuity::Trimmed {
+            None => StreamContinuity::Replaced,
+            Some(0) => StreamContinuity::Intact,
+            Some(missed) => StreamContinuity::Trimmed {
                 missed: Some(missed),
             },
         }
@@ -115,13 +119,17 @@ impl ReaderPosition {
 
     /// Returns the continuity of a position between two entries. The continuity is intact only if the entry of the position was deleted with
     /// `XDEL`. If the entry was not deleted, a failover has lost it.
-    fn continuity_in_range(&self, info: &StreamInfo, snapshot: &StreamSnapshot) -> Continuity {
+    fn continuity_in_range(
+        &self,
+        info: &StreamInfo,
+        snapshot: &StreamSnapshot,
+    ) -> StreamContinuity {
         let added_since = info.entries_added - self.entries_added;
         let is_deleted = info.max_deleted_id >= self.id;
         let has_all = snapshot.is_complete && snapshot.entries.len() as u64 == added_since;
         match is_deleted && has_all {
-            true => Continuity::Intact,
-            false => Continuity::Replaced,
+            true => StreamContinuity::Intact,
+            false => StreamContinuity::Replaced,
         }
     }
 }
@@ -204,7 +212,11 @@ mod tests {
         stream
     }
 
-    fn check(stream: &ModelStream, position: ReaderPosition, is_connected: bool) -> Continuity {
+    fn check(
+        stream: &ModelStream,
+        position: ReaderPosition,
+        is_connected: bool,
+    ) -> StreamContinuity {
         position.continuity(&stream.snapshot(position.id), is_connected)
     }
 
@@ -212,53 +224,59 @@ mod tests {
     fn faults_are_told_apart() {
         let before = stream(5);
         let position = before.end();
-        assert_eq!(check(&before, position, false), Continuity::Intact);
+        assert_eq!(check(&before, position, false), StreamContinuity::Intact);
 
         let mut trimmed = before.clone();
         (6..=9).for_each(|number| trimmed.add(1, number));
-        assert_eq!(check(&trimmed, position, true), Continuity::Intact);
+        assert_eq!(check(&trimmed, position, true), StreamContinuity::Intact);
         trimmed.trim(4);
-        assert_eq!(check(&trimmed, position, true), Continuity::Intact);
+        assert_eq!(check(&trimmed, position, true), StreamContinuity::Intact);
         assert_eq!(
             check(&trimmed, position, false),
-            Continuity::Trimmed { missed: None }
+            StreamContinuity::Trimmed { missed: None }
         );
         trimmed.trim(1);
         assert_eq!(
             check(&trimmed, position, true),
-            Continuity::Trimmed { missed: Some(3) }
+            StreamContinuity::Trimmed { missed: Some(3) }
         );
 
         // The newest entry is deleted, and another one follows.
         let mut deleted = before.clone();
         deleted.delete(4);
-        assert_eq!(check(&deleted, position, false), Continuity::Intact);
+        assert_eq!(check(&deleted, position, false), StreamContinuity::Intact);
         deleted.add(1, 6);
-        assert_eq!(check(&deleted, position, false), Continuity::Intact);
+        assert_eq!(check(&deleted, position, false), StreamContinuity::Intact);
 
         // A failover loses 4 and 5. The new master adds others, with lower, equal and higher ids.
         let promoted = stream(3);
-        assert_eq!(check(&promoted, position, false), Continuity::Replaced);
+        assert_eq!(
+            check(&promoted, position, false),
+            StreamContinuity::Replaced
+        );
         for steps in [&[1, 1][..], &[2], &[2, 1], &[3], &[1, 2, 1]] {
             let mut promoted = promoted.clone();
             for step in steps {
                 promoted.add(*step, 100);
-                assert_eq!(check(&promoted, position, false), Continuity::Replaced);
+                assert_eq!(
+                    check(&promoted, position, false),
+                    StreamContinuity::Replaced
+                );
             }
         }
         assert_eq!(
             check(&ModelStream::default(), position, true),
-            Continuity::Replaced
+            StreamContinuity::Replaced
         );
         let nothing = ModelStream::default().end();
         assert_eq!(
             check(&ModelStream::default(), nothing, false),
-            Continuity::Intact
+            StreamContinuity::Intact
         );
-        assert_eq!(check(&stream(2), nothing, true), Continuity::Intact);
+        assert_eq!(check(&stream(2), nothing, true), StreamContinuity::Intact);
         assert_eq!(
             check(&stream(2), nothing, false),
-            Continuity::Trimmed { missed: None }
+            StreamContinuity::Trimmed { missed: None }
         );
     }
 
@@ -300,10 +318,10 @@ mod tests {
             let added = stream.info.map_or(0, |info| info.entries_added) - position.entries_added;
             let left = stream.entries.iter().filter(|entry| entry.id > position.id).count() as u64;
             match check(&stream, position, true) {
-                Continuity::Intact => prop_assert_eq!(left, added),
-                Continuity::Trimmed { missed } => prop_assert_eq!(missed, Some(added - left)),
+                StreamContinuity::Intact => prop_assert_eq!(left, added),
+                StreamContinuity::Trimmed { missed } => prop_assert_eq!(missed, Some(added - left)),
                 // A deleted entry with many entries after it.
-                Continuity::Replaced => {
+                StreamContinuity::Replaced => {
                     prop_assert!(stream.entries.iter().all(|entry| entry.id != position.id));
                     prop_assert!(left > LIMIT as u64 || left < added);
                 }
@@ -320,7 +338,7 @@ mod tests {
             for (step, text) in steps.into_iter().zip(100..) {
                 promoted.add(step, text);
             }
-            prop_assert_ne!(check(&promoted, position, false), Continuity::Intact);
+            prop_assert_ne!(check(&promoted, position, false), StreamContinuity::Intact);
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::{api_response::StreamContents, stream_cursor::StreamCursor};
 
 /// The result of comparing a reader's position with a stream: whether the stream still has everything up to the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Continuity {
+pub(crate) enum StreamContinuity {
     /// The messages after the position are those with higher sequence numbers. Missing numbers are messages that were removed.
     Intact,
     /// The stream has lost messages that were read, and may have given their sequence numbers to others.
@@ -20,14 +20,14 @@ pub(crate) fn check_continuity(
     stream: Fingerprint,
     contents: StreamContents,
     message: Option<Fingerprint>,
-) -> Continuity {
+) -> StreamContinuity {
     if position.stream != stream {
-        return Continuity::Replaced;
+        return StreamContinuity::Replaced;
     }
     let is_other_message = message.is_some_and(|message| !position.agrees_with(message));
     match contents.last_seq < position.sequence || is_other_message {
-        true => Continuity::Rewound,
-        false => Continuity::Intact,
+        true => StreamContinuity::Rewound,
+        false => StreamContinuity::Intact,
     }
 }
 
@@ -74,22 +74,22 @@ mod tests {
             message: Some(message),
         };
         let check = |last, found| check_continuity(position, stream, contents(1, last), found);
-        assert_eq!(check(7, Some(message)), Continuity::Intact);
-        assert_eq!(check(9, Some(message)), Continuity::Intact);
+        assert_eq!(check(7, Some(message)), StreamContinuity::Intact);
+        assert_eq!(check(9, Some(message)), StreamContinuity::Intact);
         // The message was removed.
-        assert_eq!(check(7, None), Continuity::Intact);
-        assert_eq!(check(9, None), Continuity::Intact);
-        assert_eq!(check(6, None), Continuity::Rewound);
-        assert_eq!(check(7, Some(other_message)), Continuity::Rewound);
-        assert_eq!(check(9, Some(other_message)), Continuity::Rewound);
+        assert_eq!(check(7, None), StreamContinuity::Intact);
+        assert_eq!(check(9, None), StreamContinuity::Intact);
+        assert_eq!(check(6, None), StreamContinuity::Rewound);
+        assert_eq!(check(7, Some(other_message)), StreamContinuity::Rewound);
+        assert_eq!(check(9, Some(other_message)), StreamContinuity::Rewound);
         let replaced = check_continuity(position, other, contents(1, 9), Some(message));
-        assert_eq!(replaced, Continuity::Replaced);
+        assert_eq!(replaced, StreamContinuity::Replaced);
         let without_message = StreamCursor {
             message: None,
             ..position
         };
         let found = check_continuity(without_message, stream, contents(1, 7), Some(message));
-        assert_eq!(found, Continuity::Intact);
+        assert_eq!(found, StreamContinuity::Intact);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What follows the end or the failure of a connection.
+//! The reactions of a subscriber to the end or the failure of a connection.
 
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,19 @@ use crate::{error::Error, item::ClientItem};
 
 /// A connection that has failed or ended, and what the client does about it.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct ConnectionFailure {
     /// `None` if the server has ended the connection as planned.
     pub(super) error: Option<Error>,
-    pub(super) reaction: Reaction,
+    pub(super) reaction: FailureReaction,
 }
 
 /// The longest time for the closing handshake of a WebSocket, 3 s.
 #[cfg(feature = "websocket")]
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the client does after a failure.
+/// The reaction of the client to a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reaction {
+pub(super) enum FailureReaction {
     /// End the subscription with the error: every further request would fail in the same way.
     Stop,
     /// Send another request after a delay.
@@ -42,61 +42,61 @@ pub(super) enum Reaction {
     NextTransportOrRetry,
 }
 
-impl Failure {
+impl ConnectionFailure {
     pub(super) fn stop(error: Error) -> Self {
-        let (error, reaction) = (Some(error), Reaction::Stop);
+        let (error, reaction) = (Some(error), FailureReaction::Stop);
         Self { error, reaction }
     }
 
     pub(super) fn retry(error: Error) -> Self {
-        let (error, reaction) = (Some(error), Reaction::Retry);
+        let (error, reaction) = (Some(error), FailureReaction::Retry);
         Self { error, reaction }
     }
 
     pub(super) fn next_transport_or_retry(error: Error) -> Self {
-        let (error, reaction) = (Some(error), Reaction::NextTransportOrRetry);
+        let (error, reaction) = (Some(error), FailureReaction::NextTransportOrRetry);
         Self { error, reaction }
     }
 
     fn planned_end() -> Self {
-        let (error, reaction) = (None, Reaction::Retry);
+        let (error, reaction) = (None, FailureReaction::Retry);
         Self { error, reaction }
     }
 }
 
 /// Returns what the client does about a response with this status, which is not a feed.
-pub(super) fn reaction_to_status(status: StatusCode) -> Reaction {
+pub(super) fn reaction_to_status(status: StatusCode) -> FailureReaction {
     match status.as_u16() {
-        401 => Reaction::RetryOnceAtOnce,
+        401 => FailureReaction::RetryOnceAtOnce,
         // The server does not offer this transport, or a proxy does not let it through.
-        400 | 405 | 406 | 415 | 426 | 501 | 505 => Reaction::NextTransportOrStop,
-        408 | 409 | 421 | 425 | 429 | 500..=599 => Reaction::Retry,
-        _ => Reaction::Stop,
+        400 | 405 | 406 | 415 | 426 | 501 | 505 => FailureReaction::NextTransportOrStop,
+        408 | 409 | 421 | 425 | 429 | 500..=599 => FailureReaction::Retry,
+        _ => FailureReaction::Stop,
     }
 }
 
 impl Subscriber {
     /// Drops the connection, and does what `failure` says.
-    pub(super) fn fail(&mut self, failure: Failure, now: Instant) {
-        let Failure { error, reaction } = failure;
+    pub(super) fn fail(&mut self, failure: ConnectionFailure, now: Instant) {
+        let ConnectionFailure { error, reaction } = failure;
         let has_worked = self.end_connection(now);
         let delay = match reaction {
             _ if !self.config.reconnects => return self.stop(error),
-            Reaction::Stop => return self.stop(error),
-            Reaction::RetryOnceAtOnce => {
+            FailureReaction::Stop => return self.stop(error),
+            FailureReaction::RetryOnceAtOnce => {
                 if std::mem::replace(&mut self.has_repeated_401, true) {
                     return self.stop(error);
                 }
                 Duration::ZERO
             }
-            Reaction::NextTransportOrStop | Reaction::NextTransportOrRetry => {
+            FailureReaction::NextTransportOrStop | FailureReaction::NextTransportOrRetry => {
                 match (self.selector.on_unsuitable(), reaction) {
                     (true, _) => Duration::ZERO,
-                    (false, Reaction::NextTransportOrStop) => return self.stop(error),
+                    (false, FailureReaction::NextTransportOrStop) => return self.stop(error),
                     (false, _) => self.draw_delay(),
                 }
             }
-            Reaction::Retry => {
+            FailureReaction::Retry => {
                 if !has_worked {
                     self.selector.on_failure();
                 }
@@ -140,7 +140,7 @@ impl Subscriber {
         self.backoff.next_delay(hint)
     }
 
-    /// Ends the subscription with an error. Without an error, the server has ended the response, and the client does not reconnect.
+    /// Ends the subscription with an error. If there is no error, the server has ended the response, and the client does not reconnect.
     fn stop(&mut self, error: Option<Error>) {
         self.terminate();
         self.queued.extend(error.map(Err));
@@ -152,14 +152,14 @@ impl Subscriber {
             return;
         };
         if let Some(Err(error)) = end {
-            return self.fail(Failure::retry(Error::cut_by(error)), now);
+            return self.fail(ConnectionFailure::retry(Error::cut_by(error)), now);
         }
         if connection.reader.item_reader().is_none() {
             let error = Error::cut("the WebSocket ended without a close frame");
-            return self.fail(Failure::retry(error), now);
+            return self.fail(ConnectionFailure::retry(error), now);
         }
         if !connection.requested.is_long_poll() {
-            return self.fail(Failure::planned_end(), now);
+            return self.fail(ConnectionFailure::planned_end(), now);
         }
         let cursor = connection.batch_cursor.take();
         let is_finished = |cursor: &EventId| cursor.is_finished();
@@ -187,10 +187,10 @@ impl Subscriber {
             return;
         };
         if self.retry_hint.is_some() {
-            return self.fail(Failure::planned_end(), now);
+            return self.fail(ConnectionFailure::planned_end(), now);
         }
         if !has_items && now.saturating_duration_since(since) < MIN_EMPTY_POLL {
-            return self.fail(Failure::retry(Error::no_events()), now);
+            return self.fail(ConnectionFailure::retry(Error::no_events()), now);
         }
         self.end_connection(now);
         self.selector.on_success(now);
@@ -225,8 +225,8 @@ impl Subscriber {
                 return self.close_websocket(&frame, None, now);
             }
             // The stream has ended as planned.
-            Some(1001 | 1012 | 3000..=3005) => Failure::planned_end(),
-            _ => Failure {
+            Some(1001 | 1012 | 3000..=3005) => ConnectionFailure::planned_end(),
+            _ => ConnectionFailure {
                 error: Some(Error::closed(frame)),
                 reaction: reaction_to_close_code(code),
             },
@@ -235,7 +235,7 @@ impl Subscriber {
     }
 
     /// Waits until the server has ended the connection, and then does what `failure` says. The output has a close frame already.
-    pub(super) fn begin_close(&mut self, failure: Failure, now: Instant) {
+    pub(super) fn begin_close(&mut self, failure: ConnectionFailure, now: Instant) {
         self.close_websocket(&CloseFrame::without_code(), Some(failure), now);
     }
 
@@ -243,7 +243,7 @@ impl Subscriber {
     pub(super) fn close_websocket(
         &mut self,
         frame: &CloseFrame,
-        failure: Option<Failure>,
+        failure: Option<ConnectionFailure>,
         now: Instant,
     ) {
         let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
@@ -273,13 +273,13 @@ impl Subscriber {
     pub(super) fn close_after_violation(&mut self) {
         if let Some((error, time)) = self.violation.take() {
             let frame = CloseFrame::new(error.close_code, error.reason);
-            let failure = Failure::stop(Error::from_websocket(error));
+            let failure = ConnectionFailure::stop(Error::from_websocket(error));
             self.close_websocket(&frame, Some(failure), time);
         }
     }
 
     /// Does what was decided at the beginning of the closing handshake.
-    pub(super) fn apply_close(&mut self, failure: Option<Box<Failure>>, now: Instant) {
+    pub(super) fn apply_close(&mut self, failure: Option<Box<ConnectionFailure>>, now: Instant) {
         match failure {
             Some(failure) => self.fail(*failure, now),
             None => self.terminate(),
@@ -289,16 +289,16 @@ impl Subscriber {
 
 /// Returns what the client does after a close frame with this code.
 #[cfg(feature = "websocket")]
-fn reaction_to_close_code(code: Option<u16>) -> Reaction {
+fn reaction_to_close_code(code: Option<u16>) -> FailureReaction {
     match code {
         // The code says that the client broke the protocol or a rule.
-        Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => Reaction::Stop,
+        Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => FailureReaction::Stop,
         // A tower-push server that refuses a WebSocket late closes it with 4000 + status.
         Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status)
         {
-            Ok(Reaction::NextTransportOrStop) | Err(_) => Reaction::Stop,
+            Ok(FailureReaction::NextTransportOrStop) | Err(_) => FailureReaction::Stop,
             Ok(reaction) => reaction,
         },
-        _ => Reaction::Retry,
+        _ => FailureReaction::Retry,
     }
 }

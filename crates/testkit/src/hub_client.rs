@@ -1,0 +1,102 @@
+//! A client of topics that moves from hub to hub, as the clients of several servers behind a load balancer do.
+
+use futures_util::StreamExt;
+use tokio::time::timeout;
+use tower_push::{
+    Event, EventId, Hub, Item,
+    source::{StartPosition, hub::HubSubscriber},
+};
+
+use crate::{TEST_TIMEOUT, item::describe_item};
+
+/// A client of one of several hubs that show the same events.
+#[derive(Debug)]
+pub struct HubClient {
+    subscriber: HubSubscriber,
+    cursor: Option<EventId>,
+}
+
+impl HubClient {
+    /// Subscribes a client to topics. The client gets the events from `start` on.
+    pub fn subscribe(hub: &Hub, topics: &[&str], start: StartPosition) -> Self {
+        let source = hub.topics(topics.to_vec()).unwrap();
+        Self::from(source.subscribe_from(start).unwrap())
+    }
+
+    /// Subscribes a client that gets the events from now on, and waits until the client has a cursor.
+    pub async fn connect(hub: &Hub, topics: &[&str]) -> Self {
+        let mut client = Self::subscribe(hub, topics, StartPosition::Now);
+        assert_eq!(client.next().await, "cursor");
+        client
+    }
+
+    /// Subscribes a client that returns with a cursor.
+    pub fn resume(hub: &Hub, topics: &[&str], cursor: &EventId) -> Self {
+        let mut client = Self::subscribe(hub, topics, StartPosition::After(cursor.clone()));
+        client.cursor = Some(cursor.clone());
+        client
+    }
+
+    /// Leaves the hub, and returns to a hub with the cursor.
+    pub fn move_to(&mut self, hub: &Hub, topics: &[&str]) {
+        *self = Self::resume(hub, topics, &self.cursor());
+    }
+
+    /// Returns the cursor with which the client would return. Panics if the client has none.
+    pub fn cursor(&self) -> EventId {
+        self.cursor.clone().expect("the client has no cursor")
+    }
+
+    /// Returns the next item. Panics if there is no item within [`TEST_TIMEOUT`].
+    pub async fn next_item(&mut self) -> Item {
+        let next = timeout(TEST_TIMEOUT, self.subscriber.next()).await;
+        let item = next.expect("no item in time").expect("the stream ended");
+        let item = item.unwrap();
+        self.cursor = item.cursor().cloned().or(self.cursor.take());
+        item
+    }
+
+    /// Returns the text of the next event, or a description of another item.
+    pub async fn next(&mut self) -> String {
+        describe_item(Ok(self.next_item().await))
+    }
+
+    /// Returns the next event. Panics at any other item that is not a cursor.
+    pub async fn next_event(&mut self) -> Event {
+        loop {
+            match self.next_item().await {
+                Item::Event(event) | Item::EventWithCursor { event, .. } => return event,
+                Item::Cursor(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Reads events with exactly these texts, and cursors between them.
+    pub async fn expect_texts(&mut self, texts: &[&str]) {
+        for text in texts {
+            let event = self.next_event().await;
+            assert_eq!(event.payload().as_text(), Some(*text));
+        }
+    }
+
+    /// Reads cursors up to the end of the stream, which says when to return.
+    pub async fn expect_end(&mut self) {
+        loop {
+            match self.next_item().await {
+                Item::Ended { .. } => return,
+                Item::Cursor(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+impl From<HubSubscriber> for HubClient {
+    fn from(subscriber: HubSubscriber) -> Self {
+        Self {
+            subscriber,
+            cursor: None,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+use std::cmp::Ordering;
+
+use tower_push::{
+    EventId, Gap,
+    source::{
+        hub::{HubBackend, HubEvent, HubFeed},
+        relay::{Page, PageRequest, PushError, Upstream, UpstreamError},
+    },
+};
+use tower_push_proto::fingerprint::Fingerprint;
+
+use crate::{
+    error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
+    stream_message::StreamMessage, stream_reader::MessageSink, subject_mapping::SubjectMapping,
+};
+
+/// The backend of a hub on a stream: publishes messages, and reads the messages that are older than the hub's logs.
+pub(crate) struct StreamBackend {
+    publisher: JetStreamPublisher,
+    upstream: JetStreamUpstream,
+}
+
+impl StreamBackend {
+    pub(crate) fn new(publisher: JetStreamPublisher, upstream: JetStreamUpstream) -> Self {
+        Self {
+            publisher,
+            upstream,
+        }
+    }
+}
+
+impl HubBackend for StreamBackend {
+    async fn publish(
+        &self,
+        event: HubEvent,
+        idempotency_key: Option<Box<str>>,
+    ) -> Result<EventId, tower_push::Error> {
+        let published = self
+            .publisher
+            .publish_to_topics(&event, idempotency_key.as_deref());
+        published.await.map_err(publish_error)
+    }
+
+    async fn read_page(&self, request: PageRequest) -> Result<Page<HubEvent>, UpstreamError> {
+        self.upstream.read_hub_page(&request).await
+    }
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        self.upstream.compare_ids(a, b)
+    }
+}
+
+/// Returns the hub's error for a publication that has failed, whose source is `error`.
+fn publish_error(error: Error) -> tower_push::Error {
+    match error.is_too_large() {
+        true => tower_push::Error::too_long(error),
+        false => tower_push::Error::publish_failed(error),
+    }
+}
+
+/// The feed of a hub, which the reader of the stream fills.
+pub(crate) struct HubSink(pub(crate) HubFeed);
+
+impl MessageSink for HubSink {
+    fn push_message(
+        &mut self,
+        message: &StreamMessage,
+        stream: Fingerprint,
+        subjects: &SubjectMapping,
+    ) {
+        let pushed = self.0.push(message.to_hub_event(stream, subjects));
+        // Each message has an id of its own, so an id that the hub has is the id of the same message.
+        debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        self.0.gap(gap);
+    }
+}
