@@ -207,7 +207,8 @@ async fn tell_broker(hub: Weak<HubState>, broker: Arc<BrokerPresence>) {
                 let _ = timeout(time.saturating_sub(now), changed).await;
             }
             Some((NextUpdate::Now(update), _)) => {
-                let limit = update.node_timeout() / 2;
+                // A node that waits for too long after a failure would lose its lease.
+                let (limit, max_delay) = (update.node_timeout() / 2, update.node_timeout() / 4);
                 let answer = timeout(limit, broker.backend.update_members(update.clone())).await;
                 let answer = answer.ok().and_then(Result::ok);
                 let Some(hub) = hub.upgrade() else { return };
@@ -215,7 +216,9 @@ async fn tell_broker(hub: Weak<HubState>, broker: Arc<BrokerPresence>) {
                 drop(hub);
                 match answer {
                     Some(PresenceAnswer::Applied { .. }) => backoff = FeedBackoff::default(),
-                    Some(PresenceAnswer::LeaseLost) | None => sleep(backoff.next_delay()).await,
+                    Some(PresenceAnswer::LeaseLost) | None => {
+                        sleep(backoff.next_delay().min(max_delay)).await
+                    }
                 }
             }
         }
