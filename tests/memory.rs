@@ -52,7 +52,7 @@ async fn memory_is_bounded() {
     assert_idle_connection_is_small(WEBSOCKET_REQUEST, read_channel, 900, 1200).await;
     assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_shared_topic, 1100, 1400).await;
     assert_idle_connection_is_small(WEBSOCKET_REQUEST, read_shared_topic, 1250, 1550).await;
-    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_own_topic, 2100, 2400).await;
+    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_own_topic, 1750, 1950).await;
 }
 
 /// A request for an event stream.

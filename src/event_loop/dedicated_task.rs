@@ -6,7 +6,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{ConnectionPoll, DrivenConnection, WakeCause};
+use super::{ConnectionPoll, DrivenConnection};
 use crate::moving_deadline_timer::MovingDeadlineTimer;
 
 /// The future that drives one connection in a task of its own. A connection whose source runs the application's code is driven this way.
@@ -30,7 +30,7 @@ impl<C: DrivenConnection + Unpin> Future for DedicatedTask<C> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let poll = self.connection.poll(cx, WakeCause::Waker, Instant::now());
+            let poll = self.connection.poll(cx, Instant::now());
             let ConnectionPoll::Pending { deadline } = poll else {
                 return Poll::Ready(());
             };

@@ -1,19 +1,20 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    ConnectionPoll, WakeCause,
-    connection_slot::ConnectionSlot,
+    ConnectionPoll, DrivenConnection, TakenOutput,
+    connection_waker::ConnectionWaker,
     group_memberships::{GroupMembership, GroupMemberships},
     log_group::{LogGroup, LogGroupKey},
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
@@ -29,8 +30,10 @@ pub(super) struct EventLoop {
     queue: Arc<ReadyQueue>,
     connections: ConnectionTable,
     groups: HashMap<LogGroupKey, LogGroup>,
-    /// What is polled next. Entries are moved here from `queue`.
+    /// The entries that are polled next. Entries are moved here from `queue`.
     ready: VecDeque<ReadyEntry>,
+    /// The members of a group whose output is written next. Empty between two batches.
+    batch: Vec<BatchMember>,
     timers: TimerQueue,
     /// The timer for the first entry of `timers`. Created when there is an entry.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -47,33 +50,42 @@ struct ConnectionTable {
 }
 
 struct ConnectionEntry {
-    slot: Arc<dyn ConnectionSlot>,
+    connection: Box<dyn DrivenConnection>,
+    waker: Waker,
     scheduled: ScheduledTime,
     memberships: GroupMemberships,
+}
+
+/// A connection whose output was taken from its log, and is written next.
+struct BatchMember {
+    index: u32,
+    output: TakenOutput,
 }
 
 /// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. 64 writes to a socket take about half a
 /// millisecond.
 pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 
-/// How many members of a group are polled until the group is looked up again.
+/// The number of members of a group that take output from their log, before the first of them writes its output.
 const MEMBERS_PER_BATCH: usize = 16;
 
 impl ConnectionTable {
-    fn insert(&mut self, entry: ConnectionEntry) -> u32 {
+    /// Adds the entry that `create` returns for its index.
+    fn insert(&mut self, create: impl FnOnce(u32) -> ConnectionEntry) -> u32 {
         if let Some(index) = self.free.pop() {
-            self.entries[index as usize] = Some(entry);
+            self.entries[index as usize] = Some(create(index));
             return index;
         }
-        self.entries.push(Some(entry));
-        self.entries.len() as u32 - 1
+        let index = self.entries.len() as u32;
+        self.entries.push(Some(create(index)));
+        index
     }
 
     fn remove(&mut self, index: u32) -> Option<ConnectionEntry> {
         let entry = self.entries.get_mut(index as usize)?.take()?;
         self.free.push(index);
         if self.free.len() == self.entries.len() {
-            // No connection is left, and the memory that many connections needed is freed.
+            // No connection is left, so the memory that many connections needed is freed.
             *self = Self::default();
         }
         Some(entry)
@@ -96,6 +108,17 @@ impl ConnectionTable {
     }
 }
 
+impl ConnectionEntry {
+    /// Calls `call` with the connection. Returns `None` if `call` panics: the connection must then be closed.
+    fn with_connection<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn DrivenConnection, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let mut cx = Context::from_waker(&self.waker);
+        catch_unwind(AssertUnwindSafe(|| call(&mut *self.connection, &mut cx))).ok()
+    }
+}
+
 impl EventLoop {
     pub(super) fn new(queue: Arc<ReadyQueue>, load: Arc<AtomicUsize>) -> Self {
         Self {
@@ -103,6 +126,7 @@ impl EventLoop {
             connections: ConnectionTable::default(),
             groups: HashMap::new(),
             ready: VecDeque::new(),
+            batch: Vec::new(),
             timers: TimerQueue::new(Instant::now()),
             sleep: None,
             is_set_dropped: false,
@@ -111,23 +135,21 @@ impl EventLoop {
     }
 
     /// Polls what is ready, at most [`MAX_POLLS_PER_TURN`] connections. Returns whether nothing more is ready.
-    fn run_turn(&mut self, now: Instant) -> bool {
+    fn poll_ready_connections(&mut self, now: Instant) -> bool {
         self.queue.take(&mut self.ready);
         let mut polls_left = MAX_POLLS_PER_TURN / 2;
-        polls_left += self.poll_due(now, MAX_POLLS_PER_TURN / 2);
+        polls_left += self.poll_past_deadlines(now, MAX_POLLS_PER_TURN / 2);
         while polls_left > 0 {
             let Some(entry) = self.ready.pop_front() else {
                 return true;
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(slot, logs) => {
-                    self.add_connection(&slot, logs);
-                    self.poll_connection(slot, WakeCause::Waker, now);
+                ReadyEntry::NewConnection(connection, logs) => {
+                    let index = self.add_connection(connection, logs);
+                    self.poll_connection(index, now);
                 }
-                ReadyEntry::Connection(slot) => {
-                    self.poll_connection(slot, WakeCause::Waker, now);
-                }
+                ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
                 ReadyEntry::Log(key) => {
                     if let Some(group) = self.groups.get(&key) {
                         group.on_wake();
@@ -142,7 +164,7 @@ impl EventLoop {
     }
 
     /// Polls the connections whose deadline has passed. Returns how many polls of `polls_left` are left.
-    fn poll_due(&mut self, now: Instant, mut polls_left: usize) -> usize {
+    fn poll_past_deadlines(&mut self, now: Instant, mut polls_left: usize) -> usize {
         while polls_left > 0 {
             let connections = &self.connections;
             let scheduled = |index| connections.scheduled_time(index);
@@ -151,16 +173,15 @@ impl EventLoop {
             };
             if let Some(entry) = self.connections.get_mut(index) {
                 entry.scheduled = ScheduledTime::default();
-                let slot = entry.slot.clone();
-                self.poll_connection(slot, WakeCause::Waker, now);
+                self.poll_connection(index, now);
             }
             polls_left -= 1;
         }
         polls_left
     }
 
-    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the pass is not complete then, it
-    /// is continued in the next turn, after what was woken meanwhile.
+    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the polls do not suffice for
+    /// the pass, the next turn continues the pass, after the connections that were woken meanwhile.
     fn poll_group(&mut self, key: LogGroupKey, mut polls_left: usize, now: Instant) -> usize {
         while polls_left > 0 {
             let Some(group) = self.groups.get_mut(&key) else {
@@ -173,32 +194,53 @@ impl EventLoop {
                 return polls_left;
             }
             polls_left -= members.len();
-            for index in members {
-                self.poll_member(*index, now);
-            }
+            self.poll_members(members, now);
         }
         self.ready.push_back(ReadyEntry::LogPass(key));
         0
     }
 
-    fn poll_member(&mut self, index: u32, now: Instant) {
-        if let Some(entry) = self.connections.get(index) {
-            let slot = entry.slot.clone();
-            self.poll_connection(slot, WakeCause::Log, now);
+    /// Polls members of a group, because their log has changed: takes the output of all of them, and then writes it.
+    fn poll_members(&mut self, members: &[u32], now: Instant) {
+        for index in members {
+            if let Some(entry) = self.connections.get(*index) {
+                entry.connection.prefetch();
+            }
         }
+        let mut batch = std::mem::take(&mut self.batch);
+        for index in members.iter().copied() {
+            let Some(entry) = self.connections.get_mut(index) else {
+                continue;
+            };
+            let taken = entry.with_connection(|connection, cx| connection.take_output(cx, now));
+            match taken {
+                Some(output) => batch.push(BatchMember { index, output }),
+                None => self.remove_connection(index),
+            }
+        }
+        for BatchMember { index, output } in batch.drain(..) {
+            // No connection is added before the batch is written, so the index is still that of the same connection.
+            if let Some(entry) = self.connections.get_mut(index) {
+                let poll = entry
+                    .with_connection(|connection, cx| connection.write_output(output, cx, now));
+                self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+            }
+        }
+        self.batch = batch;
     }
 
+    /// Adds a connection. Returns its index.
     fn add_connection(
         &mut self,
-        slot: &Arc<dyn ConnectionSlot>,
+        connection: Box<dyn DrivenConnection>,
         mut logs: Vec<Arc<dyn WatchedLog>>,
-    ) {
-        let index = self.connections.insert(ConnectionEntry {
-            slot: slot.clone(),
+    ) -> u32 {
+        let index = self.connections.insert(|index| ConnectionEntry {
+            connection,
+            waker: Waker::from(Arc::new(ConnectionWaker::new(index, &self.queue))),
             scheduled: ScheduledTime::default(),
             memberships: GroupMemberships::default(),
         });
-        slot.set_index(Some(index));
         // A connection is at most once in each group.
         logs.sort_unstable_by_key(LogGroupKey::new);
         logs.dedup_by_key(|log| LogGroupKey::new(log));
@@ -215,14 +257,21 @@ impl EventLoop {
         if let Some(entry) = self.connections.get_mut(index) {
             entry.memberships = GroupMemberships::new(memberships);
         }
+        index
     }
 
-    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, cause: WakeCause, now: Instant) {
-        let Some(index) = slot.index() else {
+    /// Polls a connection because it was woken, or because its deadline has passed, or because it is new.
+    fn poll_connection(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.connections.get_mut(index) else {
             // The connection was closed before.
             return;
         };
-        match slot.poll(cause, now) {
+        let poll = entry.with_connection(|connection, cx| connection.poll(cx, now));
+        self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+    }
+
+    fn handle_poll(&mut self, index: u32, poll: ConnectionPoll) {
+        match poll {
             ConnectionPoll::Closed => self.remove_connection(index),
             ConnectionPoll::Pending { deadline: None } => {}
             ConnectionPoll::Pending {
@@ -239,10 +288,15 @@ impl EventLoop {
         let Some(entry) = self.connections.remove(index) else {
             return;
         };
-        entry.slot.set_index(None);
-        entry.slot.close();
+        let ConnectionEntry {
+            connection,
+            memberships,
+            ..
+        } = entry;
+        // Dropping a source can run the application's code, which may panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
         self.load.fetch_sub(1, Ordering::Relaxed);
-        for membership in entry.memberships.as_slice() {
+        for membership in memberships.as_slice() {
             self.remove_from_group(*membership);
         }
         let connections = &self.connections;
@@ -267,7 +321,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether the first deadline has passed. If it has not, `cx` is woken at this deadline.
+    /// Returns whether the first deadline has passed. If the deadline has not passed, `cx` is woken at the deadline.
     fn is_deadline_past(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(first) = self.timers.first() else {
             self.sleep = None;
@@ -288,7 +342,7 @@ impl Future for EventLoop {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if !this.run_turn(Instant::now()) {
+        if !this.poll_ready_connections(Instant::now()) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

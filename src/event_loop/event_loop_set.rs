@@ -14,7 +14,6 @@ use tokio::{
 
 use super::{
     DrivenConnection,
-    connection_slot::new_slot,
     event_loop::EventLoop,
     ready_queue::{ReadyEntry, ReadyQueue},
 };
@@ -56,8 +55,7 @@ impl EventLoopSet {
         C: DrivenConnection + 'static,
     {
         let event_loop = self.least_loaded();
-        let slot = new_slot(connection, &event_loop.queue);
-        let entry = ReadyEntry::NewConnection(slot, logs);
+        let entry = ReadyEntry::NewConnection(Box::new(connection), logs);
         if let Err(entry) = event_loop.queue.push(entry) {
             // The runtime is being shut down.
             event_loop.load.fetch_sub(1, Ordering::Relaxed);

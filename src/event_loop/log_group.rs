@@ -25,16 +25,16 @@ pub(super) struct LogGroup {
     waiter: WaiterKey,
     waker: Arc<LogGroupWaker>,
     members: Vec<u32>,
-    pass: Option<GroupPass>,
+    pass: Option<GroupPollPass>,
 }
 
-/// A pass over a group that has begun.
+/// The state of a pass over a group, from its beginning until all members are polled.
 #[derive(Clone, Copy, Debug)]
-struct GroupPass {
+struct GroupPollPass {
     /// The status of the log at the beginning of the pass.
     log_status: u64,
-    /// The number of members that are not polled yet. These are the first members: the pass polls from the last member to the first. So if a member
-    /// leaves, the last member, which takes its index, has been polled already.
+    /// The number of members that are not polled yet. The pass polls from the last member to the first, so the unpolled members are the first
+    /// ones. So if a member leaves, the last member, which takes its index, has been polled already.
     unpolled: usize,
 }
 
@@ -115,11 +115,11 @@ impl LogGroup {
         self.waker.is_queued.swap(false, Ordering::AcqRel);
     }
 
-    /// Fills `members` with the next connections to poll, and returns the filled part. This part is empty once the pass is complete: the
-    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed
-    /// by the next call.
+    /// Fills `members` with the next connections to poll, and returns the filled part. The filled part is empty once the pass is complete: the
+    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed by
+    /// the next call.
     pub(super) fn next_members<'a>(&mut self, members: &'a mut [u32]) -> &'a [u32] {
-        let pass = self.pass.get_or_insert_with(|| GroupPass {
+        let pass = self.pass.get_or_insert_with(|| GroupPollPass {
             log_status: self.log.status(),
             unpolled: self.members.len(),
         });

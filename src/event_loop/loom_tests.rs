@@ -10,8 +10,8 @@ use loom::{future::block_on, model, thread};
 use tokio::time::Instant;
 
 use super::{
-    ConnectionPoll, DrivenConnection, WakeCause,
-    connection_slot::{ConnectionSlot, new_slot},
+    ConnectionPoll, DrivenConnection,
+    connection_waker::ConnectionWaker,
     log_group::LogGroup,
     ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
 };
@@ -33,7 +33,7 @@ struct Input {
 struct InputConnection(Arc<Input>);
 
 impl DrivenConnection for InputConnection {
-    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+    fn poll(&mut self, cx: &mut Context<'_>, _: Instant) -> ConnectionPoll {
         *lock(&self.0.waker) = Some(cx.waker().clone());
         if self.0.value.load(Ordering::Acquire) == 2 {
             return ConnectionPoll::Closed;
@@ -60,12 +60,9 @@ fn woken_connection_is_polled_again() {
     model(|| {
         let queue = Arc::new(ReadyQueue::new());
         let input: Arc<Input> = Arc::default();
-        let slot = new_slot(InputConnection(input.clone()), &queue);
-        assert!(
-            queue
-                .push(ReadyEntry::NewConnection(slot, Vec::new()))
-                .is_ok()
-        );
+        let connection = Box::new(InputConnection(input.clone()));
+        let entry = ReadyEntry::NewConnection(connection, Vec::new());
+        assert!(queue.push(entry).is_ok());
         let writer = thread::spawn(move || {
             for value in 1..=2 {
                 input.value.store(value, Ordering::Release);
@@ -76,21 +73,25 @@ fn woken_connection_is_polled_again() {
             }
         });
         let now = Instant::now();
+        let waker = Waker::from(Arc::new(ConnectionWaker::new(7, &queue)));
+        let mut connection = None;
         let mut is_closed = false;
         while !is_closed {
             for entry in next_entries(&queue) {
-                if let ReadyEntry::Connection(slot) | ReadyEntry::NewConnection(slot, _) = entry {
-                    is_closed |= poll(slot, now) == ConnectionPoll::Closed;
+                match entry {
+                    ReadyEntry::NewConnection(new, _) => connection = Some(new),
+                    ReadyEntry::Connection(waker) => assert_eq!(waker.on_taken(), 7),
+                    _ => unreachable!("nothing else is queued"),
+                }
+                if let Some(connection) = &mut connection {
+                    let poll = connection.poll(&mut Context::from_waker(&waker), now);
+                    is_closed |= poll == ConnectionPoll::Closed;
                 }
             }
         }
         writer.join().unwrap();
         queue.close();
     });
-}
-
-fn poll(slot: Arc<dyn ConnectionSlot>, now: Instant) -> ConnectionPoll {
-    slot.poll(WakeCause::Waker, now)
 }
 
 /// A log that has only its status, with the protocol of a [`SharedLog`](crate::source).

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `connection.rs` | [`DrivenConnection`]: what an event loop, or a task of its own, polls |
 //! | `ready_queue.rs` | [`ReadyQueue`]: what an event loop must poll next |
-//! | `connection_slot.rs` | [`ConnectionSlot`]: a connection together with its waker |
+//! | `connection_waker.rs` | [`ConnectionWaker`]: puts a connection into the queue |
 //! | `group_memberships.rs` | [`GroupMemberships`]: the groups of one connection |
 //! | `log_group.rs` | [`LogGroup`]: the connections of one event loop that read the same log, and are woken together |
 //! | `timer_queue.rs` | [`TimerQueue`]: the deadlines of all connections of an event loop |
@@ -22,21 +22,21 @@
 //!
 //! # Fairness
 //! A poll of a connection is bounded by the connection. In one round, an event loop polls each connection at most once for its own waker and once for
-//! each of its logs that has changed, before it polls any of them again. It returns to the scheduler after
-//! [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never reads and a client that floods the
-//! server delay the other connections by one poll per round. A log that changes all the time delays the readers of other logs by one poll of each of its
-//! readers per round.
+//! each of its logs that has changed, before it polls any of them again. The event loop returns to the scheduler after
+//! [`MAX_POLLS_PER_TURN`](event_loop::MAX_POLLS_PER_TURN) polls. So a source that never pauses, a client that never reads and a client that
+//! floods the server delay the other connections by one poll per round. A log that changes all the time delays the readers of other logs by one
+//! poll of each of its readers per round.
 //!
 //! # Invariant: no wake-up is lost
-//! - Waking a connection puts its slot into the [`ReadyQueue`] under the queue's lock, unless the slot is there already. The event loop clears the mark
-//!   of a slot before it polls the connection, and stores its own waker only under the same lock, while the queue is empty.
+//! - Waking a connection puts its [`ConnectionWaker`] into the [`ReadyQueue`] under the queue's lock, unless the waker is there already. The event loop
+//!   clears the mark of a waker before it polls the connection, and stores its own waker only under the same lock, while the queue is empty.
 //! - [`LogGroup`] describes why no reader of a log sleeps through an event.
 //!
 //! `loom_tests.rs` tries every order of these steps.
 
 mod connection;
 #[cfg(feature = "server")]
-mod connection_slot;
+mod connection_waker;
 mod dedicated_task;
 #[cfg(feature = "server")]
 #[expect(clippy::module_inception, reason = "the file has the type `EventLoop`")]
@@ -57,8 +57,8 @@ mod tests;
 mod timer_queue;
 
 #[cfg(feature = "server")]
-pub(crate) use self::event_loop_set::EventLoopSet;
+pub(crate) use self::{connection::TakenOutput, event_loop_set::EventLoopSet};
 pub(crate) use self::{
-    connection::{ConnectionPoll, DrivenConnection, WakeCause},
+    connection::{ConnectionPoll, DrivenConnection},
     dedicated_task::DedicatedTask,
 };

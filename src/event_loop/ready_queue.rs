@@ -1,12 +1,12 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
-use super::{connection_slot::ConnectionSlot, log_group::LogGroupKey};
+use super::{DrivenConnection, connection_waker::ConnectionWaker, log_group::LogGroupKey};
 use crate::{
     source::WatchedLog,
     sync::{Mutex, lock},
 };
 
-/// What an event loop must poll next, in the order in which it was woken.
+/// The connections and logs that an event loop must poll next, in the order in which they were woken.
 pub(super) struct ReadyQueue {
     state: Mutex<ReadyQueueState>,
 }
@@ -22,9 +22,9 @@ struct ReadyQueueState {
 /// An entry of a [`ReadyQueue`].
 pub(super) enum ReadyEntry {
     /// A connection that the event loop does not have yet, and the logs whose groups the connection joins.
-    NewConnection(Arc<dyn ConnectionSlot>, Vec<Arc<dyn WatchedLog>>),
+    NewConnection(Box<dyn DrivenConnection>, Vec<Arc<dyn WatchedLog>>),
     /// A connection that was woken.
-    Connection(Arc<dyn ConnectionSlot>),
+    Connection(Arc<ConnectionWaker>),
     /// A log that has changed.
     Log(LogGroupKey),
     /// A log for whose group a pass has begun. Only the event loop adds such an entry.
@@ -75,7 +75,7 @@ impl ReadyQueue {
         entries.extend(lock(&self.state).entries.drain(..));
     }
 
-    /// Moves all entries to the end of `entries`. If there are none, stores `waker`.
+    /// Moves all entries of the queue to the end of `entries`. If the queue has no entries, stores `waker`.
     pub(super) fn take_or_wait(
         &self,
         entries: &mut VecDeque<ReadyEntry>,
@@ -93,7 +93,7 @@ impl ReadyQueue {
         TakeOutcome::Taken
     }
 
-    /// Closes the queue if it is empty. Returns whether it is closed.
+    /// Closes the queue if it is empty. Returns whether the queue is closed.
     pub(super) fn close_if_empty(&self) -> bool {
         let mut state = lock(&self.state);
         state.is_closed |= state.entries.is_empty();

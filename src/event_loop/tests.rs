@@ -11,7 +11,7 @@ use std::{
 use futures_core::Stream;
 use tokio::time::{Instant, sleep};
 
-use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
+use super::{ConnectionPoll, DrivenConnection, EventLoopSet};
 use crate::{
     Channel, Hub, Item,
     source::{BoxItemStream, EventLoopJoin, StartPosition},
@@ -46,7 +46,7 @@ impl<F> DrivenConnection for ProbedConnection<F>
 where
     F: FnMut(usize, &mut Context<'_>, Instant) -> ConnectionPoll + Send,
 {
-    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, now: Instant) -> ConnectionPoll {
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> ConnectionPoll {
         *self.probe.waker.lock().unwrap() = Some(cx.waker().clone());
         let earlier_polls = self.probe.polls.fetch_add(1, Ordering::SeqCst);
         (self.poll)(earlier_polls, cx, now)
@@ -217,7 +217,7 @@ struct CountingReader {
 }
 
 impl DrivenConnection for CountingReader {
-    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+    fn poll(&mut self, cx: &mut Context<'_>, _: Instant) -> ConnectionPoll {
         while let Poll::Ready(item) = Pin::new(&mut self.stream).poll_next(cx) {
             // A reader that begins in an empty log gets a cursor first.
             if matches!(item, Some(Ok(Item::Event(_)))) {
@@ -287,7 +287,7 @@ struct ReaderRecord {
 }
 
 impl DrivenConnection for RecordingReader {
-    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+    fn poll(&mut self, cx: &mut Context<'_>, _: Instant) -> ConnectionPoll {
         self.record.polls.fetch_add(1, Ordering::SeqCst);
         while let Poll::Ready(item) = Pin::new(&mut self.stream).poll_next(cx) {
             match item {

@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 /// The deadlines of the connections of one event loop.
 ///
-/// The deadline of most connections moves later with each write. So a connection has at most one valid entry, which is not moved: when the time of
-/// the entry has come, the connection is polled, and gets another entry for its current deadline.
+/// The deadline of most connections moves later with each write. A connection therefore has at most one valid entry, which is not moved: when
+/// the time of the entry has come, the connection is polled, and gets another entry for its current deadline.
 #[derive(Debug)]
 pub(super) struct TimerQueue {
     /// The time from which the milliseconds of the entries count.

@@ -17,10 +17,10 @@ use super::connection_permit::ConnectionPermit;
 use crate::{
     deadline::earlier,
     detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
-    event_loop::{ConnectionPoll, DrivenConnection, WakeCause},
+    event_loop::{ConnectionPoll, DrivenConnection, TakenOutput},
     guard::DrainStartWaiter,
     source::BoxItemStream,
-    transport::{ItemOutput, ItemWriter, StreamingOutput},
+    transport::{FramePoll, ItemOutput, ItemWriter, OutputFrame, StreamingOutput},
 };
 
 /// A stream that has left hyper: writes its frames as chunks to the socket, and notices that the client has left.
@@ -58,14 +58,20 @@ enum StreamPhase {
     Lingering,
 }
 
-/// The slices of a chunk that are not written: its size line, its payload and the final CRLF.
-struct UnwrittenChunk([Bytes; 3]);
+/// The slices of a chunk that are not written, in reverse order: the final CRLF, the frames of the payload, and the size line.
+struct UnwrittenChunk(Vec<Bytes>);
 
 /// The chunk that ends a body (RFC 9112 §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Chunks with a shorter payload are copied into one buffer on the stack, because one slice is cheaper to write than three: 1 KiB.
 const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
+
+/// The payload length, in bytes, from which a chunk gets no further frame: 64 KiB. One system call writes a chunk, so that long chunks are cheaper.
+const FULL_CHUNK_LEN: usize = 64 * 1024;
+
+/// The maximum number of slices in one vectored write.
+const MAX_SLICES_PER_WRITE: usize = 16;
 
 /// The number of bytes of input that are discarded: 64 KiB. After these bytes, the connection is not read any more, so that a disconnect is
 /// noticed only at the next write.
@@ -123,11 +129,31 @@ where
         Ok(())
     }
 
+    /// Writes the output that is ready, and returns what the connection waits for. See [`poll_output`](Self::poll_output).
+    fn poll_until_pending(
+        &mut self,
+        taken: Option<FramePoll>,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> ConnectionPoll {
+        if self.is_close_due(now) || self.poll_output(taken, cx, now).is_ready() {
+            return ConnectionPoll::Closed;
+        }
+        ConnectionPoll::Pending {
+            deadline: earlier(self.close_deadline(), self.heartbeat_deadline()),
+        }
+    }
+
     /// Writes the rest of the current chunk.
     fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(chunk) = &mut self.unwritten {
-            let slices = chunk.0.each_ref().map(|slice| IoSlice::new(slice));
-            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?;
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES_PER_WRITE];
+            let count = slices.len().min(chunk.0.len());
+            for (io_slice, slice) in slices.iter_mut().zip(chunk.0.iter().rev()) {
+                *io_slice = IoSlice::new(slice);
+            }
+            let slices = &slices[..count];
+            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices))?;
             if written == 0 {
                 return Poll::Ready(Err(ErrorKind::WriteZero.into()));
             }
@@ -139,8 +165,45 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Begins to write a chunk. The bytes that the socket does not take at once stay in `unwritten`.
-    fn start_chunk(&mut self, payload: Bytes, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Begins to write a chunk with `frame`, and with the frames after it that are ready, if `frame` is long. The bytes that the socket does not take at
+    /// once stay in `unwritten`.
+    fn start_chunk(&mut self, frame: OutputFrame, cx: &mut Context<'_>) -> io::Result<()> {
+        if frame.bytes.len() > MAX_COPIED_PAYLOAD_LEN {
+            return self.start_long_chunk(frame, cx);
+        }
+        self.start_short_chunk(&frame.bytes, cx)
+    }
+
+    /// Gathers the frames of a chunk. The next call of [`poll_unwritten`](Self::poll_unwritten) writes them.
+    #[cold]
+    fn start_long_chunk(&mut self, first: OutputFrame, cx: &mut Context<'_>) -> io::Result<()> {
+        self.idle_since = None;
+        self.is_flushed = false;
+        let mut payload_len = first.bytes.len();
+        let mut is_last_ready = first.is_last_ready;
+        // The length of the payload, and so the size line, is known when all frames are gathered.
+        let mut slices = vec![Bytes::new(), first.bytes];
+        while payload_len < FULL_CHUNK_LEN && !is_last_ready {
+            let Poll::Ready(Some(next)) = self.poll_frame(cx) else {
+                break;
+            };
+            // A stream that fails is pending once before its error, so no frame is lost here.
+            let next = next.map_err(io::Error::other)?;
+            payload_len += next.bytes.len();
+            is_last_ready = next.is_last_ready;
+            slices.push(next.bytes);
+        }
+        let mut size_line = [0; MAX_SIZE_LINE_LEN];
+        let size_line = write_chunk_size(payload_len, &mut size_line);
+        slices[0] = Bytes::copy_from_slice(size_line);
+        slices.push(Bytes::from_static(b"\r\n"));
+        slices.reverse();
+        self.unwritten = Some(Box::new(UnwrittenChunk(slices)));
+        Ok(())
+    }
+
+    /// Writes a chunk whose payload is at most [`MAX_COPIED_PAYLOAD_LEN`] bytes long.
+    fn start_short_chunk(&mut self, payload: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         self.idle_since = None;
         if payload.is_empty() {
             // A chunk of length 0 would end the body.
@@ -148,18 +211,11 @@ where
         }
         let mut size_line = [0; MAX_SIZE_LINE_LEN];
         let size_line = write_chunk_size(payload.len(), &mut size_line);
-        if payload.len() > MAX_COPIED_PAYLOAD_LEN {
-            let size_line = Bytes::copy_from_slice(size_line);
-            let slices = [size_line, payload, Bytes::from_static(b"\r\n")];
-            self.unwritten = Some(Box::new(UnwrittenChunk(slices)));
-            self.is_flushed = false;
-            return Ok(());
-        }
         // The buffer is not initialized, because most chunks are much shorter than the buffer.
         let mut chunk =
             [const { MaybeUninit::<u8>::uninit() }; MAX_SIZE_LINE_LEN + MAX_COPIED_PAYLOAD_LEN + 2];
         let mut chunk = ReadBuf::uninit(&mut chunk);
-        for slice in [size_line, &payload, b"\r\n"] {
+        for slice in [size_line, payload, b"\r\n"] {
             chunk.put_slice(slice);
         }
         self.write_bytes(chunk.filled(), cx)
@@ -174,17 +230,30 @@ where
         };
         if written < bytes.len() {
             let rest = Bytes::copy_from_slice(&bytes[written..]);
-            self.unwritten = Some(Box::new(UnwrittenChunk([rest, Bytes::new(), Bytes::new()])));
+            self.unwritten = Some(Box::new(UnwrittenChunk(vec![rest])));
         }
         Ok(())
     }
 
     /// Writes what is ready. The result is ready once the connection must be closed.
-    fn poll_output(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+    ///
+    /// `taken` is the result of a poll of the stream that was not handled yet.
+    fn poll_output(
+        &mut self,
+        mut taken: Option<FramePoll>,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_unwritten(cx))?;
             match self.phase {
-                StreamPhase::Streaming => ready!(self.poll_stream(cx, now))?,
+                StreamPhase::Streaming => {
+                    let frame = match taken.take() {
+                        Some(frame) => frame,
+                        None => self.poll_frame(cx),
+                    };
+                    ready!(self.poll_write_frame(frame, cx, now))?;
+                }
                 StreamPhase::ShuttingDown => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
@@ -197,26 +266,37 @@ where
         }
     }
 
-    /// Writes the next frame of the stream, or a heartbeat, or the last chunk.
+    /// Polls the stream for its next frame.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
+        match &mut self.output {
+            Some(output) => output.poll_frame(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Writes a frame of the stream, or the last chunk. The poll is pending if nothing more is ready.
     ///
     /// # Errors
     /// Fails if the source fails. The client then gets no last chunk.
-    fn poll_stream(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
-        let Some(output) = &mut self.output else {
-            return Poll::Pending;
-        };
-        match output.poll_frame(cx) {
-            Poll::Pending => {
-                let Some(heartbeat) = self.take_due_heartbeat(now) else {
-                    if !self.is_flushed {
-                        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-                        self.is_flushed = true;
+    fn poll_write_frame(
+        &mut self,
+        frame: FramePoll,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<io::Result<()>> {
+        match frame {
+            Poll::Pending => self.poll_idle(cx, now),
+            Poll::Ready(Some(Ok(frame))) => {
+                let is_last_ready = frame.is_last_ready;
+                self.start_chunk(frame, cx)?;
+                if is_last_ready && self.unwritten.is_none() {
+                    if let Some(output) = &mut self.output {
+                        output.on_task_yield();
                     }
-                    return Poll::Pending;
-                };
-                Poll::Ready(self.start_chunk(heartbeat, cx))
+                    return self.poll_idle(cx, now);
+                }
+                Poll::Ready(Ok(()))
             }
-            Poll::Ready(Some(Ok(payload))) => Poll::Ready(self.start_chunk(payload, cx)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(io::Error::other(error))),
             Poll::Ready(None) => {
                 self.output = None;
@@ -224,6 +304,28 @@ where
                 Poll::Ready(self.write_bytes(LAST_CHUNK, cx))
             }
         }
+    }
+
+    /// Writes a heartbeat if one is due. The poll is pending if no heartbeat is due.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+        if let Some(bytes) = self.take_due_heartbeat(now) {
+            let heartbeat = OutputFrame {
+                bytes,
+                is_last_ready: true,
+            };
+            return Poll::Ready(self.start_chunk(heartbeat, cx));
+        }
+        if !self.is_flushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.is_flushed = true;
+        }
+        Poll::Pending
+    }
+
+    /// Returns whether the connection must be closed now.
+    fn is_close_due(&self, now: Instant) -> bool {
+        self.close_deadline()
+            .is_some_and(|deadline| deadline <= now)
     }
 
     /// Returns the heartbeat of an idle stream if one is due.
@@ -275,15 +377,18 @@ fn whole_milliseconds(duration: Duration) -> Option<NonZero<u32>> {
 impl UnwrittenChunk {
     /// Removes the first `written` bytes.
     fn remove_written(&mut self, mut written: usize) {
-        for slice in &mut self.0 {
-            let len = written.min(slice.len());
-            slice.advance(len);
-            written -= len;
+        while let Some(slice) = self.0.last_mut() {
+            if written < slice.len() {
+                slice.advance(written);
+                return;
+            }
+            written -= slice.len();
+            self.0.pop();
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.0.iter().all(Bytes::is_empty)
+        self.0.is_empty()
     }
 }
 
@@ -291,22 +396,40 @@ impl<IO> DrivenConnection for DetachedStream<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    fn poll(&mut self, cx: &mut Context<'_>, cause: WakeCause, now: Instant) -> ConnectionPoll {
-        if cause == WakeCause::Waker {
-            // The input is read first, so that a client that has left is noticed before more is written.
-            if self.poll_discard_input(cx).is_err() {
-                return ConnectionPoll::Closed;
-            }
-            self.poll_drain_start(cx);
-        }
-        let close_deadline = self.close_deadline();
-        if close_deadline.is_some_and(|deadline| deadline <= now)
-            || self.poll_output(cx, now).is_ready()
-        {
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> ConnectionPoll {
+        // The input is read first, so that a client that has left is noticed before more is written.
+        if self.poll_discard_input(cx).is_err() {
             return ConnectionPoll::Closed;
         }
-        ConnectionPoll::Pending {
-            deadline: earlier(self.close_deadline(), self.heartbeat_deadline()),
+        self.poll_drain_start(cx);
+        self.poll_until_pending(None, cx, now)
+    }
+
+    fn prefetch(&self) {
+        std::hint::black_box((self.is_flushed, self.idle_since, self.unwritten.is_some()));
+        if let Some(output) = &self.output {
+            output.prefetch();
         }
+    }
+
+    fn take_output(&mut self, cx: &mut Context<'_>, now: Instant) -> TakenOutput {
+        // While the client is slow, the output stays in the log.
+        if self.unwritten.is_some() || self.is_close_due(now) {
+            return TakenOutput::Nothing;
+        }
+        TakenOutput::Frame(self.poll_frame(cx))
+    }
+
+    fn write_output(
+        &mut self,
+        output: TakenOutput,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> ConnectionPoll {
+        let taken = match output {
+            TakenOutput::Frame(frame) => Some(frame),
+            TakenOutput::Nothing | TakenOutput::Items(_) => None,
+        };
+        self.poll_until_pending(taken, cx, now)
     }
 }

@@ -8,9 +8,7 @@ use futures_core::Stream;
 
 #[cfg(feature = "server")]
 use super::EventLoopJoin;
-#[cfg(feature = "websocket")]
-use super::source_stream::box_plain_stream;
-use super::{ItemStream, source_stream::SourceStream};
+use super::{ItemStream, source_stream::AnySourceStream};
 use crate::{
     BoxError,
     event::{Gap, Item, ItemOrRun},
@@ -19,11 +17,11 @@ use crate::{
 /// The [`PushSource::Stream`](super::PushSource::Stream) of [`Push`](super::Push): an optional gap, and then the items of any source.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct BoxItemStream {
-    items: ItemStream<Pin<Box<dyn SourceStream>>>,
+    items: ItemStream<AnySourceStream>,
 }
 
 impl BoxItemStream {
-    pub(super) fn new(gap: Option<Gap>, stream: Pin<Box<dyn SourceStream>>) -> Self {
+    pub(super) fn new(gap: Option<Gap>, stream: AnySourceStream) -> Self {
         Self {
             items: ItemStream::with_gap(gap, stream),
         }
@@ -35,7 +33,7 @@ impl BoxItemStream {
     where
         S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
     {
-        Self::new(None, box_plain_stream(stream))
+        Self::new(None, AnySourceStream::of_plain_stream(stream))
     }
 
     /// Polls for the next item, or for a run of at least `min_len` events. See [`PushSource::poll_next_run`](super::PushSource::poll_next_run).
@@ -48,22 +46,27 @@ impl BoxItemStream {
         if let Some(first_item) = self.items.take_first_item() {
             return Poll::Ready(Some(first_item.map(ItemOrRun::Item)));
         }
-        let stream = self.items.stream_mut().as_mut();
-        stream.poll_next_run(min_len, cx)
+        self.items.stream_mut().poll_next_run(min_len, cx)
     }
 
-    /// Lets the stream yield the events that are held back. See [`SourceStream::release_and_count_held_events`].
+    /// Lets the stream yield the events that are held back. See [`SourceStream::release_and_count_held_events`](super::source_stream::SourceStream).
     pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
         self.items
             .stream_mut()
-            .as_mut()
+            .as_pin_mut()
             .release_and_count_held_events()
     }
 
-    /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`].
+    /// See [`SourceStream::prefetch`](super::source_stream::SourceStream).
+    #[cfg(feature = "server")]
+    pub(crate) fn prefetch(&self) {
+        self.items.stream().prefetch();
+    }
+
+    /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`](super::source_stream::SourceStream).
     #[cfg(feature = "server")]
     pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
-        self.items.stream_mut().as_mut().join_event_loop()
+        self.items.stream_mut().as_pin_mut().join_event_loop()
     }
 }
 

@@ -46,6 +46,12 @@ impl<S> ItemStream<S> {
         &mut self.stream
     }
 
+    /// Returns the stream behind the first item.
+    #[cfg(feature = "server")]
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
+    }
+
     pub(crate) fn with_first_item(first_item: Option<Result<Item, BoxError>>, stream: S) -> Self {
         let first_item = first_item.map(Box::new);
         Self { first_item, stream }

@@ -6,10 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{
-    BoxItemStream, PushSource, Rejection, Subscription,
-    source_stream::{SourceStream, box_source_stream},
-};
+use super::{BoxItemStream, PushSource, Rejection, Subscription, source_stream::AnySourceStream};
 use crate::{
     BoxError,
     event::{Gap, GapReason, ItemOrRun},
@@ -33,14 +30,13 @@ pub struct Push {
     can_detach: bool,
 }
 
-type BoxStream = Pin<Box<dyn SourceStream>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 trait ErasedSource: Send {
     fn subscribe(
         self: Box<Self>,
         subscription: Subscription,
-    ) -> BoxFuture<Result<BoxStream, Rejection>>;
+    ) -> BoxFuture<Result<AnySourceStream, Rejection>>;
 
     fn is_resumable(&self) -> bool;
 
@@ -53,10 +49,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     fn subscribe(
         self: Box<Self>,
         subscription: Subscription,
-    ) -> BoxFuture<Result<BoxStream, Rejection>> {
+    ) -> BoxFuture<Result<AnySourceStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(box_source_stream::<S>(stream))
+            Ok(AnySourceStream::of_source::<S>(stream))
         })
     }
 

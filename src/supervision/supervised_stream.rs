@@ -135,6 +135,12 @@ impl<S> SupervisedStream<S> {
 
     /// Returns the source's stream.
     #[cfg(feature = "server")]
+    pub(crate) fn items(&self) -> &S {
+        &self.items
+    }
+
+    /// Returns the source's stream.
+    #[cfg(feature = "server")]
     pub(crate) fn items_mut(&mut self) -> &mut S {
         &mut self.items
     }

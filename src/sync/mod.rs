@@ -3,16 +3,12 @@
 mod wait_list;
 
 use std::sync::PoisonError;
-#[cfg(all(feature = "server", not(all(test, tower_push_loom))))]
-pub(crate) use std::sync::atomic::AtomicU32;
 #[cfg(not(all(test, tower_push_loom)))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-#[cfg(all(feature = "server", test, tower_push_loom))]
-pub(crate) use loom::sync::atomic::AtomicU32;
 #[cfg(all(test, tower_push_loom))]
 pub(crate) use loom::sync::{
     Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,

@@ -100,7 +100,7 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
 pub use self::gzip::Gzip;
 #[cfg(feature = "server")]
-pub(crate) use self::streaming::{ItemOutput, ItemWriter, StreamingOutput};
+pub(crate) use self::streaming::{FramePoll, ItemOutput, ItemWriter, OutputFrame, StreamingOutput};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

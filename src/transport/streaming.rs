@@ -283,6 +283,20 @@ enum StreamingState<W> {
     Ended,
 }
 
+/// A frame of a [`StreamingOutput`].
+pub(crate) struct OutputFrame {
+    pub(crate) bytes: Bytes,
+    /// Whether no further frame is ready: another poll at once would be pending. The writer wakes the task when it has a further frame.
+    #[cfg_attr(
+        not(feature = "server"),
+        expect(dead_code, reason = "hyper polls until nothing is ready")
+    )]
+    pub(crate) is_last_ready: bool,
+}
+
+/// The result of [`StreamingOutput::poll_frame`].
+pub(crate) type FramePoll = Poll<Option<Result<OutputFrame, BoxError>>>;
+
 /// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
 /// and the server polls without limit.
 const MAX_FRAMES_IN_A_ROW: u8 = 8;
@@ -311,14 +325,22 @@ impl<W: StreamWriter> StreamingState<W> {
     }
 }
 
+#[cfg(feature = "server")]
+impl StreamingOutput<ItemWriter<BoxItemStream>> {
+    /// Reads the memory that the next poll needs first. See [`DrivenConnection::prefetch`](crate::event_loop::DrivenConnection).
+    pub(crate) fn prefetch(&self) {
+        std::hint::black_box((self.frames_in_a_row, self.frames.is_some()));
+        if let StreamingState::Open(writer) = &self.state {
+            writer.stream.items().prefetch();
+        }
+    }
+}
+
 impl<W: StreamWriter> StreamingOutput<W> {
     /// Returns the next frame. Returns `None` after the end.
     ///
     /// Returns `Pending` also after some frames in a row, and then wakes the task.
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, BoxError>>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
         if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
             // `frames_in_a_row` restarts at 1 and not at 0, because `frames` may hold another frame of the same run.
             self.frames_in_a_row = 1;
@@ -333,9 +355,14 @@ impl<W: StreamWriter> StreamingOutput<W> {
             false => self.state.poll_write(cx, &mut frames),
         };
         let frame = frames.take_frame();
+        let is_last_ready = written.is_pending() && frames.is_empty();
         self.store_frames(frames);
-        if let Some(frame) = frame {
+        if let Some(bytes) = frame {
             self.frames_in_a_row += 1;
+            let frame = OutputFrame {
+                bytes,
+                is_last_ready,
+            };
             return Poll::Ready(Some(Ok(frame)));
         }
         if written.is_pending() {
@@ -354,6 +381,12 @@ impl<W: StreamWriter> StreamingOutput<W> {
             }
             StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
         }
+    }
+
+    /// Records that the task returns to the runtime after a frame with [`is_last_ready`](OutputFrame::is_last_ready), without another poll.
+    #[cfg(feature = "server")]
+    pub(crate) fn on_task_yield(&mut self) {
+        self.frames_in_a_row = 0;
     }
 
     /// Returns the frame of a heartbeat. Returns `None` if the writer writes no heartbeats, or has ended.
@@ -398,7 +431,8 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
         };
         if let Poll::Ready(frame) = output.poll_frame(cx) {
             this.heartbeat_timer.on_write();
-            return Poll::Ready(frame.map(|frame| frame.map(Frame::data)));
+            let to_body_frame = |frame: OutputFrame| Frame::data(frame.bytes);
+            return Poll::Ready(frame.map(|frame| frame.map(to_body_frame)));
         }
         ready!(this.heartbeat_timer.as_mut().poll(cx));
         let Some(frame) = output.take_heartbeat() else {

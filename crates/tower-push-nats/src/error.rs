@@ -30,7 +30,7 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ErrorKind {
     Unavailable,
-    /// Nobody has got the request: JetStream is starting, the stream has no leader, or no stream has the subject.
+    /// No server process has answered the request: JetStream is starting, the stream has no leader, or no stream has the subject.
     NoResponders,
     Timeout,
     Full,
@@ -126,7 +126,7 @@ impl Error {
         )
     }
 
-    /// Returns whether nobody has got the request.
+    /// Returns whether no server process has answered the request.
     pub(crate) fn is_no_responders(&self) -> bool {
         self.kind == ErrorKind::NoResponders
     }
@@ -150,7 +150,7 @@ impl Error {
     }
 
     /// Returns whether the stream cannot be a feed: it has other subjects, does not allow direct reads, is not retained by limits, or another
-    /// stream has one of its subjects. Also returns whether the stream does not have the subject of an event.
+    /// stream has one of its subjects. Returns `true`, too, if the stream does not have the subject of an event.
     pub fn is_wrong_stream(&self) -> bool {
         self.kind == ErrorKind::WrongStream
     }

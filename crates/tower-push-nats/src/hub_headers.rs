@@ -6,7 +6,7 @@ use tower_push::{
 
 use crate::subject_mapping::{decode_percent, encode_percent};
 
-/// What the headers of a message say about an event of a hub, besides those that each event has.
+/// The headers that only the message of a hub's event has, besides the headers of every event.
 ///
 /// | header | value |
 /// |---|---|
@@ -23,7 +23,7 @@ pub(crate) struct HubHeaders {
     is_without_history: bool,
 }
 
-/// The maximum number of topics of one event. Further topics of a message that another program has published are not used.
+/// The maximum number of topics of one event. If another program has published a message with more topics, the further topics are not used.
 pub(crate) const MAX_TOPICS: usize = 1024;
 
 const EVENT_TOPIC: &str = "Event-Topic";
@@ -61,7 +61,7 @@ impl HubHeaders {
     }
 }
 
-/// Adds the headers of an event of a hub. The topics are in headers if there are several; the subject has a single one.
+/// Adds the headers of an event of a hub. Several topics are written in headers. A single topic is in the message's subject.
 pub(crate) fn add_hub_headers(headers: &mut HeaderMap, event: &HubEvent) {
     if event.topics().len() > 1 {
         for topic in event.topics() {

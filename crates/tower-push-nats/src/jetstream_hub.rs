@@ -39,9 +39,9 @@ use crate::{Error, ReaderStatus, StreamConnection};
 /// topic with any NATS client: `nats pub orders.shipped.42 'by train'`. A message reaches no client if its subject is not one that
 /// this crate writes for a topic: if it is outside of the prefix, or has a `%` that is not needed.
 ///
-/// An event of several topics is one message, so that it has one id and one place in the order. Its subject is the prefix and `%topics`, and the
-/// message has a header for each topic: `nats pub orders.%topics -H Event-Topic:shipped.42 -H Event-Topic:news 'by train'`. A topic is written
-/// there as in a subject. Programs that subscribe to the subject of one of the topics do not get this message.
+/// An event of several topics is one message, so that it has one id and one place in the order. The subject of this message is the prefix and
+/// `%topics`, and the message has a header for each topic: `nats pub orders.%topics -H Event-Topic:shipped.42 -H Event-Topic:news 'by train'`.
+/// A topic is written in the header as in a subject. Programs that subscribe to the subject of one of the topics do not get this message.
 ///
 /// | header | value |
 /// |---|---|
@@ -51,10 +51,10 @@ use crate::{Error, ReaderStatus, StreamConnection};
 ///
 /// # Clients with an old cursor
 /// If a client's cursor is older than the hub's logs, the hub reads pages of the stream. A page of at most 32 topics that is far from
-/// the end of the stream has the messages of these subjects only, and those of several topics: other topics cost nothing. Such a page costs up
-/// to 7 requests, and up to 3 for each topic. All other pages have the messages of all topics, of which the client gets its own. A page is
-/// also read without a selection if single messages were deleted from the stream, for example by a limit for each subject: the numbers of
-/// the messages then do not say whether one of the client's topics is concerned.
+/// the end of the stream has the messages of these subjects only, and those of several topics: other topics cost nothing. A page of selected
+/// topics costs up to 7 requests, and up to 3 for each topic. All other pages have the messages of all topics, of which the client gets only
+/// those of its own topics. A page is also read without a selection if single messages were deleted from the stream, for example by a limit for
+/// each subject: the numbers of the messages then do not say whether one of the client's topics is concerned.
 #[derive(Clone, Debug)]
 pub struct JetStreamHub {
     hub: Hub,
@@ -71,7 +71,7 @@ impl JetStreamHub {
         &self.hub
     }
 
-    /// Returns what the reader does, and how often something has happened to it.
+    /// Returns what the reader of the stream does now, its last error, and its counts.
     pub fn reader_status(&self) -> ReaderStatus {
         self.connection.reader_status()
     }

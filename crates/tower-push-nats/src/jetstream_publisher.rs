@@ -1,7 +1,4 @@
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -101,7 +98,7 @@ impl JetStreamPublisher {
         event: &HubEvent,
         idempotency_key: Option<&str>,
     ) -> Result<EventId, Error> {
-        let message = NewMessage::of_hub_event(event, &self.api.subjects, idempotency_key)?;
+        let message = NewMessage::from_hub_event(event, &self.api.subjects, idempotency_key)?;
         let publication = self.publish_with_retries(&message).await?;
         Ok(publication.id)
     }
@@ -128,7 +125,7 @@ impl JetStreamPublisher {
     }
 
     async fn try_publish(&self, message: &NewMessage) -> Result<Publication, Error> {
-        let read_before = self.metrics.sequence.load(Ordering::Relaxed);
+        let read_before = self.metrics.position();
         let NewMessage {
             subject,
             headers,
@@ -137,7 +134,7 @@ impl JetStreamPublisher {
         } = message.clone();
         let ack = self.api.publish(subject, headers, payload).await?;
         if ack.seq <= read_before && !ack.duplicate {
-            // The reader has read this number before, so the stream was created anew.
+            // The reader has read a message with this sequence number before, so the stream was created anew.
             let _ = self.api.info().await;
         }
         let cursor = StreamCursor {
@@ -180,7 +177,7 @@ impl NewMessage {
         ))
     }
 
-    fn of_hub_event(
+    fn from_hub_event(
         event: &HubEvent,
         subjects: &SubjectMapping,
         idempotency_key: Option<&str>,
@@ -195,7 +192,7 @@ impl NewMessage {
         };
         let mut headers = headers_of_event(event.event());
         add_hub_headers(&mut headers, event);
-        let key = idempotency_key.map(|key| key_for_topics(event.topics(), key));
+        let key = idempotency_key.map(|key| idempotency_key_for_topics(event.topics(), key));
         Ok(Self::with_identity(
             subject,
             headers,
@@ -235,7 +232,7 @@ impl NewMessage {
 
 /// Returns the idempotency key of a publication to these topics: the key after a hash of the topics, so that a list of long topics makes no long
 /// key.
-fn key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
+fn idempotency_key_for_topics(topics: &TopicSet, idempotency_key: &str) -> String {
     let mut hash = Sha1::new();
     for topic in topics {
         // A topic has no line break.
@@ -267,8 +264,9 @@ mod tests {
 
     #[test]
     fn idempotency_key_depends_on_topics() {
-        let key =
-            |topics: &[&str]| key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k");
+        let key = |topics: &[&str]| {
+            idempotency_key_for_topics(&TopicSet::try_from(topics.to_vec()).unwrap(), "k")
+        };
         assert_eq!(key(&["a", "b"]), key(&["b", "a"]));
         assert_ne!(key(&["a", "b"]), key(&["ab"]));
         assert!(key(&["a"]).ends_with(":k") && key(&["a"]).len() == 42);

@@ -109,7 +109,7 @@ mod subject_mapping;
 mod topic_page;
 
 pub use async_nats;
-pub use tower_push::source::relay::EventSink;
+pub use tower_push::source::relay::{EventSink, ReaderState};
 
 pub use self::{
     error::Error,
@@ -119,7 +119,7 @@ pub use self::{
     jetstream_publisher::{JetStreamPublisher, Publication},
     jetstream_upstream::JetStreamUpstream,
     nats_servers::NatsServers,
-    reader_status::{ReaderState, ReaderStatus},
+    reader_status::ReaderStatus,
     stream_connection::StreamConnection,
 };
 

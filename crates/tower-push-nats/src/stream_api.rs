@@ -32,7 +32,7 @@ pub(crate) struct StreamApi {
     name: Arc<str>,
     /// The configuration with which a missing stream is created. `None` if a missing stream is an error.
     new_stream: Option<StreamConfig>,
-    /// What the last description says of the stream.
+    /// The parts of the stream's last description that publications need.
     description: Mutex<StreamDescription>,
 }
 

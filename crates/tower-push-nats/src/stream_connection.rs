@@ -1,7 +1,4 @@
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{fmt, sync::Arc};
 
 use tokio::task::JoinHandle;
 
@@ -64,7 +61,7 @@ impl StreamConnection {
     /// An [`Error`] if the server does not answer, or the stream does not exist.
     pub async fn lag(&self) -> Result<u64, Error> {
         let contents = self.api.info().await?.state;
-        let read = self.metrics.sequence.load(Ordering::Relaxed);
+        let read = self.metrics.position();
         Ok(contents
             .last_seq
             .saturating_sub(read)

@@ -1,8 +1,4 @@
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_push::{Gap, GapReason, source::relay::EventSink};
@@ -20,7 +16,7 @@ use crate::{
     subject_mapping::SubjectMapping,
 };
 
-/// What a [`StreamReader`] fills: any [`EventSink`], or the feed of a hub.
+/// The destination of the messages that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
 pub(crate) trait MessageSink: Send + 'static {
     /// Appends the event of a message of the stream with the fingerprint `stream`. Messages come in the order of the stream, each once.
     fn push_message(
@@ -88,7 +84,7 @@ impl<S: MessageSink> StreamReader<S> {
         metrics: Arc<ReaderMetrics>,
     ) -> Self {
         let sequence = position.sequence;
-        metrics.sequence.store(sequence, Ordering::Relaxed);
+        metrics.set_position(sequence);
         Self {
             api,
             sink,
@@ -145,7 +141,7 @@ impl<S: MessageSink> StreamReader<S> {
                     Err(again) => error = again,
                 }
             };
-            self.metrics.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.metrics.add_reconnect();
         }
     }
 
@@ -262,7 +258,7 @@ impl<S: MessageSink> StreamReader<S> {
 
     /// Announces that the stream is not the one that was read, and continues at `start`.
     fn restart_with_gap(&mut self, start: StreamCursor) {
-        self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_replaced();
         let gap = Gap::new(GapReason::Epoch).resumed(start.to_event_id());
         self.sink.gap(&gap);
         self.set_position(start);
@@ -273,7 +269,7 @@ impl<S: MessageSink> StreamReader<S> {
         let stream = self.position.stream;
         let missed = message.sequence.saturating_sub(self.position.sequence + 1);
         if missed > 0 {
-            self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
+            self.metrics.add_trimmed();
             let before = StreamCursor {
                 sequence: message.sequence - 1,
                 stream,
@@ -288,14 +284,14 @@ impl<S: MessageSink> StreamReader<S> {
         self.recent
             .push_back((message.sequence, message.fingerprint));
         self.sink.push_message(message, stream, &self.api.subjects);
-        self.metrics.messages_read.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_read(1);
         self.set_position(message.cursor(stream));
     }
 
     fn set_position(&mut self, position: StreamCursor) {
         self.position = position;
         let sequence = position.sequence;
-        self.metrics.sequence.store(sequence, Ordering::Relaxed);
+        self.metrics.set_position(sequence);
     }
 }
 

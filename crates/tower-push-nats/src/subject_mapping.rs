@@ -79,8 +79,8 @@ impl SubjectMapping {
         }
     }
 
-    /// Returns the topic whose [subject](Self::subject_of) is `subject`. Unlike with [`topic_of`](Self::topic_of), each topic has only one subject,
-    /// by which the topic's messages can be selected.
+    /// Returns the topic whose [subject](Self::subject_of) is `subject`. Unlike [`topic_of`](Self::topic_of), this function accepts only one
+    /// subject for each topic, so that the topic's messages can be selected by this subject.
     pub(crate) fn exact_topic_of(&self, subject: &str) -> Option<Topic> {
         let topic = self.topic_of(subject)?;
         let is_exact = self.subject_of(Some(&topic)).as_deref() == Some(subject);

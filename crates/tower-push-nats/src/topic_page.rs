@@ -17,13 +17,13 @@ use crate::{
 /// # Invariant: no hole
 /// A page has each requested message after the cursor and up to the sequence number at which the page ends, or a gap stands before them:
 /// - The stream's leader says for each subject which message is the first one after the cursor. The server that returns the messages may lag behind the
-///   leader, and may have removed messages earlier. If it begins with the leader's message, it has all later ones up to its last one, because a
-///   stream without holes loses its oldest messages first.
+///   leader, and may have removed messages earlier. If the returned messages begin with the leader's first one, no message between the first
+///   and the last of them is missing, because a stream without holes loses its oldest messages first.
 /// - The leader says for each subject which message follows the last one that was returned. The page ends before this message.
 /// - After all of this, the leader says that the stream is still the cursor's, that it has no holes, and which message is its oldest one. The
-///   messages before that one may be incomplete.
+///   messages before this oldest one may be incomplete.
 ///
-/// If any of this is not so, [`read`](Self::read) returns no page, and the messages of all topics are read.
+/// If one of these conditions does not hold, [`read`](Self::read) returns no page, and the messages of all topics are read.
 #[derive(Debug)]
 pub(crate) struct TopicPageReader<'a> {
     api: &'a StreamApi,
@@ -46,7 +46,7 @@ struct SubjectMessages {
 struct MergedMessages {
     /// In the order of the stream.
     messages: Vec<StreamMessage>,
-    /// Whether these are all requested messages up to the end of the stream.
+    /// Whether `messages` has all requested messages up to the end of the stream.
     is_complete: bool,
     /// Whether messages between the cursor and the first one of the page were removed.
     has_gap: bool,
@@ -77,7 +77,7 @@ impl<'a> TopicPageReader<'a> {
     /// Reads the page. Returns `None` if the messages of all topics are to be read: near the end of the stream, because this costs fewer requests, and
     /// if anything makes the selection incomplete.
     pub(crate) async fn read(&self) -> Result<Option<Page<HubEvent>>, UpstreamError> {
-        let Some(last) = self.end_of_selection().await? else {
+        let Some(last) = self.last_selectable_sequence().await? else {
             return Ok(None);
         };
         let own = self.message_at(self.cursor.sequence);
@@ -96,12 +96,13 @@ impl<'a> TopicPageReader<'a> {
         if !is_same || info.state.has_holes() {
             return Ok(None);
         }
-        let merged = merge(reads, self.cursor, last, info.state, self.request);
-        Ok(self.page_of(&merged, last, end.as_ref()))
+        let merged = merge_subjects(reads, self.cursor, last, info.state, self.request);
+        Ok(self.make_page(&merged, last, end.as_ref()))
     }
 
-    /// Returns the sequence number up to which the page can select messages: the end of the stream. Returns `None` if nothing is selected.
-    async fn end_of_selection(&self) -> Result<Option<u64>, Error> {
+    /// Returns the sequence number up to which the page can select messages: the end of the stream. Returns `None` if messages cannot be
+    /// selected.
+    async fn last_selectable_sequence(&self) -> Result<Option<u64>, Error> {
         let info = match self.api.info().await {
             Err(error) if error.is_not_found() => return Ok(None),
             info => info?,
@@ -119,7 +120,8 @@ impl<'a> TopicPageReader<'a> {
         }
     }
 
-    /// Reads the messages of one subject, up to `last` at most. Returns `None` if the server that returns them differs from the leader.
+    /// Reads the messages of one subject, up to `last` at most. Returns `None` if the messages of the answering server differ from the
+    /// leader's.
     async fn read_subject(
         &self,
         subject: &str,
@@ -153,7 +155,7 @@ impl<'a> TopicPageReader<'a> {
     }
 
     /// Returns the page of merged messages. `end` is the message with the sequence number `last`, if there is one.
-    fn page_of(
+    fn make_page(
         &self,
         merged: &MergedMessages,
         last: u64,
@@ -181,7 +183,7 @@ impl<'a> TopicPageReader<'a> {
 
 /// Merges the messages of several subjects after `cursor`, in a stream that had the messages up to `last` when the reads began, and that has
 /// `contents` after them.
-fn merge(
+fn merge_subjects(
     reads: Vec<SubjectMessages>,
     cursor: StreamCursor,
     last: u64,
@@ -287,7 +289,7 @@ mod tests {
                 first_seq,
                 last_seq,
             };
-            let merged = merge(reads.into(), cursor, last, contents, &request);
+            let merged = merge_subjects(reads.into(), cursor, last, contents, &request);
             let found = sequences(&merged.messages);
             let end = match merged.is_complete {
                 true => last,

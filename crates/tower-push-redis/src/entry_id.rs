@@ -1,5 +1,7 @@
 use std::{fmt, str::FromStr};
 
+use tower_push_proto::random;
+
 /// The id of an entry in a Redis stream: the server's time in milliseconds, and a number for entries of the same millisecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EntryId {
@@ -10,6 +12,19 @@ pub(crate) struct EntryId {
 impl EntryId {
     /// The id before the first entry of any stream.
     pub(crate) const ZERO: Self = Self { ms: 0, seq: 0 };
+
+    /// Returns an id for the beginning of a new stream: lower than the ids that servers make, and different from that of any other stream.
+    pub(crate) fn random_start() -> Self {
+        Self {
+            ms: 0,
+            seq: random::bits().max(1),
+        }
+    }
+
+    /// Returns whether this is an id for the beginning of a stream.
+    pub(crate) fn is_start(&self) -> bool {
+        self.ms == 0 && self.seq > 0
+    }
 }
 
 impl fmt::Display for EntryId {

@@ -70,6 +70,8 @@
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
 //! A hub also needs `+hscan` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +time +hget +hset +hdel +hlen +hincrby +zadd +zrem
 //! +zrangebyscore +zrangebylex`.
+//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. A client that
+//! got its cursor before then, and goes to another server, gets a gap (`epoch`) that is not true.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -99,7 +101,7 @@ mod trim_policy;
 
 pub use self::{
     error::Error,
-    reader_status::{ReaderState, ReaderStatus},
+    reader_status::ReaderStatus,
     redis_hub::RedisHub,
     redis_publisher::{Publication, RedisPublisher},
     redis_servers::RedisServers,
@@ -109,7 +111,7 @@ pub use self::{
     stream_connection::StreamConnection,
 };
 pub use redis;
-pub use tower_push::source::relay::EventSink;
+pub use tower_push::source::relay::{EventSink, ReaderState};
 
 /// The code of the README, as a doc test.
 #[cfg(doctest)]

@@ -8,7 +8,7 @@ use crate::{
     stream_continuity::ReaderPosition,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
-    stream_reads::{EntrySizeEstimate, read_backwards},
+    stream_reads::{EntrySizeEstimate, create_stream, read_backwards},
 };
 
 /// The newest entries of a stream, with which a log begins.
@@ -30,7 +30,7 @@ pub(crate) struct LogTailLimits {
 }
 
 impl LogTail {
-    /// Reads the newest entries of a stream, in several responses of a bounded size.
+    /// Reads the newest entries of a stream, in several responses of a bounded size. Creates the stream if the key does not exist.
     pub(crate) async fn read(
         connector: &Connector,
         connection: &mut MultiplexedConnection,
@@ -41,6 +41,8 @@ impl LogTail {
         let mut newest_first: Vec<StreamEntry> = Vec::new();
         let mut bytes = 0;
         let mut info = None;
+        let mut only_removed_id = None;
+        let mut is_first_read = true;
         // One entry more than the log holds is read: the id of this entry is the cursor before the log's first entry.
         while newest_first.len() <= limits.max_entries && bytes <= limits.max_bytes {
             let max_entries =
@@ -48,9 +50,14 @@ impl LogTail {
             let before = newest_first.last().map(|entry| entry.id);
             let read = read_backwards(connection, key, before, max_entries);
             let snapshot = connector.with_timeout(read).await?;
+            let is_missing = std::mem::take(&mut is_first_read) && snapshot.info.is_none();
+            if is_missing && create_stream(connector, connection).await? {
+                continue;
+            }
             if before.is_none() {
                 info = snapshot.info;
             }
+            only_removed_id = snapshot.info.and_then(|info| info.only_removed_id());
             estimate.add(&snapshot.entries);
             bytes += snapshot
                 .entries
@@ -79,7 +86,11 @@ impl LogTail {
                 StreamCursor::without_entry(position.id).to_event_id()
             }
             // The stream has no entry before the first one.
-            None => StreamCursor::without_entry(EntryId::ZERO).to_event_id(),
+            None => {
+                let first_id = newest_first.last().map(|entry| entry.id);
+                let start = only_removed_id.filter(|id| Some(*id) < first_id);
+                StreamCursor::without_entry(start.unwrap_or(EntryId::ZERO)).to_event_id()
+            }
         };
         newest_first.reverse();
         Ok(Self {

@@ -152,8 +152,8 @@ impl RedisStreamBuilder {
     /// Connects to the server, reads the newest events, and starts the reader of this process, which is a task of the current tokio runtime.
     ///
     /// # Errors
-    /// An [`Error`] if the server is not available, refuses the user, is older than Redis 7.0, or has something else at the key. A key that
-    /// does not exist is an empty stream.
+    /// An [`Error`] if the server is not available, refuses the user, is older than Redis 7.0, or has something else at the key. A stream that does
+    /// not exist is created, if the user [may do so](crate#permissions).
     pub async fn connect(self) -> Result<RedisStream, Error> {
         let relay = self
             .relay

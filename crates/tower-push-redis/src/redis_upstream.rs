@@ -23,6 +23,7 @@ use crate::{
 /// |---|---|
 /// | is in the stream, with the cursor's fingerprint | the entries after it |
 /// | is not there, and there has been none after it | no entries: the client has missed nothing |
+/// | is the only one that was ever removed, such as the one with which the stream was created | all entries |
 /// | is older than the oldest entry | a gap (`expired`), and all entries |
 /// | is newer than all entries, was replaced, or is missing in the middle; or the key does not exist | [`UpstreamError::Lost`] (`epoch`) |
 ///
@@ -118,6 +119,14 @@ fn page_after<E>(
         // process that has started after the entry was removed.
         let end = StreamCursor::without_entry(cursor.id).to_event_id();
         return Ok(Page::new(Vec::new()).scanned_to(end));
+    }
+    match info.only_removed_id() {
+        // The stream has every entry that was added after the cursor's.
+        Some(removed_id) if removed_id == cursor.id => {
+            return Ok(page_of_entries(&snapshot.entries, request, to_event));
+        }
+        Some(_) if cursor.id.is_start() => return Err(UpstreamError::Lost(GapReason::Epoch)),
+        _ => {}
     }
     let is_after_all = cursor.id > info.last_generated_id;
     if is_after_all || info.first_id.is_some_and(|first_id| first_id < cursor.id) {
@@ -227,6 +236,31 @@ mod tests {
             ),
             "[]"
         );
+    }
+
+    #[test]
+    fn beginning_of_stream_is_cursor() {
+        let start = EntryId { ms: 0, seq: 7 };
+        let page = |cursor: EntryId, removed: u64, max_deleted_id| {
+            let cursor = StreamCursor::without_entry(cursor);
+            let mut snapshot = snapshot(&[1, 2], cursor.id.ms);
+            let info = snapshot.info.as_mut().unwrap();
+            info.entries_added = info.length + removed;
+            info.max_deleted_id = max_deleted_id;
+            let request = PageRequest::new(cursor.to_event_id());
+            let to_event = |entry: &StreamEntry| requested_event(entry, &request);
+            match page_after(cursor, snapshot, &request, to_event) {
+                Ok(page) => {
+                    let (gap, events) = page.into_parts();
+                    format!("{:?} {}", gap.map(|gap| gap.reason.name()), events.len())
+                }
+                Err(error) => error.to_string(),
+            }
+        };
+        assert_eq!(page(start, 1, start), "None 2");
+        assert_eq!(page(start, 3, start), r#"Some("expired") 2"#);
+        let other = EntryId { ms: 0, seq: 8 };
+        assert!(page(start, 1, other).contains("epoch"));
     }
 
     #[test]

@@ -1,7 +1,4 @@
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{fmt, sync::Arc};
 
 use redis::Value;
 use tokio::task::JoinHandle;
@@ -72,7 +69,7 @@ impl StreamConnection {
         let read = command.query_async(&mut lease.connection);
         let info: Value = self.reads.run_command(lease.generation, read).await?;
         let info = StreamInfo::parse(info)?;
-        let read = self.metrics.entries_added.load(Ordering::Relaxed);
+        let read = self.metrics.position();
         Ok(info.entries_added.saturating_sub(read))
     }
 }

@@ -103,6 +103,16 @@ impl ReaderPosition {
         is_connected_since: bool,
     ) -> StreamContinuity {
         let removed = info.entries_added.saturating_sub(info.length);
+        let is_removed_last = removed == self.entries_added;
+        if is_removed_last && info.max_deleted_id == self.id && self.id != EntryId::ZERO {
+            // No other stream has removed an entry with this id.
+            return StreamContinuity::Intact;
+        }
+        let is_other_start = self.id.is_start() && info.max_deleted_id < self.id;
+        let is_later_removed = is_removed_last && info.max_deleted_id > self.id;
+        if is_other_start || is_later_removed {
+            return StreamContinuity::Replaced;
+        }
         if !is_connected_since {
             // The stream may have been emptied and filled again, so the number of entries that were added proves nothing.
             return StreamContinuity::Trimmed { missed: None };
@@ -150,8 +160,12 @@ mod tests {
     }
 
     fn entry(ms: u64, text: u64) -> StreamEntry {
+        entry_at(EntryId { ms, seq: 0 }, text)
+    }
+
+    fn entry_at(id: EntryId, text: u64) -> StreamEntry {
         let fields = vec![(b"data".to_vec(), text.to_string().into_bytes())];
-        StreamEntry::new(EntryId { ms, seq: 0 }, fields)
+        StreamEntry::new(id, fields)
     }
 
     impl ModelStream {
@@ -278,6 +292,44 @@ mod tests {
             check(&stream(2), nothing, false),
             StreamContinuity::Trimmed { missed: None }
         );
+    }
+
+    /// A stream that this crate has created, at whose beginning the position is.
+    #[test]
+    fn created_stream_is_told_from_others() {
+        let created = |start: u64| {
+            let mut stream = ModelStream::default();
+            let start = entry_at(EntryId { ms: 0, seq: start }, 0);
+            let info = stream.info.get_or_insert_default();
+            (info.last_generated_id, info.entries_added) = (start.id, 1);
+            stream.entries.push(start);
+            stream.delete(0);
+            stream
+        };
+        let mut stream = created(7);
+        let position = stream.end();
+        assert_eq!(check(&stream, position, false), StreamContinuity::Intact);
+        (1..=3).for_each(|number| stream.add(1, number));
+        assert_eq!(check(&stream, position, false), StreamContinuity::Intact);
+        stream.trim(1);
+        assert_eq!(
+            check(&stream, position, true),
+            StreamContinuity::Trimmed { missed: Some(2) }
+        );
+        assert_eq!(
+            check(&stream, position, false),
+            StreamContinuity::Trimmed { missed: None }
+        );
+        // Another process has deleted the stream and created it anew.
+        for start in [6, 8] {
+            let mut other = created(start);
+            assert_eq!(check(&other, position, true), StreamContinuity::Replaced);
+            other.add(1, 1);
+            assert_eq!(check(&other, position, true), StreamContinuity::Replaced);
+        }
+        let mut other = self::stream(3);
+        other.trim(2);
+        assert_eq!(check(&other, position, false), StreamContinuity::Replaced);
     }
 
     #[derive(Clone, Debug)]

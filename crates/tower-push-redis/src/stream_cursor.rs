@@ -9,7 +9,8 @@ use crate::entry_id::EntryId;
 /// |---|---|
 /// | `ms-seq~fingerprint` | the entry with this id and these fields |
 /// | `ms-seq` | the end of a stream whose last entry was removed before this process could read the entry |
-/// | `0-0~random` | the beginning of one process's log, if the stream has no entry before it. Other processes do not know this id |
+/// | `0-random` | the beginning of a stream that this crate has created |
+/// | `0-0~random` | the beginning of one process's log, if another program has created the stream. Other processes do not know this id |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamCursor {
     pub(crate) id: EntryId,

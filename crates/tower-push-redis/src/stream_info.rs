@@ -18,6 +18,12 @@ pub(crate) struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// Returns the id of the only entry that was ever removed, if this was done by `XDEL`. The stream has all other entries that were ever added.
+    pub(crate) fn only_removed_id(&self) -> Option<EntryId> {
+        let removed = self.entries_added.saturating_sub(self.length);
+        (removed == 1 && self.max_deleted_id != EntryId::ZERO).then_some(self.max_deleted_id)
+    }
+
     /// Parses the response: a list of names and values (RESP2), or a map (RESP3). Servers before Redis 7.0 do not have all values.
     pub(crate) fn parse(value: Value) -> Result<Self, Error> {
         let pairs: Vec<(String, Value)> = match value {

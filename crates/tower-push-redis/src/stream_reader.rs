@@ -1,8 +1,4 @@
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
@@ -143,7 +139,7 @@ impl<S: EntrySink> StreamReader<S> {
 
     async fn reconnect(&mut self) -> Result<(), Error> {
         let mut connection = self.connector.connect().await?;
-        self.metrics.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_reconnect();
         self.role_checked_at = Instant::now();
         self.check_position(&mut connection, false).await?;
         self.follow(connection).await
@@ -239,7 +235,7 @@ impl<S: EntrySink> StreamReader<S> {
             StreamContinuity::Intact => {}
             StreamContinuity::Trimmed { missed } => {
                 self.sink.before_gap(&self.connector, connection).await?;
-                self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.add_trimmed();
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
                 self.sink.gap(&gap);
@@ -298,7 +294,7 @@ impl<S: EntrySink> StreamReader<S> {
             }
             tail.entries = newer;
         }
-        self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add_replaced();
         let gap = Gap::new(GapReason::Epoch).resumed(tail.start.clone());
         self.sink.gap(&gap);
         // The recent entries that the stream still has are kept: after another failover, the reader may have to go further back.
@@ -326,13 +322,13 @@ impl<S: EntrySink> StreamReader<S> {
             self.position = ReaderPosition::after(entry, entries_added);
         }
         let read = entries.len() as u64;
-        self.metrics.entries_read.fetch_add(read, Ordering::Relaxed);
+        self.metrics.add_read(read);
         self.set_position(self.position);
     }
 
     fn set_position(&mut self, position: ReaderPosition) {
         self.position = position;
         let added = position.entries_added;
-        self.metrics.entries_added.store(added, Ordering::Relaxed);
+        self.metrics.set_position(added);
     }
 }

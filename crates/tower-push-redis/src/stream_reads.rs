@@ -1,10 +1,10 @@
 //! The reads of a stream that the reader and the upstream share.
 
-use redis::{Pipeline, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{Pipeline, RedisResult, Script, Value, aio::MultiplexedConnection};
 
 use crate::{
-    entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot, stream_entry::StreamEntry,
-    stream_info::StreamInfo,
+    connector::Connector, entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot,
+    stream_entry::StreamEntry, stream_info::StreamInfo,
 };
 
 /// The bytes that one response should have at most, on average.
@@ -69,6 +69,31 @@ pub(crate) async fn read_backwards(
     let range = pipeline.cmd("XREVRANGE").arg(key).arg(before).arg("-");
     range.arg("COUNT").arg(max_entries);
     read_transaction(connection, &mut pipeline, max_entries).await
+}
+
+/// Creates a stream whose only entry is removed at once, unless the key exists.
+const CREATE_STREAM: &str = r"
+if redis.call('TYPE', KEYS[1]).ok == 'none' then
+    redis.call('XADD', KEYS[1], ARGV[1], 'created', '')
+    redis.call('XDEL', KEYS[1], ARGV[1])
+end";
+
+/// Creates an empty stream unless the key exists. The stream remembers a [random id](EntryId::random_start), by which all processes know its
+/// beginning. Returns whether the stream exists now: the server can refuse to create it, for example because the user may not write.
+pub(crate) async fn create_stream(
+    connector: &Connector,
+    connection: &mut MultiplexedConnection,
+) -> Result<bool, Error> {
+    let script = Script::new(CREATE_STREAM);
+    let mut call = script.prepare_invoke();
+    call.key(connector.key())
+        .arg(EntryId::random_start().to_string());
+    let create = call.invoke_async::<()>(connection);
+    match connector.with_timeout(create).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_unavailable() => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 async fn read_transaction(

@@ -103,6 +103,11 @@ impl SourceStream for Subscriber {
     }
 
     #[cfg(feature = "server")]
+    fn prefetch(&self) {
+        self.reader.prefetch();
+    }
+
+    #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopJoin {
         EventLoopJoin::Joined(vec![self.get_mut().reader.delegate_wakeups()])
     }

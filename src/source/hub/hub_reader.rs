@@ -63,7 +63,8 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
-    /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
+    /// The position up to which the reader reads the history of the topics that match its patterns from the logs of these topics. 0 if no topic
+    /// matches.
     pub(super) history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
@@ -124,7 +125,7 @@ enum BatchReadOutcome {
     Items,
     /// No topic has an unread event.
     UpToDate,
-    /// Nothing is to be yielded yet. Read again.
+    /// There is no item to yield yet: the caller must read again.
     Again,
     /// The reader was too slow, and must be disconnected.
     Lagged,
@@ -419,7 +420,7 @@ impl HubReader {
         if published == self.position {
             return BatchReadOutcome::UpToDate;
         }
-        if !self.is_told_of_news() {
+        if !self.may_read_now() {
             return BatchReadOutcome::UpToDate;
         }
         let position = self.position;
@@ -438,9 +439,9 @@ impl HubReader {
         }
     }
 
-    /// Returns whether the reader reads on: unless its topics hold back all events that the reader has not read.
+    /// Returns whether the reader may read now. Returns `false` if the topics hold back all events that the reader has not read.
     #[inline]
-    fn is_told_of_news(&self) -> bool {
+    fn may_read_now(&self) -> bool {
         let has_flush_window = !self.hub.config.flush_window.is_zero();
         if !has_flush_window || self.position < self.held_position {
             return true;
@@ -603,7 +604,7 @@ fn gap_item(gap: TopicGap, resumed: Option<EventId>) -> Item {
     Item::from(item)
 }
 
-/// What only readers of a hub with a broker do.
+/// The methods for readers of a hub with a broker.
 impl HubReader {
     /// Lets the client read pages of the broker before it joins the topics of `resume`.
     pub(super) fn begin_backend_resume(&mut self, resume: BackendResume) {
@@ -619,7 +620,7 @@ impl HubReader {
     }
 
     /// Returns the next item of a resume from the broker. Returns `None` if the client has joined its topics.
-    // Out of line, so that a client that reads the logs pays one comparison for it.
+    // Kept out of line: for a client that reads the logs, the check costs only one comparison.
     #[inline(never)]
     fn poll_backend_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         let lists_members = self.lists_members();
@@ -682,7 +683,7 @@ impl HubReader {
         };
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event: self.name_for_joined_topics(event, resume),
+                event: self.with_joined_topics(event, resume),
                 cursor: resume.requested_cursor().clone(),
             }),
             Item::Gap(mut gap) => {
@@ -694,8 +695,9 @@ impl HubReader {
         }
     }
 
-    /// Returns an event of a page with the names of its joined topics, too, from whose logs the reader will not get the event again.
-    fn name_for_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
+    /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
+    /// of these topics.
+    fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
         let Some(topics) = resume.shared_topics_of(&event) else {
             return event;
         };
@@ -717,11 +719,11 @@ impl HubReader {
             self.position = position;
             self.cursor_position = position;
         } else if self.position < position {
-            // The reader has not read its other topics yet.
+            // The reader has read its other topics only up to an earlier position.
             self.set_catch_up_end(position);
             self.resumed_ids = (!shared_ids.is_empty()).then(|| Box::new(shared_ids));
         } else {
-            // The reader is ahead in its other topics.
+            // The reader has read its other topics up to a later position.
             self.position = position;
         }
         self.add_topics(joined, None);
@@ -772,7 +774,7 @@ impl HubReader {
     }
 }
 
-/// Members of the topics.
+/// The methods for the members of the topics.
 #[cfg(feature = "json")]
 impl HubReader {
     /// Makes the client a member of the topics where its access says so.
@@ -825,7 +827,7 @@ impl HubReader {
     }
 }
 
-/// Changes of the topics, for clients that send commands.
+/// The methods that change the topics of a client that sends commands.
 #[cfg(feature = "json")]
 impl HubReader {
     /// Returns whether there are items that precede the next events of the logs.

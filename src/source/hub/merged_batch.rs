@@ -9,7 +9,7 @@ use crate::event::Event;
 /// The next events of several topics, in the order of their positions.
 ///
 /// An event that was published to several topics is in the log of each at the same position. The batch has this event once, with the names of
-/// those of its topics from whose logs it was read.
+/// those topics in whose logs the reader has found it.
 pub(super) struct MergedBatch {
     entries: Vec<BatchEntry>,
     /// No event after this position is in the batch.
@@ -150,7 +150,7 @@ impl MergedBatch {
             let previous = events.last().map(|(position, _)| *position);
             if previous == Some(entry.position) {
                 if let Some((_, first)) = events.pop() {
-                    event = name_for_both(first, &event);
+                    event = with_topics_of_both(first, &event);
                 }
             }
             events.push((entry.position, event));
@@ -162,8 +162,8 @@ impl MergedBatch {
     }
 }
 
-/// Returns an event that was read from the log of one of its topics, with the names of the topics of `other`: the same event in another log.
-fn name_for_both(event: Event, other: &Event) -> Event {
+/// Returns `event` with the topics of both arguments. `other` is the same event, from the log of another topic.
+fn with_topics_of_both(event: Event, other: &Event) -> Event {
     let topics = event.topics().iter().chain(other.topics());
     let topics: Vec<_> = topics.cloned().collect();
     event.with_topics(topics)

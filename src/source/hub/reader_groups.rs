@@ -1,4 +1,4 @@
-//! How a reader of a hub waits in an event loop, which drives many connections in one task.
+//! The waking of a hub's readers in an event loop, which drives many connections in one task.
 //!
 //! A reader joins the groups of its topics that have many subscribers. A publication to such a topic wakes each event loop once, and the event loop
 //! polls the members of the topic's group. A topic with few subscribers, such as the topic of one user, has no group: a group takes more memory than
@@ -24,7 +24,7 @@ impl HubReader {
     /// Leaves the waking of the reader's task to the caller, for the topics that have many subscribers: from now on, the reader stores no waker in
     /// these topics. The caller polls the reader once more, and then whenever the status of one of the returned topics changes.
     ///
-    /// A topic that the reader leaves before its client does is not among them: its event loop would continue to poll the reader for this topic.
+    /// A topic that the reader leaves before its client does is not returned: its event loop would continue to poll the reader for this topic.
     pub(super) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
         let mut logs: Vec<Arc<dyn WatchedLog>> = Vec::new();
         for index in 0..self.topics.len() {

@@ -29,7 +29,7 @@ pub(super) struct TopicState {
     /// A publisher changes this position after the log, and before the hub's published position. So a reader that has loaded the published
     /// position finds all events up to it.
     last_position: AtomicU64,
-    /// How often the readers were woken. See [`WatchedLog::status`](crate::source::WatchedLog).
+    /// The number of times that the readers were woken. See [`WatchedLog::status`](crate::source::WatchedLog).
     wake_count: AtomicU64,
     wait_list: WaitList,
     /// `None` if the topic wakes its readers for each event at once.
@@ -214,14 +214,14 @@ impl TopicState {
 
     /// Wakes all readers that wait. The caller holds no lock, and has made the change that the readers are to see.
     pub(super) fn wake_readers(&self) {
-        // Groups of readers compare this number under the lock of the wait list. So it changes before wakers are taken out of the list.
+        // Groups of readers compare this number under the lock of the wait list. So the number changes before wakers are taken out of the list.
         self.wake_count.fetch_add(1, Ordering::AcqRel);
         self.wait_list.wake_all();
     }
 }
 
-/// The status is the number of wake-ups. So it changes for everything that readers are woken for: events that are flushed, revoked access, gaps of the
-/// feed, and its end.
+/// The status is the number of wake-ups. So the status changes for everything that readers are woken for: flushed events, revoked access, gaps
+/// of the feed, and the end of the feed.
 #[cfg(feature = "server")]
 impl WatchedLog for TopicState {
     fn status(&self) -> u64 {

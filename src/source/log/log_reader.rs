@@ -114,6 +114,12 @@ impl<I: LogIds> LogReader<I> {
         self.log.clone()
     }
 
+    /// Reads the memory that the next poll needs first, so that the processor loads it into its cache.
+    #[cfg(feature = "server")]
+    pub(crate) fn prefetch(&self) {
+        std::hint::black_box((self.position, self.initial.is_some(), self.buffer.len()));
+    }
+
     /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
     /// may hold back events, else 0.
     pub(crate) fn release_and_count_held_events(&mut self) -> u32 {

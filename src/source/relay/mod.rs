@@ -63,6 +63,7 @@
 mod event_sink;
 mod feed;
 mod page_cache;
+mod reader_status;
 mod relay_builder;
 mod relay_counts;
 mod relay_state;
@@ -83,6 +84,7 @@ use self::relay_state::RelayState;
 pub use self::{
     event_sink::EventSink,
     feed::{Feed, PushError},
+    reader_status::{ReaderMetrics, ReaderState, ReaderStatus},
     relay_builder::RelayBuilder,
     relay_counts::RelayCounts,
     relay_subscriber::RelaySubscriber,

@@ -24,14 +24,17 @@ use tower_push_proto::websocket::Session;
 use crate::supervision::TRACING_TARGET;
 use crate::{
     event::ItemOrRun,
-    event_loop::{ConnectionPoll, DedicatedTask, DrivenConnection, WakeCause},
+    event_loop::{ConnectionPoll, DedicatedTask, DrivenConnection},
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
     transport::repoll_policy::RepollPolicy,
 };
 #[cfg(feature = "server")]
-use crate::{event_loop::EventLoopSet, source::EventLoopJoin};
+use crate::{
+    event_loop::{EventLoopSet, TakenOutput},
+    source::EventLoopJoin,
+};
 
 /// The future of one connection, from its handshake to its end. If the connection belongs to a server of this crate, the future ends with the upgrade,
 /// and the server drives the connection.
@@ -200,10 +203,49 @@ impl UpgradingConnection {
 }
 
 impl<IO: Read + Write + Unpin + Send> DrivenConnection for WebSocketConnection<IO> {
-    fn poll(&mut self, cx: &mut Context<'_>, cause: WakeCause, now: Instant) -> ConnectionPoll {
-        let mut reads_input = cause == WakeCause::Waker;
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> ConnectionPoll {
+        self.poll_until_pending(None, cx, now)
+    }
+
+    #[cfg(feature = "server")]
+    fn prefetch(&self) {
+        std::hint::black_box(self.driver.session.wants_item());
+        std::hint::black_box((self.driver.is_flushed, self.driver.message_sender.is_some()));
+        if let Some(items) = self.driver.items.open_stream() {
+            items.items().prefetch();
+        }
+    }
+
+    #[cfg(feature = "server")]
+    fn take_output(&mut self, cx: &mut Context<'_>, _now: Instant) -> TakenOutput {
+        TakenOutput::Items(self.driver.poll_items(cx))
+    }
+
+    #[cfg(feature = "server")]
+    fn write_output(
+        &mut self,
+        output: TakenOutput,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> ConnectionPoll {
+        let polled_items = match output {
+            TakenOutput::Items(items) => Some(items),
+            TakenOutput::Nothing | TakenOutput::Frame(_) => None,
+        };
+        self.poll_until_pending(polled_items, cx, now)
+    }
+}
+
+impl<IO: Read + Write + Unpin> WebSocketConnection<IO> {
+    /// Polls the session, and lets it handle its timeouts. See [`SessionDriver::poll_session`].
+    fn poll_until_pending(
+        &mut self,
+        mut polled_items: Option<Poll<()>>,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> ConnectionPoll {
         loop {
-            let poll = self.driver.poll_session(&mut self.socket, reads_input, cx);
+            let poll = (self.driver).poll_session(&mut self.socket, polled_items.take(), cx);
             if poll.is_ready() {
                 return ConnectionPoll::Closed;
             }
@@ -212,7 +254,6 @@ impl<IO: Read + Write + Unpin + Send> DrivenConnection for WebSocketConnection<I
                 return ConnectionPoll::Pending { deadline };
             }
             self.driver.session.handle_timeout(tokio_now());
-            reads_input = true;
         }
     }
 }
@@ -262,21 +303,24 @@ impl SessionDriver {
 
     /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
     ///
-    /// If `reads_input` is false, the first round does not read: the socket will wake the connection when it has input.
+    /// `polled_items` is the result of [`poll_items`](Self::poll_items) if the caller has called it because the source has more. If
+    /// `polled_items` is given, the first round neither reads nor polls the source: the socket will wake the connection when it has input.
     fn poll_session<IO: Read + Write + Unpin>(
         &mut self,
         socket: &mut IO,
-        mut reads_input: bool,
+        mut polled_items: Option<Poll<()>>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
-            let read = match std::mem::replace(&mut reads_input, true) {
-                true => self.poll_read(socket, cx),
-                false => Poll::Pending,
+            let (read, items) = match polled_items.take() {
+                Some(items) => (Poll::Pending, items),
+                None => {
+                    let read = self.poll_read(socket, cx);
+                    self.report_client_close();
+                    (read, self.poll_items(cx))
+                }
             };
-            self.report_client_close();
-            let items = self.poll_items(cx);
             #[cfg(feature = "tracing")]
             self.log_violation();
             self.session.apply_pending_close(tokio_now);

@@ -322,6 +322,25 @@ async fn deleted_message_is_gap() {
 }
 
 #[tokio::test]
+async fn deleted_stream_is_gap() {
+    let server = NatsServer::start("");
+    let nodes = [hub(&server).await, hub(&server).await];
+    let mut client = HubClient::connect(nodes[0].hub(), &["a"]).await;
+    publish(&nodes[0], &["a"], "1").await;
+    client.expect_texts(&["1"]).await;
+    let old = client.cursor();
+    Operator::connect(&server).await.delete_stream().await;
+    assert_eq!(client.next().await, "epoch None");
+    publish(&nodes[1], &["a"], "2").await;
+    client.expect_texts(&["2"]).await;
+    for node in &nodes {
+        let mut client = HubClient::resume(node.hub(), &["a"], &old);
+        assert_eq!(client.next().await, "epoch None");
+        client.expect_texts(&["2"]).await;
+    }
+}
+
+#[tokio::test]
 async fn cursors_of_other_streams_are_gaps() {
     let server = NatsServer::start("");
     let node = hub(&server).await;

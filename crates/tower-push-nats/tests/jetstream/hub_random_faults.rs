@@ -55,6 +55,8 @@ enum Received {
 
 struct Run {
     seed: u64,
+    /// Whether messages are removed from the stream, so that clients can get gaps.
+    is_trimmed: bool,
     nodes: Vec<JetStreamHub>,
     /// The acknowledged events, by their sequence numbers.
     acknowledged: Mutex<BTreeMap<u64, PublishedEvent>>,
@@ -192,7 +194,7 @@ impl Run {
         proxies: &[BreakableProxy],
         random: &mut Random,
     ) -> &'static str {
-        match random.below(6) {
+        match random.below(if self.is_trimmed { 9 } else { 6 }) {
             0 => {
                 server.kill();
                 sleep(Duration::from_millis(random.below(300))).await;
@@ -209,6 +211,21 @@ impl Run {
                 let operator = Operator::connect(server).await;
                 let _ = operator.delete_consumers().await;
                 "deleted consumers"
+            }
+            6 | 7 => {
+                let operator = Operator::connect(server).await;
+                operator.keep(random.below(50)).await;
+                "purge"
+            }
+            8 => {
+                let operator = Operator::connect(server).await;
+                let info = operator.stream_request("STREAM.INFO", json!({})).await;
+                let newest = info["state"]["last_seq"].as_u64().unwrap();
+                let request = json!({ "seq": newest.saturating_sub(random.below(50)) });
+                let name = format!("STREAM.MSG.DELETE.{STREAM}");
+                // The message may have been removed before.
+                let _ = operator.try_request(&name, request).await;
+                "deleted message"
             }
             number => {
                 proxies[number as usize % proxies.len()].break_connections();
@@ -368,7 +385,7 @@ async fn node(proxy: &BreakableProxy, log_events: usize) -> JetStreamHub {
         .unwrap()
 }
 
-async fn run_random_faults(seed: u64) {
+async fn run_random_faults(seed: u64, is_trimmed: bool) {
     let mut server = NatsServer::start("");
     let mut proxies = Vec::new();
     let mut nodes = Vec::new();
@@ -379,6 +396,7 @@ async fn run_random_faults(seed: u64) {
     }
     let run = Arc::new(Run {
         seed,
+        is_trimmed,
         nodes,
         acknowledged: Mutex::default(),
         is_over: AtomicBool::new(false),
@@ -415,8 +433,10 @@ async fn run_random_faults(seed: u64) {
         gaps += check.gaps;
         events += check.sequences.len();
     }
-    // Nothing was removed from the stream, so no client has missed anything.
-    assert_eq!(gaps, 0, "seed {seed}");
+    assert!(
+        is_trimmed || gaps == 0,
+        "seed {seed}: a gap that is not true"
+    );
     let operator = Operator::connect(&server).await;
     let info = operator.stream_request("STREAM.INFO", json!({})).await;
     let published = info["state"]["last_seq"].as_u64().unwrap();
@@ -427,13 +447,20 @@ async fn run_random_faults(seed: u64) {
     let cold_resumes: u64 = counts.sum();
     assert!(cold_resumes > 0, "all clients have resumed from memory");
     println!(
-        "seed {seed}: {faults:?}, {published} published, {events} received, {cold_resumes} cold resumes"
+        "seed {seed}: {faults:?}, {published} published, {events} received, {gaps} gaps, {cold_resumes} cold resumes"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_hubs_get_each_event_once() {
     for seed in 1..=3 {
-        run_random_faults(seed).await;
+        run_random_faults(seed, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removed_messages_are_gaps() {
+    for seed in 11..=13 {
+        run_random_faults(seed, true).await;
     }
 }

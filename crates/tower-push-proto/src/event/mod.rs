@@ -83,8 +83,11 @@ pub struct Fields {
     pub event_type: Option<EventType>,
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
-    /// All topics of an event that belongs to several: [`topic`](Self::topic) is the first. `None` if the event has at most one topic.
-    pub topics: Option<Arc<[Topic]>>,
+    /// All topics of an event that belongs to several topics. The first of them is [`topic`](Self::topic). `None` if the event has at most one
+    /// topic.
+    ///
+    /// A vector behind one pointer, because few events have several topics, and a log holds many events.
+    pub topics: Option<Arc<Vec<Topic>>>,
     /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
     pub retry: Option<Duration>,
     /// The content.
@@ -230,7 +233,7 @@ impl Event {
         Ok(self.with_event_topic(topic))
     }
 
-    /// Returns the event with several topics, for a stream that carries the logs of several topics and has an event of more than one of them once.
+    /// Returns the event with several topics, for a stream of several topics that has an event of more than one of its topics only once.
     ///
     /// The first topic is [`topic`](Self::topic). A topic that occurs twice is kept once. Without topics, the event has no topic.
     ///
@@ -250,7 +253,7 @@ impl Event {
         let topics: Vec<_> = topics.filter(|topic| known.insert(topic.clone())).collect();
         self.map_fields(|fields| {
             fields.topic = topics.first().cloned();
-            fields.topics = (topics.len() > 1).then(|| topics.into());
+            fields.topics = (topics.len() > 1).then(|| Arc::new(topics));
         })
     }
 
@@ -297,7 +300,10 @@ impl Event {
     #[inline]
     pub fn topics(&self) -> &[Topic] {
         let Fields { topic, topics, .. } = self.fields();
-        topics.as_deref().unwrap_or(topic.as_slice())
+        match topics {
+            Some(topics) => topics,
+            None => topic.as_slice(),
+        }
     }
 
     /// Returns the reconnection time, which only SSE carries.

@@ -70,7 +70,7 @@ async fn other_type_is_error() {
 async fn refused_user_is_error() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let rules = "on >secret ~events ~{events}:once:* +xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd \
-                 +evalsha +script|load +get +set";
+                 +xdel +evalsha +script|load +get +set";
     let mut set_user = vec!["ACL", "SETUSER", "app"];
     set_user.extend(rules.split_whitespace());
     server.command(&set_user);
@@ -88,6 +88,23 @@ async fn refused_user_is_error() {
     server.command(&["ACL", "SETUSER", "app", "-role"]);
     let error = connect(&url("app:secret")).await.unwrap_err();
     assert!(error.is_unauthorized(), "{error}");
+}
+
+/// The user may not create the stream: the first publication creates it.
+#[tokio::test]
+async fn user_without_scripts_gets_empty_stream() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let rules =
+        "on >secret ~events +xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd";
+    let mut set_user = vec!["ACL", "SETUSER", "app"];
+    set_user.extend(rules.split_whitespace());
+    server.command(&set_user);
+    let url = format!("redis://app:secret@127.0.0.1:{}/", server.port());
+    let node = connect(&url).await.unwrap();
+    assert_eq!(server.command(&["EXISTS", KEY]), "0");
+    let mut client = RelayClient::connect(node.relay()).await;
+    publish_numbers(&node, 0..2).await;
+    client.expect_numbers(0..2).await;
 }
 
 #[tokio::test]

@@ -83,6 +83,26 @@ async fn moving_clients_get_each_event_once() {
     assert!(nodes.iter().all(|node| node.reader_status().replaced == 0));
 }
 
+/// No stream exists when the nodes start.
+#[tokio::test]
+async fn first_cursor_is_valid_on_all_nodes() {
+    let server = RedisServer::start(RedisProgram::Valkey, &[]);
+    let (first, second) = tokio::join!(node(&server), node(&server));
+    assert_eq!(server.command(&["XLEN", KEY]), "0");
+    let mut client = RelayClient::connect(first.relay()).await;
+    let other = RelayClient::connect(second.relay()).await;
+    let start = client.cursor();
+    assert_eq!(other.cursor(), start);
+    client.move_to(second.relay());
+    publish_numbers(&first, 0..3).await;
+    client.expect_numbers(0..3).await;
+    for late in [builder(&server), builder(&server).log_events(1)] {
+        let late = late.connect().await.unwrap();
+        let mut client = RelayClient::resume(late.relay(), &start);
+        client.expect_numbers(0..3).await;
+    }
+}
+
 #[tokio::test]
 async fn new_node_begins_with_newest_events() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);

@@ -65,6 +65,40 @@ async fn client_moves_to_another_server() {
     client.expect_texts(&["4", "5"]).await;
 }
 
+/// No stream exists when the servers start.
+#[tokio::test]
+async fn first_cursor_is_valid_on_all_servers() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let (first, second) = tokio::join!(hub(&server), hub(&server));
+    let mut client = HubClient::connect(first.hub(), &["a"]).await;
+    let start = client.cursor();
+    client.move_to(second.hub(), &["a"]);
+    let options = PublishOptions::new();
+    for text in ["1", "2"] {
+        let published = first.hub().publish_and_wait("a", text, &options);
+        published.await.unwrap();
+    }
+    client.expect_texts(&["1", "2"]).await;
+    // Also on servers that start later.
+    for log_events in [1, 1024] {
+        let node = hub_with(&server, Hub::builder(), log_events).await;
+        let mut client = HubClient::resume(node.hub(), &["a"], &start);
+        client.expect_texts(&["1", "2"]).await;
+        let cold_resumes = u64::from(log_events == 1);
+        assert_eq!(node.hub().counts().backend_resumes, cold_resumes);
+    }
+    // The events are removed, and the stream is another one.
+    server.command(&["XTRIM", KEY, "MAXLEN", "=", "1"]);
+    let node = hub_with(&server, Hub::builder(), 1).await;
+    let mut client = HubClient::resume(node.hub(), &["a"], &start);
+    assert_eq!(client.next().await, "expired None");
+    client.expect_texts(&["2"]).await;
+    server.command(&["DEL", KEY]);
+    let node = hub(&server).await;
+    let mut client = HubClient::resume(node.hub(), &["a"], &start);
+    assert_eq!(client.next().await, "epoch None");
+}
+
 #[tokio::test]
 async fn other_programs_publish_to_topics() {
     let server = RedisServer::start(RedisProgram::Valkey, &[]);

@@ -257,8 +257,10 @@ async fn members_of_all_servers_are_bounded() {
 async fn idle_servers_make_few_requests() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let nodes = [node(&server).await, node(&server).await];
+    // The first server has created the stream.
+    let calls = server.call_count("evalsha");
     sleep(NODE_TIMEOUT).await;
-    assert_eq!(server.call_count("evalsha"), 0);
+    assert_eq!(server.call_count("evalsha"), calls);
     let ada = enter(&nodes[0], "ada", 1);
     expect_members(&nodes, &["ada"]).await;
     let before = (server.call_count("evalsha"), Instant::now());
