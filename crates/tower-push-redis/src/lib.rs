@@ -70,8 +70,8 @@
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
 //! A hub also needs `+hscan` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +time +hget +hset +hdel +hlen +hincrby +zadd +zrem
 //! +zrangebyscore +zrangebylex`.
-//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. A client that
-//! got its cursor before then, and goes to another server, gets a gap (`epoch`) that is not true.
+//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. If a
+//! client got its cursor before that publication, and moves to another server, it gets a gap (`epoch`) although it has missed nothing.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

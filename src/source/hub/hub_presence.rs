@@ -203,7 +203,7 @@ impl HubState {
     /// Sets the value of a member. Returns whether the topic has the member.
     ///
     /// # Errors
-    /// The rejection of a member that is too long, and of any member if too many changes wait for the broker.
+    /// A rejection if [`check_member`](Self::check_member) returns one, and of any member if too many changes wait for the broker.
     pub(super) fn update_member(
         self: &Arc<Self>,
         topic: &Topic,
@@ -341,7 +341,7 @@ impl HubState {
         Topic::new(format!("{topic}{suffix}")).map_err(invalid)
     }
 
-    /// Returns the rejection of a member that is too long, or whose topic cannot have members.
+    /// Returns a rejection if the hub has a broker without members, if the topic cannot have members, or if the key and the value exceed `max_member_len`.
     fn check_member(&self, topic: &Topic, key: &str, value: &Value) -> Result<(), Rejection> {
         if self.broker().is_some() && !self.has_presence_backend() {
             let message = "the hub's broker has no members";

@@ -52,7 +52,7 @@ pub(super) struct HubReader {
     position: u64,
     /// The position up to which the reader has the events of some topics already.
     pub(super) catch_up_end: u64,
-    /// The reader reads the events up to this position even if their topics hold them back.
+    /// The reader reads the events up to this position, even those that a [`FlushWindow`](crate::source::log::FlushWindow) holds back.
     pub(super) held_position: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
@@ -994,7 +994,7 @@ impl TopicReader {
                     last_id_position = entry.position;
                 }
             }
-            self.ordinals.skip_entry(is_ephemeral);
+            self.ordinals.advance_past_entry(is_ephemeral);
             last_position = Some(entry.position);
         }
         TopicReadOutcome::Events {
