@@ -534,6 +534,7 @@ async fn random_members_survive_faults() {
     }
 }
 
+/// Returns the seeds of a test: `range`, or the one in the environment variable `SEED`.
 fn seeds(range: std::ops::RangeInclusive<u64>) -> std::ops::RangeInclusive<u64> {
     match std::env::var("SEED") {
         Ok(seed) => seed.parse().unwrap()..=seed.parse().unwrap(),
