@@ -675,9 +675,9 @@ impl HubReader {
     /// [holds the cursor](BackendResume::hold_cursor). The client has not got the events of the other topics
     /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
     fn hold_cursor(&self, item: Item) -> Option<Item> {
-        let resume = self.backend_resume.as_ref();
-        let is_held = |resume: &&Box<BackendResume>| resume.is_cursor_held();
-        let Some(resume) = resume.filter(|resume| !self.topics.is_empty() || is_held(resume))
+        let resume = self.backend_resume.as_deref();
+        let has_other_topics = !self.topics.is_empty();
+        let Some(resume) = resume.filter(|resume| has_other_topics || resume.is_cursor_held())
         else {
             return Some(item);
         };
