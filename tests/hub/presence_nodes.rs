@@ -348,6 +348,12 @@ impl Run {
     }
 
     async fn fault(&mut self, fault: Fault) {
+        if let Fault::Away(seconds) = fault {
+            self.broker.lock().failures = usize::MAX;
+            self.wait(seconds).await;
+            self.broker.lock().failures = 0;
+            return;
+        }
         let mut broker = self.broker.lock();
         match fault {
             Fault::Fail(calls) => broker.failures += calls,
@@ -360,12 +366,7 @@ impl Run {
                 broker.presence = PresenceLedger::default();
                 broker.presence_log.clear();
             }
-            Fault::Away(seconds) => {
-                broker.failures = usize::MAX;
-                drop(broker);
-                self.wait(seconds).await;
-                self.broker.lock().failures = 0;
-            }
+            Fault::Away(_) => {}
         }
     }
 
