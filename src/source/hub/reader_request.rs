@@ -111,6 +111,12 @@ struct BackendResumePlan {
 }
 
 impl TopicJoinPlan {
+    #[cfg(feature = "json")]
+    fn is_resumed_from_broker(&self, topic: &Topic) -> bool {
+        let resume = self.backend_resume.as_ref();
+        resume.is_some_and(|resume| resume.topics.topics.contains(topic))
+    }
+
     /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or if the history of
     /// each topic and pattern is limited for the client or begins with the request.
     fn read_from_broker(&mut self, request: &ReaderRequest, hub: &HubState) -> bool {
@@ -268,7 +274,9 @@ impl ReaderRequest {
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
         return self.join_and_list_members(hub, &plan.requests, &plan.patterns, |topic| {
-            plan.cursor.is_none() || self.is_fresh(topic)
+            // A client that resumes from the broker gets the changes after its cursor.
+            let is_resumed = plan.cursor.is_some() || plan.is_resumed_from_broker(topic);
+            !is_resumed || self.is_fresh(topic)
         });
         #[cfg(not(feature = "json"))]
         {

@@ -10,6 +10,9 @@ use crate::{
 
 /// The members of one topic, from [`Hub::presence`](super::Hub::presence).
 ///
+/// In a hub with a [`PresenceBackend`](super::PresenceBackend), the members are those of all nodes. [`enter`](Self::enter) and [`update`](Self::update)
+/// return at once, and the list changes when the broker has published the change.
+///
 /// ```
 /// use serde_json::json;
 ///
@@ -85,7 +88,11 @@ impl TopicPresence {
     ///
     /// # Errors
     /// A rejection with the status 503 if there is no room for another member, or with the status 400 if the key and the value exceed
-    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len).
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). In a hub with a
+    /// [backend](super::HubBackend) that has no members, with the status 501.
+    ///
+    /// If several nodes admit a member at the same time, the broker may have no room for all. A member for which there is no room has a
+    /// connection, and is not in the list. The hub tries again until there is room.
     pub fn enter(
         &self,
         key: impl Into<Arc<str>>,
@@ -99,7 +106,8 @@ impl TopicPresence {
     ///
     /// # Errors
     /// A rejection with the status 400 if the key and the value exceed
-    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len).
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). In a hub with a
+    /// [`PresenceBackend`](super::PresenceBackend) also with the status 503 if too many changes wait for the broker.
     pub fn update(
         &self,
         key: impl Into<Arc<str>>,

@@ -58,12 +58,17 @@ impl<E: PageEvent> UpstreamReader<E> {
         &self.limits
     }
 
+    /// Returns the number of pages that are being read, or wait for their turn.
+    pub(crate) fn pending_reads(&self) -> usize {
+        lock(&self.pages).pending_reads()
+    }
+
     /// Returns the time after which one client should return.
     pub(crate) fn random_retry_delay(&self) -> Duration {
         random::jittered(self.limits.retry, 0.5)
     }
 
-    pub(super) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+    pub(crate) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         self.upstream.compare_ids(a, b)
     }
 

@@ -1,10 +1,12 @@
 //! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
 
+mod broker_away;
 mod connecting;
 mod faults;
 mod feed;
 mod hub;
 mod nodes;
+mod presence;
 mod publishing;
 mod random_faults;
 mod topologies;
