@@ -164,10 +164,18 @@ fn app() -> Router {
         state.channel.publish(text).unwrap().to_string()
     };
     let topics = async |State(state): State<ServerState>| Push::new(hub_source(&state.hub));
-    let publish_to_topic =
-        async |State(state): State<ServerState>,
-               PathParameter(topic): PathParameter<String>,
-               text: String| { state.hub.publish(topic, text).unwrap().to_string() };
+    // The names of several topics are separated by commas.
+    let publish_to_topic = async |State(state): State<ServerState>,
+                                  PathParameter(topic): PathParameter<String>,
+                                  text: String| {
+        let topics: Vec<_> = topic.split(',').collect();
+        state.hub.publish(topics, text).unwrap().to_string()
+    };
+    let topic_subscribers =
+        async |State(state): State<ServerState>, PathParameter(topic): PathParameter<String>| {
+            let topic = state.hub.topic(topic).unwrap();
+            topic.subscriber_count().to_string()
+        };
     let subscribers =
         async |State(state): State<ServerState>| state.channel.subscriber_count().to_string();
     Router::new()
@@ -178,11 +186,15 @@ fn app() -> Router {
         .route("/dist/index.js", javascript("index.js"))
         .route("/dist/shared.js", javascript("shared.js"))
         .route("/dist/topics.js", javascript("topics.js"))
+        .route("/dist/shared-topics.js", javascript("shared-topics.js"))
         .route("/feed", any(feed))
         .route("/ending", any(ending))
         .route("/channel", any(channel))
         .route("/topics", any(topics))
-        .route("/topics/{topic}", post(publish_to_topic))
+        .route(
+            "/topics/{topic}",
+            post(publish_to_topic).get(topic_subscribers),
+        )
         .route("/publish", post(publish))
         .route("/subscribers", get(subscribers))
         .route("/answer", post(answer))
@@ -263,6 +275,11 @@ async fn topics_change_over_each_transport() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tabs_with_any_cursor_share_connections() {
     run_node_tests("shared.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tabs_with_other_topics_share_connection() {
+    run_node_tests("shared_topics.test.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

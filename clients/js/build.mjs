@@ -62,6 +62,7 @@ async function buildInto(directory) {
   await esm("index", []);
   // The core is a module of its own, so that a page that uses both loads it once.
   for (const entry of ["event-source", "shared", "topics"]) await esm(entry, ["./index.js"]);
+  await esm("shared-topics", ["./index.js", "./topics.js"]);
   const iife = await build({
     ...options,
     format: "iife",
@@ -80,7 +81,7 @@ async function writeMinified({ outputFiles: [file] }, isModule) {
 }
 
 function printSizes(directory) {
-  for (const file of ["index.js", "shared.js", "topics.js", "event-source.js", "tower-push.iife.js"]) {
+  for (const file of ["index.js", "shared.js", "topics.js", "shared-topics.js", "event-source.js", "tower-push.iife.js"]) {
     const content = readFileSync(join(directory, file));
     const gzipped = gzipSync(content, { level: 9 }).length;
     console.log(`${file}: ${content.length} bytes, ${gzipped} gzipped`);

@@ -180,8 +180,8 @@ impl EventLoop {
         polls_left
     }
 
-    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the polls do not suffice for
-    /// the pass, the next turn continues the pass, after the connections that were woken meanwhile.
+    /// Polls the members of a group, each once in a pass. The call polls at most `polls_left` members, and returns how many of these polls it has not
+    /// used. If members of the pass remain, the next turn of the event loop polls them, after the connections that were woken meanwhile.
     fn poll_group(&mut self, key: LogGroupKey, mut polls_left: usize, now: Instant) -> usize {
         while polls_left > 0 {
             let Some(group) = self.groups.get_mut(&key) else {

@@ -47,7 +47,7 @@ pub struct Drain(Arc<SharedDrain>);
 /// The state that all clones of a [`Drain`] share.
 struct SharedDrain {
     state: Mutex<DrainState>,
-    /// Whether `state.start` is set. Streams read this copy for each item, without locking `state`.
+    /// Whether `state.start` is set. Streams read `has_started` for each item, which needs no lock of `state`.
     has_started: AtomicBool,
     /// The tasks that poll open streams or connections, and wait for the start of the drain.
     stream_tasks: WaitList,

@@ -90,7 +90,7 @@ pub(super) struct GuardCounters {
     refused: [AtomicU64; RefusalReason::ALL.len()],
 }
 
-/// The numbers of streams that are open, were opened and are closed.
+/// The numbers of open streams, of streams that were opened, and of streams that were closed.
 #[derive(Debug, Default)]
 struct OpenAndClosedCounts {
     open_by_transport: BTreeMap<&'static str, u64>,

@@ -342,7 +342,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         self.transport.methods(version)
     }
 
-    /// Returns `true`: the guard refuses a request before its body is read.
+    /// Returns `true`, because [`respond`](Self::respond) reads the form itself. A guard can thus refuse a request before its body is read.
     fn reads_form(&self) -> bool {
         true
     }

@@ -138,21 +138,21 @@ impl KeptResponseParts {
     ///
     /// A stricter `Cache-Control` of the carrier is kept, because the application may depend on it.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
-        let strictness = CacheControlStrictness::from_headers(&self.headers);
-        (strictness.no_store || strictness.private)
-            && strictness >= CacheControlStrictness::from_headers(push_headers)
+        let directives = CacheControlDirectives::from_headers(&self.headers);
+        (directives.no_store || directives.private)
+            && directives >= CacheControlDirectives::from_headers(push_headers)
     }
 }
 
-/// The strictness with which a response's `Cache-Control` headers limit caches. `Ord` puts the stricter response last.
+/// The directives of a response's `Cache-Control` headers that restrict caches. The greater value in the order of `Ord` restricts caches more.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct CacheControlStrictness {
+struct CacheControlDirectives {
     no_store: bool,
     private: bool,
     no_cache: bool,
 }
 
-impl CacheControlStrictness {
+impl CacheControlDirectives {
     fn from_headers(headers: &HeaderMap) -> Self {
         let contains = |directive| {
             let mut values = headers.get_all(header::CACHE_CONTROL).iter();

@@ -216,7 +216,8 @@ impl Transport for Negotiate {
         self.transports.iter().all(|t| t.is_polling())
     }
 
-    /// Returns `true`: a transport of the set may refuse requests before it reads their bodies.
+    /// Returns `true`, because [`respond`](Self::respond) reads the form itself, unless the chosen transport does. Such a transport may refuse a
+    /// request before it reads the body.
     fn reads_form(&self) -> bool {
         true
     }

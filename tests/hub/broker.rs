@@ -7,15 +7,21 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
 pub(crate) use testkit::epoch_ids::{id, split_id};
 use tower_push::{
     Error, Event, EventId, Gap, GapReason, Hub,
     source::{
         TopicSet,
-        hub::{HubBackend, HubBuilder, HubEvent, HubFeed},
+        hub::{
+            HubBackend, HubBuilder, HubEvent, HubFeed, MemberSnapshot, PresenceAnswer,
+            PresenceBackend, PresenceUpdate,
+        },
         relay::{Page, PageRequest, PushError, UpstreamError},
     },
 };
+
+use crate::presence_ledger::PresenceLedger;
 
 /// A list of numbered events. The id of an event is `epoch.number`. Clones are the same broker.
 #[derive(Clone, Default)]
@@ -36,6 +42,18 @@ pub(crate) struct BrokerState {
     pub(crate) failures: usize,
     /// How long each call takes.
     pub(crate) delay: Duration,
+    pub(crate) presence: PresenceLedger,
+    /// All events of members since `presence` was created.
+    pub(crate) presence_log: Vec<HubEvent>,
+    /// How many of the next requests about members are applied, and not answered.
+    pub(crate) lost_answers: usize,
+    /// How many requests about members were made.
+    pub(crate) presence_requests: usize,
+    started_at: Option<tokio::time::Instant>,
+    /// Requests about members that arrive after later ones.
+    pub(crate) delayed: Vec<PresenceUpdate>,
+    /// How many of the next requests about members are delayed.
+    pub(crate) delays: usize,
 }
 
 impl BrokerState {
@@ -53,6 +71,27 @@ impl BrokerState {
         self.events.push_back(event.clone());
         self.history.push(event);
         id
+    }
+
+    /// Applies a request about members, and appends the events.
+    fn apply_members(&mut self, update: &PresenceUpdate) -> PresenceAnswer {
+        let mut events = Vec::new();
+        let now = tokio::time::Instant::now();
+        let now = now - *self.started_at.get_or_insert(now);
+        let answer = self.presence.apply(update, now, &mut events);
+        for event in events {
+            self.presence_log.push(event.clone());
+            self.append(event);
+        }
+        answer
+    }
+
+    pub(crate) fn members(&self) -> MemberSnapshot {
+        let mut snapshot = MemberSnapshot::new(self.last_id());
+        for ((topic, key), (value, _)) in &self.presence.members {
+            snapshot.insert(topic.clone(), key.clone(), Value::clone(value));
+        }
+        snapshot
     }
 
     pub(crate) fn trim(&mut self, count: usize) {
@@ -117,7 +156,10 @@ impl Broker {
             let first = broker.last_number().saturating_sub(tail);
             (broker.epoch, first.max(broker.removed))
         };
-        let (feed, hub) = hub.build_with_backend(self.clone(), id(epoch, last));
+        // The members of a later moment than the first event.
+        let members = self.lock().members();
+        let (mut feed, hub) = hub.build_with_presence(self.clone(), id(epoch, last));
+        feed.set_members(members);
         let mut node = Node {
             broker: self.clone(),
             hub,
@@ -175,6 +217,30 @@ impl HubBackend for Broker {
     }
 }
 
+impl PresenceBackend for Broker {
+    async fn update_members(&self, update: PresenceUpdate) -> Result<PresenceAnswer, Error> {
+        self.lock().presence_requests += 1;
+        if !self.answer().await {
+            return Err(Error::publish_failed("the broker is away"));
+        }
+        let mut broker = self.lock();
+        if broker.delays > 0 {
+            broker.delays -= 1;
+            broker.delayed.push(update);
+            return Err(Error::publish_failed("the request is delayed"));
+        }
+        let answer = broker.apply_members(&update);
+        for late in std::mem::take(&mut broker.delayed) {
+            broker.apply_members(&late);
+        }
+        if broker.lost_answers > 0 {
+            broker.lost_answers -= 1;
+            return Err(Error::publish_failed("the answer is lost"));
+        }
+        Ok(answer)
+    }
+}
+
 /// A server: a hub, and the reader of the broker that fills it.
 pub(crate) struct Node {
     broker: Broker,
@@ -197,6 +263,7 @@ impl Node {
         let broker = self.broker.lock();
         if self.epoch != broker.epoch {
             // The id before the first event of a new broker is not always known.
+            self.feed.set_members(broker.members());
             let mut gap = Gap::new(GapReason::Epoch);
             if broker.epoch % 2 == 0 {
                 gap = gap.resumed(id(broker.epoch, 0));
@@ -205,6 +272,7 @@ impl Node {
             (self.epoch, self.first, self.read) = (broker.epoch, 0, 0);
         }
         if self.read < broker.removed {
+            self.feed.set_members(broker.members());
             let gap = Gap::new(GapReason::Expired).resumed(id(self.epoch, broker.removed));
             self.feed.gap(&gap);
             (self.first, self.read) = (broker.removed, broker.removed);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use testkit::{HttpConnection, HttpVersion, TestServer};
@@ -237,6 +237,27 @@ async fn backend_resume_fills_in_removed_topic() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pending_reads_are_counted() {
+    let broker = Broker::default();
+    (1..=10).for_each(|_| drop(broker.publish(&["a"], "x")));
+    let node = broker.node(Hub::builder(), 1);
+    broker.lock().delay = Duration::from_secs(1);
+    let mut clients = [3, 3, 5].map(|number| {
+        let start = StartPosition::After(id(0, number));
+        subscribe(&node, &["a"], start)
+    });
+    for client in &mut clients {
+        assert!(client.next().now_or_never().is_none());
+    }
+    // Two clients share a read.
+    assert_eq!(node.hub.counts().pending_reads, 2);
+    for client in &mut clients {
+        next_text(client).await;
+    }
+    assert_eq!(node.hub.counts().pending_reads, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn client_that_is_too_far_behind_gets_gap() {
     let broker = Broker::default();
     (1..=100).for_each(|number| drop(broker.publish(&["a"], &number.to_string())));
@@ -425,10 +446,9 @@ async fn revoked_client_gets_no_page() {
 }
 
 #[tokio::test]
-async fn members_are_refused() {
-    let broker = Broker::default();
-    let node = broker.node(Hub::builder(), 0);
-    let room = node.hub.presence("room").unwrap();
+async fn members_without_presence_backend_are_refused() {
+    let (_feed, hub) = Hub::builder().build_with_backend(Broker::default(), id(0, 0));
+    let room = hub.presence("room").unwrap();
     let refused = room.enter("user/7", 1).unwrap_err();
     assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED);
     assert!(room.list().members.is_empty());

@@ -13,6 +13,8 @@ mod model;
 mod pattern_commands;
 mod patterns;
 mod presence;
+mod presence_ledger;
+mod presence_nodes;
 mod publisher_ids;
 mod requests;
 mod stress;

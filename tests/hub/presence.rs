@@ -16,7 +16,7 @@ use tower_push::{
     },
 };
 
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// Returns a source whose clients are members under the name in the query parameter `as`, with the value `v`, and others get lists of members.
 fn source(hub: &Hub) -> ClientTopicsSource {
@@ -42,7 +42,7 @@ fn source(hub: &Hub) -> ClientTopicsSource {
     )
 }
 
-fn subscribe(hub: &Hub, uri: &str) -> Result<HubSubscriber, Rejection> {
+pub(crate) fn subscribe(hub: &Hub, uri: &str) -> Result<HubSubscriber, Rejection> {
     let subscription = Subscription::new(&get_request_head(uri, &[]), "test");
     source(hub)
         .subscribe(subscription)
@@ -50,7 +50,7 @@ fn subscribe(hub: &Hub, uri: &str) -> Result<HubSubscriber, Rejection> {
         .expect("the authorization is ready")
 }
 
-fn members(hub: &Hub) -> BTreeMap<String, Value> {
+pub(crate) fn members(hub: &Hub) -> BTreeMap<String, Value> {
     let list = hub.presence("room").unwrap().list();
     list.members
         .into_iter()
@@ -329,19 +329,32 @@ fn step() -> impl Strategy<Value = Step> {
 /// A client that keeps the list of members, as a page does.
 struct Observer {
     subscriber: HubSubscriber,
-    members: BTreeMap<String, Value>,
+    list: ObservedMembers,
     cursor: Option<String>,
+}
+
+/// The members as a page sees them.
+pub(crate) struct ObservedMembers {
+    pub(crate) members: BTreeMap<String, Value>,
     /// Whether each event must change the list. After a gap, the list can be newer than the next events.
-    is_exact: bool,
+    pub(crate) is_exact: bool,
+}
+
+impl Default for ObservedMembers {
+    fn default() -> Self {
+        Self {
+            members: BTreeMap::new(),
+            is_exact: true,
+        }
+    }
 }
 
 impl Observer {
     fn subscribe(hub: &Hub) -> Self {
         Self {
             subscriber: subscribe(hub, "/?topic=room").unwrap(),
-            members: BTreeMap::new(),
+            list: ObservedMembers::default(),
             cursor: None,
-            is_exact: true,
         }
     }
 
@@ -362,23 +375,25 @@ impl Observer {
             match item.unwrap().unwrap() {
                 Item::Event(event) => {
                     self.cursor = event.id().map(|id| id.to_string()).or(self.cursor.take());
-                    self.apply(&event);
+                    self.list.apply(&event);
                 }
                 Item::EventWithCursor { event, cursor } => {
                     self.cursor = Some(cursor.to_string());
-                    self.apply(&event);
+                    self.list.apply(&event);
                 }
                 Item::Cursor(cursor) => self.cursor = Some(cursor.to_string()),
                 Item::Gap(gap) => {
-                    self.is_exact = false;
+                    self.list.is_exact = false;
                     self.cursor = gap.resumed.map(|id| id.to_string()).or(self.cursor.take());
                 }
                 other => panic!("{other:?}"),
             }
         }
     }
+}
 
-    fn apply(&mut self, event: &Event) {
+impl ObservedMembers {
+    pub(crate) fn apply(&mut self, event: &Event) {
         let Some(event_type) = event.event_type() else {
             return;
         };
@@ -478,7 +493,7 @@ async fn run(steps: Vec<Step>, max_events: usize) {
     for _ in 0..2 {
         for observer in &mut observers {
             observer.read(usize::MAX);
-            assert_eq!(observer.members, members(&hub));
+            assert_eq!(observer.list.members, members(&hub));
         }
         sleep(GRACE * 3).await;
     }

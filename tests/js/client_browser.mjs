@@ -60,7 +60,11 @@ class ChromiumTabs {
       await this.driver.switchTo().window(handle);
       await this.driver.close();
     };
-    return { evaluate, close };
+    const reload = async () => {
+      await this.driver.switchTo().window(handle);
+      await this.driver.get(`${SERVER}/`);
+    };
+    return { evaluate, reload, close };
   }
 
   close() {
@@ -147,6 +151,10 @@ async function eachTransportDelivers(tabs) {
     })`);
     assert.deepEqual(ids, Array.from({ length: 12 }, (_, index) => String(index + 1)), `${transports}`);
   }
+  assert.equal(await tab.evaluate("sessionStorage.length"), 0, "the only transport is not remembered");
+  await tab.evaluate(`import("/dist/index.js").then(async ({ connect }) => {
+    for await (const _ of connect("/ending")) continue;
+  })`);
   assert.equal(await tab.evaluate("sessionStorage.length"), 1, "what worked is remembered");
   return tab;
 }
@@ -270,6 +278,101 @@ async function frozenLeaderIsReplaced(open) {
   for (const tab of open) await tab.hasSeen(1, last);
 }
 
+/** A tab with topics of its own, which shares a connection with the other tabs. */
+class TopicTab {
+  static async open(tabs, topics, name) {
+    const tab = new TopicTab();
+    Object.assign(tab, await tabs.open());
+    tab.topics = topics;
+    tab.options = { shared: name, topics, lease: LEASE };
+    await tab.connect();
+    return tab;
+  }
+
+  connect() {
+    return this.evaluate(`import("/dist/shared-topics.js").then(({ connect }) => {
+      window.seen = {};
+      window.push = connect("/topics", ${JSON.stringify(this.options)});
+      const add = (topic, value) => (seen[topic] ??= []).push(value);
+      push.on("message", ({ topic, topics, data }) => (topics ?? [topic]).forEach((topic) => add(topic, data)));
+      push.on("gap", ({ reason, topic }) => (topic ? [topic] : push.topics).forEach((topic) => add(topic, reason)));
+      push.on("error", ({ message }) => console.log(message));
+    })`);
+  }
+
+  /** Waits until the tab has seen these numbers of each of its topics, each once and in order. */
+  async hasSeen(from, to) {
+    const expected = Array.from({ length: to - from + 1 }, (_, index) => from + index);
+    for (const topic of this.topics) {
+      const seen = await until(`${topic}: ${from} to ${to}`, () => this.evaluate(`seen["${topic}"] ?? []`), (seen) => seen.length >= expected.length);
+      assert.deepEqual(seen, expected, topic);
+    }
+  }
+
+  isLeader() {
+    return this.evaluate("push.transport != null");
+  }
+}
+
+/** Tabs with different topics share a connection, of which the leader is frozen, reloaded and closed. */
+async function tabsShareTopics(tabs, canFreeze) {
+  const [a, b, c] = ["a", "b", "c"].map((word) => `${word}-${randomUUID()}`);
+  let last = 0;
+  const publishToAll = async (count) => {
+    for (let n = 0; n < count; n++) await fetch(new URL(`/topics/${a},${b},${c}`, SERVER), { method: "POST", body: String(++last) });
+  };
+  const subscribersOf = async (topic) => Number(await (await fetch(new URL(`/topics/${topic}`, SERVER))).text());
+  const haveOneSubscriber = async (...topics) => {
+    for (const topic of topics) await until(`one subscriber of ${topic}`, () => subscribersOf(topic), (count) => count === 1);
+  };
+  const name = `topics ${a}`;
+  const open = [];
+  await publishToAll(1);
+  for (const topics of [[a, b], [b, c], [c, a]]) open.push(await TopicTab.open(tabs, topics, name));
+  for (const tab of open) await tab.hasSeen(1, last);
+  await haveOneSubscriber(a, b, c);
+  await publishToAll(5);
+  for (const tab of open) await tab.hasSeen(1, last);
+  const oneLeader = (leaders) => leaders.length === 1;
+  let [leader] = await until("one leader", () => leaderOf(open), oneLeader);
+  if (canFreeze) {
+    const others = open.filter((tab) => tab !== leader);
+    const thaw = await freeze(leader);
+    await publishToAll(10);
+    for (const tab of others) await tab.hasSeen(1, last);
+    thaw();
+    for (const tab of open) await tab.hasSeen(1, last);
+    [leader] = await until("another leader", () => leaderOf(open), (leaders) => oneLeader(leaders) && leaders[0] !== leader);
+    await publishToAll(5);
+    for (const tab of open) await tab.hasSeen(1, last);
+    // A page that is reloaded begins with the last value of each topic.
+    await leader.reload();
+    await publishToAll(3);
+    const reloaded = leader;
+    for (const tab of open) if (tab !== reloaded) await tab.hasSeen(1, last);
+    const first = last;
+    await reloaded.connect();
+    await reloaded.hasSeen(first, last);
+    await publishToAll(3);
+    await reloaded.hasSeen(first, last);
+    await reloaded.close();
+    open.splice(open.indexOf(reloaded), 1);
+  }
+  while (open.length > 1) {
+    const [leader] = await until("a leader", () => leaderOf(open), oneLeader);
+    await publishToAll(3);
+    await leader.close();
+    open.splice(open.indexOf(leader), 1);
+    await publishToAll(3);
+    for (const tab of open) await tab.hasSeen(1, last);
+  }
+  // Topics that no tab has any more have left the connection.
+  await haveOneSubscriber(...open[0].topics);
+  const gone = [a, b, c].find((topic) => !open[0].topics.includes(topic));
+  await until(`no subscriber of ${gone}`, () => subscribersOf(gone), (count) => count === 0);
+  await open[0].close();
+}
+
 async function leadersMayClose(open) {
   while (open.length > 1) {
     const [leader] = await until("a leader", () => leaderOf(open), (leaders) => leaders.length === 1);
@@ -289,6 +392,7 @@ try {
   // The frames of one page run or are frozen together.
   if (name === "chromium") await frozenLeaderIsReplaced(open);
   await leadersMayClose(open);
+  await tabsShareTopics(tabs, name === "chromium");
 } finally {
   await tabs.close();
 }

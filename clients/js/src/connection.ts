@@ -184,7 +184,8 @@ export class Connection implements PushConnection {
       if (hasWorked) {
         preferred = current;
         failed.clear();
-        rememberedTransport(this.streamUrl, this.transport);
+        // Without a choice, there is nothing to remember.
+        if (this.#transports[1]) rememberedTransport(this.streamUrl, this.transport);
       }
       if (abortReason === "upgrade") {
         current = 0;

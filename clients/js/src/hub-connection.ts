@@ -1,5 +1,6 @@
 import type { Connection } from "./connection.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
+import { randomKey } from "./random-key.js";
 import type { PublicationOptions, TopicConnection, TopicOptions, TopicPattern } from "./topics.js";
 
 /** The number of events whose repetitions are dropped. */
@@ -257,10 +258,6 @@ export class HubConnection implements TopicConnection {
 }
 
 const noTopic = () => new TypeError("a connection needs a topic or a pattern, unless its only transport is a WebSocket");
-
-function randomKey(): string {
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (number) => number.toString(36)).join("-");
-}
 
 /** Reads the data of an answer, which the option `parse` may have left as a text. */
 function answerData(data: unknown): AnswerData {

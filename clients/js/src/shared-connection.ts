@@ -1,19 +1,10 @@
 import { connect, PushError, type ConnectOptions, type Gap, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
 import { ListenerSet, RESERVED } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
-
-/** A position in the stream that the leaders pass on: the leader's term, and the number of its message. Ordered. */
-type Position = [term: string, sequence: number];
+import { CENSUS_TIME, isBefore, nextTerm, TabGroup, type ErrorFields, type Position } from "./tab-group.js";
 
 /** What a connection reports, as its leader passes it on. */
 type Report = ["event", PushEvent] | ["gap", Gap] | ["cursor", string | undefined] | ["state", State] | ["finished", undefined] | ["error", ErrorFields];
-
-interface ErrorFields {
-  message: string;
-  final: boolean;
-  status?: number | undefined;
-  code?: number | undefined;
-}
 
 /** A message between tabs. */
 type Message =
@@ -27,14 +18,8 @@ type Message =
   | { kind: "count"; position: Position | undefined; cursor: string | undefined }
   | { kind: "send"; message: unknown };
 
-/** How long a new leader waits for the positions of the others, in milliseconds. */
-const CENSUS_TIME = 200;
-
 /** The number of events that a tab drops or holds back while it catches up. More are a gap. */
 const MAX_CATCH_UP = 1000;
-
-const isBefore = (one: Position | undefined, other: Position | undefined) =>
-  !!other && (!one || one[0] < other[0] || (one[0] === other[0] && one[1] < other[1]));
 
 /**
  * One tab's part of a shared connection. The tab that holds the Web Lock is the leader: it has the connection, and broadcasts all that the connection
@@ -51,48 +36,40 @@ export class SharedConnection implements PushConnection {
 
   #url: URL;
   #options: ConnectOptions;
-  #name: string;
-  #lease: number;
+  #group: TabGroup<Message>;
   #id = Math.random().toString(36).slice(2);
   #listeners = new ListenerSet();
   #queues = new ItemQueues(() => {});
-  #channel!: BroadcastChannel;
-  #stopped = new AbortController();
 
   #position: Position | undefined;
   /** While the leader repeats events that this tab has passed on: how many it has repeated. */
   #repeated: number | undefined;
   /** While this tab catches up over a connection of its own. */
   #catchUp: { connection: PushConnection; target: string | undefined; held: (Message & { kind: "report" })[] } | undefined;
-  #hasLeader = false;
 
   /** The connection, if this tab is the leader. */
   #connection: PushConnection | undefined;
   #term = "";
+  /** The highest term of all messages that this tab has heard. */
+  #highestTerm = "";
   #from: Position | undefined;
-  #release: (() => void) | undefined;
-  /** Ends when this tab leaves. */
-  #session: AbortController | undefined;
-  #leaseTimer: ReturnType<typeof setTimeout> | undefined;
-  /** Ends this tab's place in the line for the lock. */
-  #waiting = new AbortController();
   #counts: { position: Position | undefined; cursor: string | undefined }[] | undefined;
 
   constructor(url: URL, key: string, lease: number, options: ConnectOptions) {
     this.#url = url;
     this.#options = options;
-    this.#lease = lease;
-    this.#name = `tower-push ${JSON.stringify([url.href, key])}`;
     if (options.since && options.since !== "now") this.cursor = options.since;
-    const listen = (target: any, type: string, listener: (event: any) => void) =>
-      target?.addEventListener?.(type, listener, { signal: this.#stopped.signal });
-    listen(globalThis, "pagehide", () => this.#leave());
-    listen(globalThis, "pageshow", ({ persisted }) => persisted && this.#join());
-    listen(globalThis.document, "freeze", () => this.#leave());
-    listen(globalThis.document, "resume", () => this.#join());
-    listen(options.signal, "abort", () => this.close());
+    const name = `tower-push ${JSON.stringify([url.href, key])}`;
+    this.#group = new TabGroup<Message>(name, lease, { kind: "ping" }, {
+      onJoin: () => {},
+      onLeave: () => this.#stopCatchUp(),
+      onElect: () => this.#takeOver(),
+      onDepose: () => this.#resign(),
+      onMessage: (message) => this.#onMessage(message),
+    });
+    options.signal?.addEventListener("abort", () => this.close(), { signal: this.#group.stopped });
     if (options.signal?.aborted) this.state = "closed";
-    else this.#join();
+    else this.#group.join();
   }
 
   get transport(): string | undefined {
@@ -105,8 +82,8 @@ export class SharedConnection implements PushConnection {
 
   send(message: unknown): boolean {
     if (this.#connection) return this.#connection.send(message);
-    const isSent = this.#hasLeader && this.state === "open";
-    if (isSent) this.#post({ kind: "send", message });
+    const isSent = this.#group.hasLeader && this.state === "open";
+    if (isSent) this.#group.post({ kind: "send", message });
     return isSent;
   }
 
@@ -118,83 +95,21 @@ export class SharedConnection implements PushConnection {
     return this.#queues.read();
   }
 
-  /** Becomes a follower, and stands in line for the lock. */
-  #join(): void {
-    if (this.state === "closed" || this.#session) return;
-    this.#session = new AbortController();
-    this.#channel = new BroadcastChannel(this.#name);
-    this.#channel.onmessage = ({ data }) => this.#onMessage(data);
-    this.#post({ kind: "ping" });
-    this.#standInLine();
-    this.#watchLease(this.#session.signal);
-  }
-
-  /** Gives the lock and the connection to another tab. */
-  #leave(): void {
-    this.#session?.abort();
-    this.#session = undefined;
-    clearTimeout(this.#leaseTimer);
-    this.#hasLeader = false;
-    this.#waiting.abort();
-    this.#resign();
-    this.#stopCatchUp();
-    this.#channel?.close();
-  }
-
-  async #standInLine(steal = false): Promise<void> {
-    this.#waiting.abort();
-    const { signal } = (this.#waiting = new AbortController());
-    while (!signal.aborted) {
-      try {
-        // A request that takes the lock away cannot have a signal.
-        await navigator.locks.request(this.#name, steal ? { steal } : { signal }, async () => {
-          if (signal.aborted) return;
-          await new Promise<void>((release) => {
-            this.#release = release;
-            this.#takeOver();
-          });
-        });
-      } catch {
-        // The lock was taken away, because this page did not answer, or this tab is no longer in line.
-      }
-      if (!signal.aborted) this.#resign();
-      steal = false;
-    }
-  }
-
-  /** Takes the lock away from a leader that has not answered for the time of two leases. */
-  async #watchLease(signal: AbortSignal): Promise<void> {
-    let silences = 0;
-    while (!signal.aborted) {
-      this.#hasLeader = false;
-      await new Promise((resolve) => (this.#leaseTimer = setTimeout(resolve, this.#lease * (1 + Math.random() / 2))));
-      silences = this.#hasLeader || this.#release ? 0 : silences + 1;
-      if (signal.aborted || silences === 0) continue;
-      this.#post({ kind: "ping" });
-      if (silences > 2) {
-        silences = 0;
-        this.#standInLine(true);
-      }
-    }
-  }
-
   #resign(): void {
     this.#connection?.close();
     this.#connection = undefined;
     this.#counts = undefined;
-    this.#release?.();
-    this.#release = undefined;
   }
 
   /** Asks the others for their positions, and resumes at the oldest one. */
   async #takeOver(): Promise<void> {
     if (this.#catchUp) this.#position = undefined;
     this.#stopCatchUp();
-    const release = this.#release;
+    const { lead } = this.#group;
     this.#counts = [{ position: this.#position, cursor: this.cursor }];
-    this.#post({ kind: "census" });
+    this.#group.post({ kind: "census" });
     await new Promise((resolve) => setTimeout(resolve, CENSUS_TIME));
-    if (this.#release !== release || !this.#counts) return;
+    if (this.#group.lead !== lead || !this.#counts) return;
     // Cursors have no order: a tab that has only a cursor, and no position, catches up by itself.
     const known = this.#counts.filter(({ position }) => position);
     const [first = this.#counts[0]!] = known;
@@ -206,9 +121,7 @@ export class SharedConnection implements PushConnection {
   /** Opens a connection at a cursor, under a new term. */
   #lead(cursor: string | undefined, from: Position | undefined): void {
     this.#connection?.close();
-    const highest = [this.#term, this.#position?.[0] ?? ""].sort().pop()!;
-    // Terms are compared as texts.
-    this.#term = `${String(parseInt(highest || "0", 10) + 1).padStart(10, "0")} ${this.#id}`;
+    this.#term = this.#highestTerm = nextTerm(this.#highestTerm, this.#id);
     this.#from = from;
     let sequence = 0;
     const start: Position = [this.#term, 0];
@@ -221,7 +134,7 @@ export class SharedConnection implements PushConnection {
       if (connection !== this.#connection) return;
       const message: Message = { kind: "report", position: [this.#term, ++sequence], cursor: connection.cursor, report };
       // First to the others, so that none of them is behind this tab if it is frozen now.
-      this.#post(message);
+      this.#group.post(message);
       this.#onReport(message);
     };
     connection.on("event", (event) => pass("event", event));
@@ -233,16 +146,17 @@ export class SharedConnection implements PushConnection {
   }
 
   #announce(cursor = this.#connection?.cursor): void {
-    this.#post({ kind: "leader", position: this.#position!, from: this.#from, cursor, state: this.state });
+    this.#group.post({ kind: "leader", position: this.#position!, from: this.#from, cursor, state: this.state });
   }
 
   #onMessage(message: Message): void {
+    if ("position" in message && message.position && message.position[0] > this.#highestTerm) this.#highestTerm = message.position[0];
     switch (message.kind) {
       case "ping":
         if (this.#connection) this.#announce();
         break;
       case "census":
-        if (!this.#catchUp) this.#post({ kind: "count", position: this.#position, cursor: this.cursor });
+        if (!this.#catchUp) this.#group.post({ kind: "count", position: this.#position, cursor: this.cursor });
         break;
       case "count":
         this.#counts?.push(message);
@@ -254,14 +168,14 @@ export class SharedConnection implements PushConnection {
         this.#onLeader(message);
         break;
       case "report":
-        this.#hasLeader = true;
+        this.#group.hearLeader();
         if (this.#position) this.#onReport(message);
     }
   }
 
   #onLeader({ position, from, cursor, state }: Message & { kind: "leader" }): void {
     if (position[0] < (this.#position?.[0] ?? "")) return;
-    this.#hasLeader = true;
+    this.#group.hearLeader();
     this.#setState(state);
     const own = this.#position;
     const isStart = position[1] === 0;
@@ -371,18 +285,8 @@ export class SharedConnection implements PushConnection {
   #end(reason: "closed" | "finished" | "failed", error?: PushError): void {
     if (this.state === "closed") return;
     this.#setState("closed");
-    this.#stopped.abort();
-    // The other tabs get what is on its way before the lock is free.
-    this.#leave();
+    this.#group.stop();
     if (reason === "finished") this.#listeners.emit("finished");
     this.#queues.end(error);
-  }
-
-  #post(message: Message): void {
-    try {
-      this.#channel.postMessage(message);
-    } catch {
-      // The channel is closed: this tab has left.
-    }
   }
 }

@@ -8,6 +8,7 @@
 //! | [`breakable_proxy`] | connections to a server that a test can break |
 //! | [`counting_io`] | a connection in memory that counts the server's reads and writes |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
+//! | [`event_stream_client`] | a client of an event stream, which counts heartbeats |
 //! | [`event_stream`], [`records`] | parsers of what the transports write |
 //! | [`record_client`] | a client that reads the records of one response |
 //! | [`request`], [`headers`] | requests without a body, and headers from bytes |
@@ -32,6 +33,7 @@ pub mod counting_io;
 pub mod current_exe_child;
 pub mod epoch_ids;
 pub mod event_stream;
+pub mod event_stream_client;
 pub mod example_process;
 pub mod headers;
 pub mod hub_client;
@@ -62,6 +64,7 @@ pub use self::{
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
     counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,
+    event_stream_client::EventStreamClient,
     example_process::ExampleProcess,
     headers::parse_headers,
     hub_client::HubClient,

@@ -7,8 +7,8 @@ use tower_push::event::Topic;
 /// With the prefix `events`, an event without a topic has the subject `events`, and the topic `orders.42` is the subject `events.orders.42`.
 /// Without a prefix, the topic is the subject. A subject outside of the prefix is a topic as it is.
 ///
-/// A topic is any text, and a subject is not: white space, `*`, `>`, `%`, characters outside of ASCII, and dots at which an empty part
-/// would begin or end are written as `%` and two hexadecimal digits.
+/// Some characters of topics are not allowed in subjects. The mapping writes them as `%` and two hexadecimal digits: white space, `*`, `>`, `%`,
+/// characters outside of ASCII, and dots at which an empty part would begin or end.
 ///
 /// An event of a hub that has several topics has the subject `events.%topics`, and its topics are in headers. No topic has this subject, because
 /// the subject of a topic has two hexadecimal digits after each `%`.

@@ -21,7 +21,7 @@ use crate::{
 ///   and the last of them is missing, because a stream without holes loses its oldest messages first.
 /// - The leader says for each subject which message follows the last one that was returned. The page ends before this message.
 /// - After all of this, the leader says that the stream is still the cursor's, that it has no holes, and which message is its oldest one. The
-///   messages before this oldest one may be incomplete.
+///   page leaves out the messages before this oldest one, because some of them may be missing.
 ///
 /// If one of these conditions does not hold, [`read`](Self::read) returns no page, and the messages of all topics are read.
 #[derive(Debug)]
@@ -74,8 +74,8 @@ impl<'a> TopicPageReader<'a> {
         })
     }
 
-    /// Reads the page. Returns `None` if the messages of all topics are to be read: near the end of the stream, because this costs fewer requests, and
-    /// if anything makes the selection incomplete.
+    /// Reads the page. Returns `None` if the caller must read the messages of all topics: near the end of the stream, where this costs fewer requests,
+    /// and if a check fails.
     pub(crate) async fn read(&self) -> Result<Option<Page<HubEvent>>, UpstreamError> {
         let Some(last) = self.last_selectable_sequence().await? else {
             return Ok(None);

@@ -189,6 +189,22 @@ pub(crate) fn is_master(role: &Value) -> bool {
     matches!(name, Some(Ok(name)) if name == "master")
 }
 
+/// Returns a key that is on the node of a stream in a cluster: the stream's key, a colon and `name`.
+pub(crate) fn key_beside_stream(stream: &str, name: &str) -> String {
+    match has_hash_tag(stream) {
+        true => format!("{stream}:{name}"),
+        false => format!("{{{stream}}}:{name}"),
+    }
+}
+
+/// Returns whether only a part of the key, between `{` and `}`, determines the node of a cluster.
+fn has_hash_tag(key: &str) -> bool {
+    let tag = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'));
+    tag.is_some_and(|(tag, _)| !tag.is_empty())
+}
+
 /// A connection that is made when it is needed, and that all callers share.
 #[derive(Debug)]
 pub(crate) struct SharedConnection {

@@ -95,6 +95,12 @@ impl Error {
         self.is_unavailable() || detail.is_some_and(|detail| detail.starts_with("Protocol error"))
     }
 
+    /// Returns whether this is the error of `XINFO STREAM` for a key that does not exist.
+    pub(crate) fn is_no_such_key(&self) -> bool {
+        let detail = self.source.as_ref().and_then(RedisError::detail);
+        detail == Some("no such key")
+    }
+
     /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. A later call can succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(

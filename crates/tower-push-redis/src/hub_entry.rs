@@ -1,5 +1,6 @@
 //! The events of a hub as entries of a stream.
 
+use redis::aio::MultiplexedConnection;
 use tower_push::{
     Gap,
     event::Topic,
@@ -11,6 +12,9 @@ use tower_push::{
 };
 
 use crate::{
+    connector::Connector,
+    error::Error,
+    redis_presence::read_members,
     stream_entry::{Fields, StreamEntry, TOPIC, fields_with_topics},
     stream_reader::EntrySink,
 };
@@ -21,6 +25,9 @@ const EXCEPT: &str = "except";
 /// The field of an event without history, with the value [`NO_HISTORY`].
 const HISTORY: &str = "history";
 const NO_HISTORY: &str = "no";
+
+/// The field with the topic whose list of members the event changes.
+const MEMBERS: &str = "members";
 
 /// The maximum number of topics of one event. If another program has added an entry with more topics, the further topics are not used.
 pub(crate) const MAX_TOPICS: usize = 1024;
@@ -35,6 +42,9 @@ pub(crate) fn fields_of_hub_event(event: &HubEvent) -> Fields {
     if !event.has_history() {
         fields.push((HISTORY.into(), NO_HISTORY.into()));
     }
+    if let Some(topic) = event.members_topic() {
+        fields.push((MEMBERS.into(), topic.as_str().into()));
+    }
     fields
 }
 
@@ -47,6 +57,11 @@ impl StreamEntry {
         let sender = self.values_of(EXCEPT).next();
         let event = match sender.and_then(|sender| std::str::from_utf8(sender).ok()) {
             Some(sender) => event.except(sender),
+            None => event,
+        };
+        let members = self.values_of(MEMBERS).find_map(topic);
+        let event = match members {
+            Some(topic) => event.changing_members_of(topic),
             None => event,
         };
         match self.values_of(HISTORY).next() == Some(NO_HISTORY.as_bytes()) {
@@ -64,6 +79,16 @@ impl EntrySink for HubSink {
         let pushed = self.0.push(entry.to_hub_event());
         // Each entry has an id of its own, so an id that the hub has is the id of the same entry.
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
+    }
+
+    async fn before_gap(
+        &mut self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        self.0
+            .set_members(read_members(connector, connection).await?);
+        Ok(())
     }
 
     fn gap(&mut self, gap: &Gap) {
@@ -90,6 +115,9 @@ mod tests {
         let plain = HubEvent::new(topics, event);
         for event in [
             plain.clone(),
+            plain
+                .clone()
+                .changing_members_of(Topic::new("orders/42").unwrap()),
             plain.clone().except("tab 7"),
             plain.without_history(),
         ] {
@@ -99,6 +127,7 @@ mod tests {
             assert_eq!(read.event().event_type(), event.event().event_type());
             assert_eq!(read.excluded_sender(), event.excluded_sender());
             assert_eq!(read.has_history(), event.has_history());
+            assert_eq!(read.members_topic(), event.members_topic());
         }
     }
 

@@ -56,11 +56,22 @@
 //! has a field `topic` for each of the event's topics, `except` for a sender that gets no echo, and `history` with the value `no` for an event
 //! without history. Other programs can add such entries, too: `redis-cli XADD events '*' data hello topic news topic sport`.
 //!
+//! # Members of topics
+//! The members of a hub's topics ([`Hub::presence`](tower_push::Hub::presence)) are in keys beside the stream, whose names begin with
+//! `{STREAM}:presence:`. A script changes them and adds the entries of the changes in one step, so that each join and each leave is one entry,
+//! however many nodes there are. The entry has a field `members` with the topic whose list changes. A node that has members, or knows of some, runs
+//! the script three times within the [node timeout](tower_push::source::hub::PresenceOptions::node_timeout): by default, once in 10 s. Without members,
+//! nothing runs.
+//!
+//! If Redis may evict keys (`maxmemory-policy`), choose a policy that evicts only keys with a time to live: these keys have none.
+//!
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
-//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. A client that
-//! got its cursor before then, and goes to another server, gets a gap (`epoch`) that is not true.
+//! A hub also needs `+hscan` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +time +hget +hset +hdel +hlen +hincrby +zadd +zrem
+//! +zrangebyscore +zrangebylex`.
+//! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. If a
+//! client got its cursor before that publication, and moves to another server, it gets a gap (`epoch`) although it has missed nothing.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -72,6 +83,7 @@ mod hub_entry;
 mod log_tail;
 mod reader_status;
 mod redis_hub;
+mod redis_presence;
 mod redis_publisher;
 mod redis_servers;
 mod redis_stream;

@@ -16,7 +16,7 @@ use tower_push::{
 use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
-    connector::SharedConnection,
+    connector::{SharedConnection, key_beside_stream},
     error::Error,
     fingerprint::fingerprint_of_fields,
     hub_entry::{MAX_TOPICS, fields_of_hub_event},
@@ -170,8 +170,8 @@ impl RedisPublisher {
     ) -> Result<Publication, Error> {
         let connection = &self.shared.connection;
         let stream = connection.connector().key();
-        let trim = self.next_trim().map(TrimStrategy::arguments);
-        let trim = trim.iter().flatten().map(String::as_bytes);
+        let trim = self.trim_arguments();
+        let trim = trim.iter().map(String::as_bytes);
         let fields = entry.fields.iter();
         let fields = fields.flat_map(|(name, value)| [name.as_slice(), value]);
         let arguments: Vec<_> = trim.chain([&b"*"[..]]).chain(fields).collect();
@@ -201,6 +201,21 @@ impl RedisPublisher {
             .last_ms
             .fetch_max(cursor.id.ms, Ordering::Relaxed);
         Ok(Publication { id, is_duplicate })
+    }
+
+    /// Returns the connection of publications.
+    pub(crate) fn connection(&self) -> &SharedConnection {
+        &self.shared.connection
+    }
+
+    /// Returns the arguments by which the `XADD` of the next publication trims the stream.
+    pub(crate) fn trim_arguments(&self) -> Vec<String> {
+        let strategy = self.next_trim();
+        strategy
+            .map(TrimStrategy::arguments)
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Returns how the next publication trims the stream.
@@ -260,18 +275,7 @@ fn idempotency_key_for_topics(topics: &TopicSet, idempotency_key: &str) -> Strin
 
 /// Returns the key under which a publication is remembered. In a cluster, this key is on the node of the stream.
 fn idempotency_redis_key(stream: &str, idempotency_key: &str) -> String {
-    match has_hash_tag(stream) {
-        true => format!("{stream}:once:{idempotency_key}"),
-        false => format!("{{{stream}}}:once:{idempotency_key}"),
-    }
-}
-
-/// Returns whether only a part of the key, between `{` and `}`, determines the node of a cluster.
-fn has_hash_tag(key: &str) -> bool {
-    let tag = key
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'));
-    tag.is_some_and(|(tag, _)| !tag.is_empty())
+    key_beside_stream(stream, &format!("once:{idempotency_key}"))
 }
 
 #[cfg(test)]

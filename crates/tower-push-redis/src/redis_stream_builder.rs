@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep};
 use tower_push::{
     EventId, Relay,
     source::{
-        hub::HubBuilder,
+        hub::{HubBuilder, MemberSnapshot},
         relay::{EventSink, RelayBuilder},
     },
 };
@@ -18,12 +18,14 @@ use crate::{
     log_tail::{LogTail, LogTailLimits},
     reader_status::ReaderMetrics,
     redis_hub::RedisHub,
+    redis_presence::read_members,
     redis_publisher::{PublisherConfig, RedisPublisher},
     redis_servers::RedisServers,
     redis_stream::RedisStream,
     redis_upstream::RedisUpstream,
     stream_backend::StreamBackend,
     stream_connection::StreamConnection,
+    stream_cursor::StreamCursor,
     stream_reader::{EntrySink, StreamReader},
     stream_reads::EntrySizeEstimate,
     trim_policy::TrimPolicy,
@@ -172,12 +174,15 @@ impl RedisStreamBuilder {
     /// # Errors
     /// The same as those of [`connect`](Self::connect).
     pub async fn connect_hub(self, hub: HubBuilder) -> Result<RedisHub, Error> {
-        let build = |start, upstream, publisher| {
+        let build = |start, upstream, publisher, members| {
             let backend = StreamBackend::new(publisher, upstream);
-            let (feed, hub) = hub.build_with_backend(backend, start);
+            let (mut feed, hub) = hub.build_with_presence(backend, start);
+            if let Some(members) = members {
+                feed.set_members(members);
+            }
             (HubSink(feed), hub)
         };
-        let (hub, connection) = self.connect_sink(build).await?;
+        let (hub, connection) = self.connect_sink(true, build).await?;
         Ok(RedisHub::new(hub, connection))
     }
 
@@ -215,23 +220,25 @@ impl RedisStreamBuilder {
         self,
         make_log: impl FnOnce(EventId, RedisUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
-        let make_log = |start, upstream, _publisher| make_log(start, upstream);
-        self.connect_sink(make_log).await
+        let make_log = |start, upstream, _publisher, _members| make_log(start, upstream);
+        self.connect_sink(false, make_log).await
     }
 
     async fn connect_sink<S: EntrySink, T>(
         self,
-        make_log: impl FnOnce(EventId, RedisUpstream, RedisPublisher) -> (S, T),
+        has_members: bool,
+        make_log: impl FnOnce(EventId, RedisUpstream, RedisPublisher, Option<MemberSnapshot>) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
         let connector = Arc::new(connector);
-        let (connection, tail) =
-            connect_and_read_tail(&connector, self.log_limits, self.connect_wait).await?;
+        let limits = self.log_limits;
+        let (connection, members, tail) =
+            connect_and_read_tail(&connector, limits, has_members, self.connect_wait).await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
         let upstream = RedisUpstream::new(reads.clone());
-        let (sink, log) = make_log(tail.start.clone(), upstream, publisher.clone());
+        let (sink, log) = make_log(tail.start.clone(), upstream, publisher.clone(), members);
         let metrics = Arc::new(ReaderMetrics::new());
         let mut reader = StreamReader::new(
             connector.clone(),
@@ -247,20 +254,33 @@ impl RedisStreamBuilder {
     }
 }
 
-/// Connects and reads the newest entries. While the server is not available, tries again for the time `wait`.
+/// Connects, and reads the newest entries and the members of a hub. While the server is not available, tries again for the time `wait`.
 async fn connect_and_read_tail(
     connector: &Connector,
     limits: LogTailLimits,
+    has_members: bool,
     wait: Duration,
-) -> Result<(MultiplexedConnection, LogTail), Error> {
+) -> Result<(MultiplexedConnection, Option<MemberSnapshot>, LogTail), Error> {
     let ends_at = Instant::now() + wait;
     let mut backoff = FeedBackoff::default();
     loop {
         let connected = async {
             let mut connection = connector.connect().await?;
             let mut estimate = EntrySizeEstimate::new();
+            // The entries after those that the list of members has must all be in the tail. This is seldom not so: then, the list is read
+            // after the tail.
+            let mut members = None;
+            if has_members {
+                members = Some(read_members(connector, &mut connection).await?);
+            }
             let tail = LogTail::read(connector, &mut connection, limits, &mut estimate).await?;
-            Ok((connection, tail))
+            if members
+                .as_ref()
+                .is_some_and(|members| is_before(members.last_id(), &tail.start))
+            {
+                members = Some(read_members(connector, &mut connection).await?);
+            }
+            Ok((connection, members, tail))
         };
         let delay = backoff.next_delay();
         match connected.await {
@@ -270,4 +290,10 @@ async fn connect_and_read_tail(
             result => return result,
         }
     }
+}
+
+/// Returns whether the entry of `id` is before the entry of `other`.
+fn is_before(id: &EventId, other: &EventId) -> bool {
+    let (id, other) = (StreamCursor::parse(id), StreamCursor::parse(other));
+    id.zip(other).is_some_and(|(id, other)| id.id < other.id)
 }

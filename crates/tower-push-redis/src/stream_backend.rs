@@ -3,18 +3,19 @@ use std::cmp::Ordering;
 use tower_push::{
     EventId,
     source::{
-        hub::{HubBackend, HubEvent},
+        hub::{HubBackend, HubEvent, PresenceAnswer, PresenceBackend, PresenceUpdate},
         relay::{Page, PageRequest, Upstream, UpstreamError},
     },
 };
 
 use crate::{
-    error::Error, redis_publisher::RedisPublisher, redis_upstream::RedisUpstream,
-    stream_entry::StreamEntry,
+    error::Error, redis_presence::RedisPresence, redis_publisher::RedisPublisher,
+    redis_upstream::RedisUpstream, stream_entry::StreamEntry,
 };
 
-/// The backend of a hub on a stream: adds entries, and reads the entries that are older than the hub's logs.
+/// The backend of a hub on a stream: adds entries, reads the entries that are older than the hub's logs, and keeps the members of topics.
 pub(crate) struct StreamBackend {
+    presence: RedisPresence,
     publisher: RedisPublisher,
     upstream: RedisUpstream,
 }
@@ -22,6 +23,7 @@ pub(crate) struct StreamBackend {
 impl StreamBackend {
     pub(crate) fn new(publisher: RedisPublisher, upstream: RedisUpstream) -> Self {
         Self {
+            presence: RedisPresence::new(publisher.clone()),
             publisher,
             upstream,
         }
@@ -50,6 +52,16 @@ impl HubBackend for StreamBackend {
 
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         self.upstream.compare_ids(a, b)
+    }
+}
+
+impl PresenceBackend for StreamBackend {
+    async fn update_members(
+        &self,
+        update: PresenceUpdate,
+    ) -> Result<PresenceAnswer, tower_push::Error> {
+        let updated = self.presence.update(&update).await;
+        updated.map_err(tower_push::Error::publish_failed)
     }
 }
 

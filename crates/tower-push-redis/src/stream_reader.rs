@@ -21,6 +21,16 @@ pub(crate) trait EntrySink: Send + 'static {
     /// Appends the event of an entry. Entries come in the order of the stream, each once.
     fn push_entry(&mut self, entry: &StreamEntry);
 
+    /// Reads what the sink needs before a gap is announced.
+    fn before_gap(
+        &mut self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (connector, connection);
+        async { Ok(()) }
+    }
+
     /// Announces that entries are missing after the last one.
     fn gap(&mut self, gap: &Gap);
 }
@@ -224,6 +234,7 @@ impl<S: EntrySink> StreamReader<S> {
         match self.position.continuity(&snapshot, is_connected_since) {
             StreamContinuity::Intact => {}
             StreamContinuity::Trimmed { missed } => {
+                self.sink.before_gap(&self.connector, connection).await?;
                 self.metrics.add_trimmed();
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
@@ -264,6 +275,7 @@ impl<S: EntrySink> StreamReader<S> {
         &mut self,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
+        self.sink.before_gap(&self.connector, connection).await?;
         let tail = LogTail::read(&self.connector, connection, self.limits, &mut self.estimate);
         let mut tail = tail.await?;
         let known = tail

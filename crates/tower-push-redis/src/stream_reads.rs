@@ -1,6 +1,6 @@
 //! The reads of a stream that the reader and the upstream share.
 
-use redis::{Pipeline, RedisError, RedisResult, Script, Value, aio::MultiplexedConnection};
+use redis::{Pipeline, RedisResult, Script, Value, aio::MultiplexedConnection};
 
 use crate::{
     connector::Connector, entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot,
@@ -105,10 +105,10 @@ async fn read_transaction(
     let responses: Vec<RedisResult<Value>> = pipeline.query_async(connection).await?;
     let [info, entries] =
         <[_; 2]>::try_from(responses).map_err(|_: Vec<_>| Error::unsupported())?;
-    let info = match info {
+    let info = match info.map_err(Error::from) {
         Ok(info) => Some(StreamInfo::parse(info)?),
-        Err(error) if is_no_such_key(&error) => None,
-        Err(error) => return Err(error.into()),
+        Err(error) if error.is_no_such_key() => None,
+        Err(error) => return Err(error),
     };
     let entries = StreamEntry::parse_list(entries?)?;
     Ok(StreamSnapshot {
@@ -116,9 +116,4 @@ async fn read_transaction(
         is_complete: entries.len() < max_entries,
         entries,
     })
-}
-
-/// Returns whether this is the error of `XINFO STREAM` for a key that does not exist.
-fn is_no_such_key(error: &RedisError) -> bool {
-    error.detail() == Some("no such key")
 }

@@ -44,6 +44,7 @@ pub(super) struct BackendResume {
     waiter: WaiterKey,
     /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
     shared_ids: SharedEventIds,
+    is_cursor_held: bool,
 }
 
 /// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client, with all topics of each
@@ -145,6 +146,7 @@ impl BackendResume {
             hub,
             topics,
             shared_ids: SharedEventIds::default(),
+            is_cursor_held: false,
         })
     }
 
@@ -152,6 +154,15 @@ impl BackendResume {
     #[cfg(feature = "json")]
     pub(super) fn topics(&self) -> &[Topic] {
         &self.topics.topics
+    }
+
+    /// From now on, the client's cursor stays where it was when the client returned, until the end of the resume.
+    pub(super) fn hold_cursor(&mut self) {
+        self.is_cursor_held = true;
+    }
+
+    pub(super) fn is_cursor_held(&self) -> bool {
+        self.is_cursor_held
     }
 
     /// Returns the cursor with which the client has returned.

@@ -91,6 +91,20 @@ pub(super) fn presence_changed(change: &PresenceChange) -> Event {
     control_event(event_type, None, None, data)
 }
 
+/// Reads the event of a change of a topic's members, as [`presence_changed`] makes it. Returns `None` if the event is not one.
+pub(super) fn parse_presence_changed(topic: &Topic, event: &Event) -> Option<PresenceChange> {
+    let event_type = event.event_type()?.as_str();
+    let mut data: Value = serde_json::from_slice(event.payload().as_bytes()).ok()?;
+    let key = data.get("member")?.as_str()?.into();
+    let mut value = || Some(Arc::new(data.get_mut("value")?.take()));
+    match event_type {
+        "hub.join" => Some(PresenceChange::join(topic, &key, value()?)),
+        "hub.update" => Some(PresenceChange::update(topic, &key, value()?)),
+        "hub.leave" => Some(PresenceChange::leave(topic, &key)),
+        _ => None,
+    }
+}
+
 fn member_data(key: &Arc<str>, value: &Arc<Value>) -> Value {
     json!({ "member": &**key, "value": &**value })
 }

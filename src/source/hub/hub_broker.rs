@@ -1,5 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
+#[cfg(feature = "json")]
+use super::presence_sync::BrokerPresence;
 use super::{HubBackend, HubEvent, hub_backend::ErasedPublish};
 use crate::{
     event::{EventId, GapReason},
@@ -23,6 +25,9 @@ pub(super) struct HubBroker {
     pub(super) publisher: Arc<dyn ErasedPublish>,
     pub(super) upstream: Arc<UpstreamReader<HubEvent>>,
     pub(super) counters: Arc<RelayCounters>,
+    /// `None` if the broker has no members.
+    #[cfg(feature = "json")]
+    pub(super) presence: Option<Arc<BrokerPresence>>,
     /// The ids of the recent events: of each position from a certain one on. The ids change only under the lock of the hub's table.
     ids: RwLock<IdIndex>,
     /// The position of the last gap of the feed; 0 if there was none.
@@ -72,19 +77,20 @@ pub(super) struct DuplicateId;
 
 impl HubBroker {
     /// Creates the state of a hub that has no event yet. `start` is the id of the event before the first one that the feed pushes.
-    pub(super) fn new<B: HubBackend>(
-        backend: B,
+    pub(super) fn new(
+        backend: Arc<impl HubBackend>,
         start: EventId,
         max_ids: usize,
         limits: UpstreamLimits,
     ) -> Self {
-        let backend = Arc::new(backend);
         let counters = Arc::new(RelayCounters::default());
         let upstream = UpstreamReader::new(backend.clone(), limits, counters.clone());
         Self {
             publisher: backend,
             upstream: Arc::new(upstream),
             counters,
+            #[cfg(feature = "json")]
+            presence: None,
             ids: RwLock::new(IdIndex::new(Some(start), max_ids)),
             gap_position: AtomicU64::new(0),
             last_gaps: Mutex::new(LastFeedGaps {

@@ -1,11 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
-#[cfg(feature = "json")]
-use super::PresenceOptions;
 use super::{
     Hub, HubBackend, HubFeed, hub_broker::HubBroker, hub_state::HubState,
     topic_log::EPHEMERAL_LIMITS,
 };
+#[cfg(feature = "json")]
+use super::{PresenceBackend, PresenceOptions, presence_sync::BrokerPresence};
 use crate::{
     event::EventId,
     source::{
@@ -273,8 +273,8 @@ impl HubBuilder {
     /// The crates `tower-push-redis` and `tower-push-nats` have such hubs on Redis Streams and on NATS JetStream.
     ///
     /// The sources of the hub are those of a hub without a backend. [`Hub::publish_and_wait`], [`Hub::publisher`] and the
-    /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members. It needs a
-    /// tokio runtime with a clock.
+    /// commands of clients publish to the broker; [`Hub::publish`] fails. The hub has no members, except with
+    /// `build_with_presence`. It needs a tokio runtime with a clock.
     ///
     /// ```
     /// use tower_push::{Error, Event, EventId, Hub, source::{TopicSet, hub::{HubBackend, HubEvent}, relay::{Page, PageRequest, UpstreamError}}};
@@ -296,8 +296,65 @@ impl HubBuilder {
         backend: B,
         start_after: EventId,
     ) -> (HubFeed, Hub) {
+        let broker = self.broker(Arc::new(backend), start_after);
+        self.build_with_broker(broker)
+    }
+
+    /// Builds a hub like [`build_with_backend`](Self::build_with_backend), whose members the broker keeps for all nodes: see
+    /// [`PresenceBackend`]. The caller of this method passes the members to [`HubFeed::set_members`] before it pushes the first event.
+    ///
+    /// [`TopicAccess::present`](super::TopicAccess::present) and [`TopicPresence::enter`](super::TopicPresence::enter) do not wait for the broker. The
+    /// member is in the list when the feed has pushed the event of the member. While the broker is away, the list stays as it is. The hub tells the
+    /// broker of the members that have entered and left in between when the broker is back.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tower_push::{Error, EventId, Hub, source::hub::{HubBackend, HubEvent, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceUpdate}};
+    /// # use tower_push::source::relay::{Page, PageRequest, UpstreamError};
+    ///
+    /// # struct Broker;
+    /// # impl HubBackend for Broker {
+    /// #     async fn publish(&self, _: HubEvent, _: Option<Box<str>>) -> Result<EventId, Error> { Ok(2.into()) }
+    /// #     async fn read_page(&self, _: PageRequest) -> Result<Page<HubEvent>, UpstreamError> { Ok(Page::new(Vec::new())) }
+    /// # }
+    /// impl PresenceBackend for Broker {
+    ///     async fn update_members(&self, update: PresenceUpdate) -> Result<PresenceAnswer, Error> {
+    ///         // Here, the broker applies the changes, and publishes their events.
+    ///         # let _ = update;
+    ///         Ok(PresenceAnswer::Applied { refused: Vec::new(), has_more: false })
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (mut feed, hub) = Hub::builder().build_with_presence(Broker, EventId::from(7));
+    /// let mut members = MemberSnapshot::new(EventId::from(7));
+    /// members.insert("room/1".try_into()?, "user/7", json!({ "name": "Ada" }));
+    /// feed.set_members(members);
+    /// assert_eq!(hub.presence("room/1")?.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    #[must_use]
+    pub fn build_with_presence<B: HubBackend + PresenceBackend>(
+        self,
+        backend: B,
+        start_after: EventId,
+    ) -> (HubFeed, Hub) {
+        let backend = Arc::new(backend);
+        let mut broker = self.broker(backend.clone(), start_after);
+        broker.presence = Some(Arc::new(BrokerPresence::new(backend)));
+        self.build_with_broker(broker)
+    }
+
+    fn broker(&self, backend: Arc<impl HubBackend>, start_after: EventId) -> HubBroker {
         let (max_ids, limits) = (self.config.max_ids, self.config.upstream_limits);
-        let broker = HubBroker::new(backend, start_after, max_ids, limits);
+        HubBroker::new(backend, start_after, max_ids, limits)
+    }
+
+    fn build_with_broker(self, broker: HubBroker) -> (HubFeed, Hub) {
         let state = Arc::new(HubState::new(self.config, Some(Box::new(broker))));
         (HubFeed::new(Arc::downgrade(&state)), Hub::from_state(state))
     }

@@ -25,6 +25,10 @@ pub struct HubCounts {
     /// Events that connected subscribers missed, because the topic's log dropped the events before the subscriber read them. An event
     /// counts once for each subscriber that missed it.
     pub lagged: u64,
+    /// Members of all topics now, on all nodes. A member of two topics counts twice.
+    pub members: usize,
+    /// Members with a connection to this node, or whose grace time on this node has not ended.
+    pub members_here: usize,
     /// Gaps that the [feed](super::HubFeed) has announced. 0 in a hub without a backend, as are the counts that follow.
     pub feed_gaps: u64,
     /// Subscriptions for which the hub read the [backend](super::HubBackend), because its own logs did not have every event after the cursor.
@@ -37,4 +41,8 @@ pub struct HubCounts {
     pub lost_cursors: u64,
     /// Streams that ended because a page could not be read.
     pub unavailable: u64,
+    /// Pages of the backend that are being read now, or wait for their turn.
+    pub pending_reads: usize,
+    /// Members of this node whose last change the broker has not confirmed yet: the queue of the `PresenceBackend`.
+    pub pending_members: usize,
 }

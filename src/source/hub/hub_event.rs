@@ -26,6 +26,7 @@ pub struct HubEvent {
     pub(super) event: Event,
     pub(super) except: Option<Arc<str>>,
     pub(super) is_ephemeral: bool,
+    pub(super) members_topic: Option<Topic>,
 }
 
 impl HubEvent {
@@ -37,6 +38,7 @@ impl HubEvent {
             event,
             except: None,
             is_ephemeral: false,
+            members_topic: None,
         }
     }
 
@@ -66,6 +68,13 @@ impl HubEvent {
         self
     }
 
+    /// Marks the event of a member that has joined or left `topic`, or whose value has changed. A hub with a
+    /// `PresenceBackend` changes the topic's list of members when the feed pushes the event.
+    pub fn changing_members_of(mut self, topic: Topic) -> Self {
+        self.members_topic = Some(topic);
+        self
+    }
+
     /// Returns the topics.
     pub fn topics(&self) -> &TopicSet {
         &self.topics
@@ -79,6 +88,11 @@ impl HubEvent {
     /// Returns the sender whose own subscriptions do not get the event.
     pub fn excluded_sender(&self) -> Option<&str> {
         self.except.as_deref()
+    }
+
+    /// Returns the topic whose list of members the event changes. This can be another topic than those of the event.
+    pub fn members_topic(&self) -> Option<&Topic> {
+        self.members_topic.as_ref()
     }
 
     /// Returns whether clients that return get the event.

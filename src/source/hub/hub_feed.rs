@@ -1,4 +1,7 @@
-use std::{fmt, sync::Weak};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use super::{
     HubEvent,
@@ -53,6 +56,20 @@ impl HubFeed {
         }
     }
 
+    /// Sets the members of all topics of a hub with a [`PresenceBackend`](super::PresenceBackend). Call this method before the first event
+    /// is pushed, and before each [`gap`](Self::gap). Does nothing in other hubs.
+    ///
+    /// From now on, the hub changes the list with each event that is [marked](HubEvent::changing_members_of) and is pushed. It skips the
+    /// events up to the snapshot's id, as far as [`HubBackend::compare_ids`](super::HubBackend::compare_ids) finds them out. A snapshot without a gap afterwards tells
+    /// clients nothing.
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn set_members(&mut self, members: super::MemberSnapshot) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.set_members(members);
+        }
+    }
+
     /// Returns the id of the last event that was pushed, from which a reader that reconnects continues. Before the first event, returns the
     /// id with which the hub was built; after a gap, the gap's `resumed`.
     pub fn last_id(&self) -> Option<EventId> {
@@ -64,12 +81,16 @@ impl HubFeed {
 /// The methods by which a feed changes its hub.
 impl HubState {
     /// Publishes an event to which the broker has given an id, at the next position.
-    fn push_from_feed(&self, event: HubEvent) -> Result<(), PushError> {
+    fn push_from_feed(self: &Arc<Self>, event: HubEvent) -> Result<(), PushError> {
+        // The members are locked before the table, as in a hub without a broker.
+        #[cfg(feature = "json")]
+        let mut pushed_change = self.lock_presence_for(&event);
         let HubEvent {
             topics,
             event,
             except,
             is_ephemeral,
+            members_topic: _,
         } = event;
         let (Some(broker), Some(id)) = (self.broker(), event.id().cloned()) else {
             return Err(PushError::MissingId);
@@ -85,6 +106,10 @@ impl HubState {
             let table = &mut *lock(&self.table);
             let pushed = broker.append_id(&id, || table.allocate_position());
             pushed.map_err(|DuplicateId| PushError::DuplicateId)?;
+            #[cfg(feature = "json")]
+            if let Some(change) = &mut pushed_change {
+                self.apply_pushed_change(change, &id);
+            }
             let now = self.now();
             let mut publication = Publication {
                 hub: self,
@@ -108,6 +133,8 @@ impl HubState {
             self.published_position.store(position, Ordering::Release);
             position
         };
+        #[cfg(feature = "json")]
+        drop(pushed_change);
         self.counters.add_appended();
         let event = TopicEvent { position, byte_len };
         woken.iter().for_each(|topic| topic.on_published(event));

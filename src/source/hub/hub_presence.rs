@@ -9,8 +9,10 @@ use serde_json::Value;
 use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 
 use super::{
-    PublishOptions, control_events,
+    HubCounts, PublishOptions, control_events,
     hub_state::{HubState, PublishedEvent},
+    node_members::NodeMembers,
+    presence_backend::PresenceConfig,
     presence_table::{PresenceChange, PresenceTable, TooManyMembers},
 };
 use crate::{
@@ -21,16 +23,26 @@ use crate::{
 
 /// The members of a hub's topics, and the task that lets members leave.
 ///
+/// In a hub with a [`PresenceBackend`](super::PresenceBackend), the list changes when the feed pushes the event of the change. The
+/// members of this node are apart from the list: `presence_sync` tells the broker of them.
+///
 /// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
-/// lock has exactly the changes whose events are at or before the hub's published position.
-#[derive(Debug, Default)]
+/// lock has exactly the changes whose events are at or before the hub's published position. (After a gap of the feed, the list can be newer,
+/// until the feed has pushed the events up to [`HubFeed::set_members`](super::HubFeed::set_members).)
+#[derive(Debug)]
 pub(super) struct HubPresence(Mutex<LockedPresence>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LockedPresence {
-    table: PresenceTable,
+    /// The members of all nodes, as clients see them.
+    pub(super) table: PresenceTable,
+    /// The members of this node. `None` in a hub without a presence backend.
+    pub(super) node: Option<Box<NodeMembers>>,
+    /// The id of the event up to which `table` has the changes already, until the feed has pushed it.
+    pub(super) loaded_up_to: Option<EventId>,
     departure_task: Option<JoinHandle<()>>,
+    pub(super) update_task: Option<JoinHandle<()>>,
 }
 
 /// Keeps one connection of a member of a topic counted until it is dropped. From [`TopicPresence::enter`](super::TopicPresence::enter).
@@ -80,9 +92,21 @@ impl Drop for MemberConnection {
 
 impl Drop for LockedPresence {
     fn drop(&mut self) {
-        if let Some(task) = self.departure_task.take() {
-            task.abort();
-        }
+        let tasks = [&self.departure_task, &self.update_task];
+        tasks.into_iter().flatten().for_each(JoinHandle::abort);
+    }
+}
+
+impl HubPresence {
+    /// Creates the state of a hub without members. `config` is that of a hub with a presence backend.
+    pub(super) fn new(config: Option<PresenceConfig>) -> Self {
+        Self(Mutex::new(LockedPresence {
+            table: PresenceTable::default(),
+            node: config.map(|config| Box::new(NodeMembers::new(config))),
+            loaded_up_to: None,
+            departure_task: None,
+            update_task: None,
+        }))
     }
 }
 
@@ -93,17 +117,27 @@ impl LockedPresence {
 
     /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a tokio runtime.
     fn ensure_departure_task(&mut self, hub: &Arc<HubState>) -> bool {
-        // `is_finished` is also true for a task whose runtime has shut down.
-        let is_running = |task: &JoinHandle<()>| !task.is_finished();
-        if self.departure_task.as_ref().is_some_and(is_running) {
-            return true;
-        }
-        let Ok(runtime) = Handle::try_current() else {
-            return false;
-        };
-        self.departure_task = Some(runtime.spawn(remove_departed(Arc::downgrade(hub))));
-        true
+        ensure_task(&mut self.departure_task, || {
+            remove_departed(Arc::downgrade(hub))
+        })
     }
+}
+
+/// Starts a task unless it already runs. Returns `false` outside of a runtime.
+pub(super) fn ensure_task<F>(task: &mut Option<JoinHandle<()>>, run: impl FnOnce() -> F) -> bool
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    // `is_finished` is also true for a task whose runtime has shut down.
+    let is_running = |task: &JoinHandle<()>| !task.is_finished();
+    if task.as_ref().is_some_and(is_running) {
+        return true;
+    }
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    *task = Some(runtime.spawn(run()));
+    true
 }
 
 /// Lets members leave until no member is without a connection or the hub is gone.
@@ -120,10 +154,10 @@ impl HubState {
         lock(&self.presence.0)
     }
 
-    /// Returns whether members' events are published. In a hub whose topics have no history, or their last value only, clients could not get every
-    /// event. A hub with a broker has no members.
+    /// Returns whether clients get members' events. In a hub whose topics have no history, or their last value only, clients could not get every
+    /// event. A hub with a broker and without a presence backend has no members.
     pub(super) fn publishes_presence(&self) -> bool {
-        !self.config.has_no_history() && !self.config.is_last_value && self.broker().is_none()
+        self.config.publishes_presence() && (self.broker().is_none() || self.has_presence_backend())
     }
 
     /// Adds a connection of a member of a topic.
@@ -140,9 +174,22 @@ impl HubState {
         let published = {
             let presence = &mut *self.lock_presence();
             let options = &self.config.presence;
-            let change = presence.table.enter(topic, key, value, options);
-            let change = change.map_err(|TooManyMembers| too_many_members_rejection())?;
-            change.and_then(|change| self.publish_change(change))
+            let full = |TooManyMembers| too_many_members_rejection();
+            match &mut presence.node {
+                None => {
+                    let change = presence.table.enter(topic, key, value, options);
+                    let change = change.map_err(full)?;
+                    change.and_then(|change| self.publish_change(change))
+                }
+                Some(node) => {
+                    if !presence.table.has_member(topic, key) {
+                        presence.table.check_room(topic, options).map_err(full)?;
+                    }
+                    node.enter(topic, key, value, options).map_err(full)?;
+                    self.tell_broker_of_members(presence);
+                    None
+                }
+            }
         };
         finish_publication(published);
         Ok(MemberConnection {
@@ -156,9 +203,9 @@ impl HubState {
     /// Sets the value of a member. Returns whether the topic has the member.
     ///
     /// # Errors
-    /// The rejection of a member that is too long.
+    /// A rejection if [`check_member`](Self::check_member) returns one, and of any member if too many changes wait for the broker.
     pub(super) fn update_member(
-        &self,
+        self: &Arc<Self>,
         topic: &Topic,
         key: &Arc<str>,
         value: Arc<Value>,
@@ -167,11 +214,22 @@ impl HubState {
         let (is_member, published) = {
             let presence = &mut *self.lock_presence();
             let is_member = presence.table.has_member(topic, key);
-            let change = presence.table.update(topic, key, value);
-            (
-                is_member,
-                change.and_then(|change| self.publish_change(change)),
-            )
+            match &mut presence.node {
+                None => {
+                    let change = presence.table.update(topic, key, value);
+                    let published = change.and_then(|change| self.publish_change(change));
+                    (is_member, published)
+                }
+                Some(node) => {
+                    let is_member = is_member || node.has_member(topic, key);
+                    if is_member {
+                        let updated = node.update(topic, key, value);
+                        updated.map_err(|TooManyMembers| too_many_members_rejection())?;
+                        self.tell_broker_of_members(presence);
+                    }
+                    (is_member, None)
+                }
+            }
         };
         finish_publication(published);
         Ok(is_member)
@@ -186,19 +244,34 @@ impl HubState {
             let leaves_at = has_grace.then(|| self.now().saturating_add(grace));
             // Outside of a tokio runtime no task measures the grace time, so the member leaves at once.
             let leaves_at = leaves_at.filter(|_| presence.ensure_departure_task(self));
-            let change = presence.table.leave(topic, key, leaves_at);
-            change.and_then(|change| self.publish_change(change))
+            match &mut presence.node {
+                None => {
+                    let change = presence.table.leave(topic, key, leaves_at);
+                    change.and_then(|change| self.publish_change(change))
+                }
+                Some(node) => {
+                    node.leave(topic, key, leaves_at);
+                    self.tell_broker_of_members(presence);
+                    None
+                }
+            }
         };
         finish_publication(published);
     }
 
     /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
-    fn remove_departed_members(&self) -> Option<Duration> {
+    fn remove_departed_members(self: &Arc<Self>) -> Option<Duration> {
         loop {
             let mut published = Vec::new();
             let next = {
                 let presence = &mut *self.lock_presence();
                 let now = self.now();
+                if let Some(node) = &mut presence.node {
+                    while node.expire_one(now) {}
+                    let next = node.next_departure();
+                    self.tell_broker_of_members(presence);
+                    return next.map(|time| time.saturating_sub(now));
+                }
                 while published.len() < MAX_DEPARTURES {
                     let Some(change) = presence.table.expire_one(now) else {
                         break;
@@ -224,6 +297,18 @@ impl HubState {
 
     pub(super) fn member_count(&self, topic: &Topic) -> usize {
         self.lock_presence().table.member_count(topic)
+    }
+
+    pub(super) fn count_members(&self, counts: &mut HubCounts) {
+        let presence = self.lock_presence();
+        counts.members = presence.table.len();
+        match &presence.node {
+            None => counts.members_here = counts.members,
+            Some(node) => {
+                counts.members_here = node.len();
+                counts.pending_members = node.pending_len();
+            }
+        }
     }
 
     /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
@@ -256,10 +341,10 @@ impl HubState {
         Topic::new(format!("{topic}{suffix}")).map_err(invalid)
     }
 
-    /// Returns the rejection of a member that is too long, or whose topic cannot have members.
+    /// Returns a rejection if the hub has a broker without members, if the topic cannot have members, or if the key and the value exceed `max_member_len`.
     fn check_member(&self, topic: &Topic, key: &str, value: &Value) -> Result<(), Rejection> {
-        if self.broker().is_some() {
-            let message = "a hub with a broker has no members";
+        if self.broker().is_some() && !self.has_presence_backend() {
+            let message = "the hub's broker has no members";
             return Err(Rejection::new(StatusCode::NOT_IMPLEMENTED).message(message));
         }
         self.presence_topic_of(topic)?;

@@ -76,7 +76,7 @@ pub(super) struct HubReader {
     position: u64,
     /// The position up to which the reader has the events of some topics already.
     pub(super) catch_up_end: u64,
-    /// The reader reads the events up to this position even if their topics hold them back.
+    /// The reader reads the events up to this position, even those that a [`FlushWindow`](crate::source::log::FlushWindow) holds back.
     pub(super) held_position: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
@@ -709,21 +709,41 @@ impl HubReader {
     // Kept out of line: for a client that reads the logs, the check costs only one comparison.
     #[inline(never)]
     fn poll_backend_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let lists_members = self.lists_members();
         let Some(resume) = &mut self.backend_resume else {
             return Poll::Ready(None);
         };
         match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
-            UpstreamResumeOutcome::Item(item) => Poll::Ready(self.hold_cursor(item)),
+            UpstreamResumeOutcome::Item(item) => {
+                if lists_members && matches!(item, Item::Gap(_)) {
+                    // The hub's list can be older than the end of this gap. The client gets a list at the end of the resume, too, and its
+                    // cursor after that list.
+                    resume.hold_cursor();
+                }
+                Poll::Ready(match self.hold_cursor(item) {
+                    Some(Item::Gap(gap)) => {
+                        self.push_listed_gap(*gap);
+                        None
+                    }
+                    item => item,
+                })
+            }
             UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
                 position,
                 joined,
                 gap,
             }) => {
                 let shared_ids = resume.take_shared_ids();
+                let is_cursor_held = resume.is_cursor_held();
                 self.backend_resume = None;
+                let has_other_topics = !self.topics.is_empty();
                 self.continue_at(position, joined, shared_ids);
                 if let Some(gap) = gap {
-                    self.items.push_back(Item::from(gap));
+                    self.push_listed_gap(gap);
+                } else if is_cursor_held {
+                    self.push_member_lists(None);
+                    let cursor = self.hub.id_at(position).filter(|_| !has_other_topics);
+                    self.items.extend(cursor.map(Item::Cursor));
                 }
                 Poll::Ready(None)
             }
@@ -737,11 +757,14 @@ impl HubReader {
         }
     }
 
-    /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics. The client has not got the events of these topics
+    /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics, or the resume
+    /// [holds the cursor](BackendResume::hold_cursor). The client has not got the events of the other topics
     /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
     fn hold_cursor(&self, item: Item) -> Option<Item> {
-        let resume = self.backend_resume.as_ref();
-        let Some(resume) = resume.filter(|_| !self.topics.is_empty()) else {
+        let resume = self.backend_resume.as_deref();
+        let has_other_topics = !self.topics.is_empty();
+        let Some(resume) = resume.filter(|resume| has_other_topics || resume.is_cursor_held())
+        else {
             return Some(item);
         };
         match item {
@@ -805,7 +828,36 @@ impl HubReader {
         }
         let mut gap = Gap::new(reason);
         gap.resumed = self.hub.id_at(position);
+        self.push_listed_gap(gap);
+    }
+
+    /// Queues a gap, and before it the lists of members of its topics.
+    fn push_listed_gap(&mut self, gap: Gap) {
+        self.push_member_lists(gap.topic.as_ref());
         self.items.push_back(Item::from(gap));
+    }
+
+    /// Queues the list of members of a topic, or those of all topics.
+    fn push_member_lists(&mut self, topic: Option<&Topic>) {
+        #[cfg(feature = "json")]
+        {
+            let lists: Vec<_> = self.member_lists(topic).collect();
+            self.items.extend(lists.into_iter().map(Item::Event));
+        }
+        #[cfg(not(feature = "json"))]
+        let _ = topic;
+    }
+
+    /// Returns whether the client gets lists of members.
+    fn lists_members(&self) -> bool {
+        #[cfg(feature = "json")]
+        return self.hub.publishes_presence()
+            && self
+                .presence
+                .as_ref()
+                .is_some_and(|presence| !presence.listed_topics.is_empty());
+        #[cfg(not(feature = "json"))]
+        false
     }
 }
 
@@ -1035,7 +1087,7 @@ impl TopicReader {
                     last_id_position = entry.position;
                 }
             }
-            self.ordinals.skip_entry(is_ephemeral);
+            self.ordinals.advance_past_entry(is_ephemeral);
             last_position = Some(entry.position);
         }
         TopicReadOutcome::Events {

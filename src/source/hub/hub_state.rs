@@ -121,6 +121,11 @@ pub(super) enum JoinError {
 
 impl HubState {
     pub(super) fn new(config: HubConfig, broker: Option<Box<HubBroker>>) -> Self {
+        #[cfg(feature = "json")]
+        let presence = {
+            let backend = broker.as_ref().and_then(|broker| broker.presence.as_ref());
+            HubPresence::new(backend.map(|_| config.presence_config()))
+        };
         Self {
             epoch: Epoch::random(),
             broker,
@@ -130,7 +135,7 @@ impl HubState {
             counters: LogCounters::default(),
             revocations: Revocations::default(),
             #[cfg(feature = "json")]
-            presence: HubPresence::default(),
+            presence,
             config,
         }
     }

@@ -151,7 +151,7 @@ impl MergedBatch {
         for entry in self.entries {
             readers[entry.topic_index]
                 .ordinals
-                .skip_entry(entry.is_ephemeral);
+                .advance_past_entry(entry.is_ephemeral);
             let Some(mut event) = entry.event else {
                 continue;
             };

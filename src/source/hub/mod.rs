@@ -81,9 +81,15 @@ mod hub_subscriber;
 mod hub_topic;
 mod idempotency_keys;
 mod merged_batch;
+#[cfg(feature = "json")]
+mod node_members;
 mod pattern_table;
 #[cfg(feature = "json")]
+mod presence_backend;
+#[cfg(feature = "json")]
 mod presence_options;
+#[cfg(feature = "json")]
+mod presence_sync;
 #[cfg(feature = "json")]
 mod presence_table;
 mod publish_options;
@@ -119,6 +125,11 @@ pub(crate) use self::hub_backend::publication_rejection;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
 use self::hub_state::{HubSize, HubState};
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::presence_backend::{
+    MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceUpdate,
+};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::presence_options::PresenceOptions;
@@ -429,7 +440,10 @@ impl Hub {
             counts.failed_reads = reads.failed_reads;
             counts.lost_cursors = reads.lost_cursors;
             counts.unavailable = reads.unavailable;
+            counts.pending_reads = broker.upstream.pending_reads();
         }
+        #[cfg(feature = "json")]
+        self.state.count_members(&mut counts);
         counts
     }
 

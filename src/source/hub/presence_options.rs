@@ -17,11 +17,12 @@ pub struct PresenceOptions {
     pub(super) max_total_members: usize,
     pub(super) max_member_len: usize,
     pub(super) topic_suffix: Box<str>,
+    pub(super) node_timeout: Duration,
 }
 
 impl PresenceOptions {
     /// Creates the options of a hub's default: a grace time of 10 s, 1000 members of a topic, 100 000 members of all topics, 1 KiB for each
-    /// member, and events on the topic itself.
+    /// member, events on the topic itself, and a node timeout of 30 s.
     pub fn new() -> Self {
         Self {
             grace: Duration::from_secs(10),
@@ -29,6 +30,7 @@ impl PresenceOptions {
             max_total_members: 100_000,
             max_member_len: 1024,
             topic_suffix: "".into(),
+            node_timeout: Duration::from_secs(30),
         }
     }
 
@@ -66,6 +68,17 @@ impl PresenceOptions {
     /// members who come and go do not replace the messages in the history of `room/1`.
     pub fn topic_suffix(mut self, suffix: impl Into<Box<str>>) -> Self {
         self.topic_suffix = suffix.into();
+        self
+    }
+
+    /// Sets the time after which the members of a node leave that is gone without a word, for hubs with a
+    /// [`PresenceBackend`](super::PresenceBackend). The default is 30 s. A time below 1 s is raised to 1 s. All nodes of a hub must have the same
+    /// time.
+    ///
+    /// A node with members tells the broker three times within this time that it is alive. A member that reconnects to another node within this
+    /// time does not leave.
+    pub fn node_timeout(mut self, timeout: Duration) -> Self {
+        self.node_timeout = timeout.max(Duration::from_secs(1));
         self
     }
 }

@@ -73,11 +73,7 @@ impl PresenceTable {
             }
             return Ok(self.update(topic, key, value));
         }
-        if self.member_count >= options.max_total_members
-            || self.member_count(topic) >= options.max_members
-        {
-            return Err(TooManyMembers);
-        }
+        self.check_room(topic, options)?;
         self.member_count += 1;
         let member = TopicMember {
             value: value.clone(),
@@ -86,11 +82,21 @@ impl PresenceTable {
         };
         let members = self.topics.entry(topic.clone()).or_default();
         members.insert(key.clone(), member);
-        Ok(Some(PresenceChange::new(
-            topic,
-            key,
-            PresenceAction::Join(value),
-        )))
+        Ok(Some(PresenceChange::join(topic, key, value)))
+    }
+
+    /// Checks that a topic has room for another member.
+    ///
+    /// # Errors
+    /// [`TooManyMembers`] if the topic or the hub has no room.
+    pub(super) fn check_room(
+        &self,
+        topic: &Topic,
+        options: &PresenceOptions,
+    ) -> Result<(), TooManyMembers> {
+        let has_room = self.member_count < options.max_total_members
+            && self.member_count(topic) < options.max_members;
+        has_room.then_some(()).ok_or(TooManyMembers)
     }
 
     /// Sets the value of a member.
@@ -105,8 +111,7 @@ impl PresenceTable {
             return None;
         }
         member.value = value.clone();
-        let action = PresenceAction::Update(value);
-        Some(PresenceChange::new(topic, key, action))
+        Some(PresenceChange::update(topic, key, value))
     }
 
     /// Removes a connection of a member. With the last connection, the member leaves at `leaves_at`, or at once if it is `None`.
@@ -148,8 +153,28 @@ impl PresenceTable {
     }
 
     pub(super) fn has_member(&self, topic: &Topic, key: &Arc<str>) -> bool {
-        let members = self.topics.get(topic);
-        members.is_some_and(|members| members.contains_key(key))
+        self.value(topic, key).is_some()
+    }
+
+    /// Returns the value of a member.
+    pub(super) fn value(&self, topic: &Topic, key: &Arc<str>) -> Option<&Arc<Value>> {
+        let member = self.topics.get(topic)?.get(key)?;
+        Some(&member.value)
+    }
+
+    /// Returns the number of members of all topics. A member of two topics counts twice.
+    pub(super) fn len(&self) -> usize {
+        self.member_count
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.member_count == 0
+    }
+
+    /// Returns the topics and the keys of all members, in no order.
+    pub(super) fn member_ids(&self) -> impl Iterator<Item = (Topic, Arc<str>)> {
+        let topics = self.topics.iter();
+        topics.flat_map(|(topic, members)| members.keys().map(|key| (topic.clone(), key.clone())))
     }
 
     /// Returns the number of members of a topic.
@@ -178,11 +203,23 @@ impl PresenceTable {
         if members.get().is_empty() {
             members.remove();
         }
-        Some(PresenceChange::new(topic, key, PresenceAction::Leave))
+        Some(PresenceChange::leave(topic, key))
     }
 }
 
 impl PresenceChange {
+    pub(super) fn join(topic: &Topic, key: &Arc<str>, value: Arc<Value>) -> Self {
+        Self::new(topic, key, PresenceAction::Join(value))
+    }
+
+    pub(super) fn update(topic: &Topic, key: &Arc<str>, value: Arc<Value>) -> Self {
+        Self::new(topic, key, PresenceAction::Update(value))
+    }
+
+    pub(super) fn leave(topic: &Topic, key: &Arc<str>) -> Self {
+        Self::new(topic, key, PresenceAction::Leave)
+    }
+
     fn new(topic: &Topic, key: &Arc<str>, action: PresenceAction) -> Self {
         Self {
             topic: topic.clone(),

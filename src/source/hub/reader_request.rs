@@ -99,18 +99,26 @@ struct TopicJoinPlan {
     backend_resume: Option<BackendResumePlan>,
 }
 
-/// The topics and patterns of which a client with a cursor first reads the events from the hub's broker.
+/// The topics and patterns whose events a client with a cursor first reads from the hub's broker.
 struct BackendResumePlan {
     topics: BackendResumeTopics,
-    /// Topics of which the client may not get all events. The client joins the logs of these topics at once, and may have missed events before.
+    /// The topics whose history is limited for the client. The client joins the logs of these topics at once, and may have missed earlier
+    /// events.
     limited_topics: Vec<Topic>,
-    /// Whether the request has patterns of whose topics the client may not get all events.
+    /// Whether the request has patterns whose history is limited for the client. The client joins the logs of these patterns at once, and may
+    /// have missed earlier events.
     has_limited_patterns: bool,
 }
 
 impl TopicJoinPlan {
-    /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or the client may get no
-    /// topic's events from it.
+    #[cfg(feature = "json")]
+    fn is_resumed_from_broker(&self, topic: &Topic) -> bool {
+        let resume = self.backend_resume.as_ref();
+        resume.is_some_and(|resume| resume.topics.topics.contains(topic))
+    }
+
+    /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or if the history of
+    /// each topic and pattern is limited for the client or begins with the request.
     fn read_from_broker(&mut self, request: &ReaderRequest, hub: &HubState) -> bool {
         let (StartPosition::After(cursor), Some(_)) = (&request.start, hub.broker()) else {
             return false;
@@ -266,7 +274,9 @@ impl ReaderRequest {
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
         return self.join_and_list_members(hub, &plan.requests, &plan.patterns, |topic| {
-            plan.cursor.is_none() || self.is_fresh(topic)
+            // A client that resumes from the broker gets the changes after its cursor.
+            let is_resumed = plan.cursor.is_some() || plan.is_resumed_from_broker(topic);
+            !is_resumed || self.is_fresh(topic)
         });
         #[cfg(not(feature = "json"))]
         {

@@ -100,9 +100,10 @@ impl Topics {
     /// Sets the maximum number of patterns that a request may name, repetitions included. The default is 8. A WebSocket that sends commands
     /// has at most this number at a time.
     ///
-    /// A source accepts patterns only if it has [`authorize_patterns`](super::ClientTopicsSource::authorize_patterns). Requests name them in
-    /// query parameters, wherever they name topics: `pattern_prefix` has a [prefix](TopicPattern::prefix), and `pattern_segment` has the prefix and the suffix
-    /// around [one segment](TopicPattern::one_segment), with a line feed (`%0A`) between them. The texts have at most 1024 bytes.
+    /// A source accepts patterns only if it has [`authorize_patterns`](super::ClientTopicsSource::authorize_patterns). A request
+    /// names patterns in parameters of its query or form, even if its path names the topics. The parameter `pattern_prefix` has a
+    /// [prefix](TopicPattern::prefix). The parameter `pattern_segment` has the prefix and the suffix around
+    /// [one segment](TopicPattern::one_segment), with a line feed (`%0A`) between them. The prefix and the suffix have at most 1024 bytes together.
     pub fn at_most_patterns(mut self, patterns: usize) -> Self {
         self.max_patterns = patterns;
         self

@@ -457,7 +457,7 @@ impl TopicLog {
 impl ReaderOrdinals {
     /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
     #[inline]
-    pub(super) fn skip_entry(&mut self, is_ephemeral: bool) {
+    pub(super) fn advance_past_entry(&mut self, is_ephemeral: bool) {
         match is_ephemeral {
             true => self.ephemeral += 1,
             false => self.retained += 1,

@@ -10,6 +10,9 @@ use crate::{
 
 /// The members of one topic, from [`Hub::presence`](super::Hub::presence).
 ///
+/// In a hub with a [`PresenceBackend`](super::PresenceBackend), the members are those of all nodes. [`enter`](Self::enter) and [`update`](Self::update)
+/// return at once, and the list changes when the broker has published the change.
+///
 /// ```
 /// use serde_json::json;
 ///
@@ -84,8 +87,12 @@ impl TopicPresence {
     /// [`TopicAccess::present`](super::TopicAccess::present) instead.
     ///
     /// # Errors
-    /// A rejection with the status 503 if there is no room for another member, and with the status 400 if the member is too long: see
-    /// [`PresenceOptions`](super::PresenceOptions).
+    /// A rejection with the status 503 if there is no room for another member, or with the status 400 if the key and the value exceed
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). In a hub with a
+    /// [backend](super::HubBackend) that has no members, with the status 501.
+    ///
+    /// If several nodes admit a member at the same time, the broker may have no room for all. A member for which there is no room has a
+    /// connection, and is not in the list. The hub tries again until there is room.
     pub fn enter(
         &self,
         key: impl Into<Arc<str>>,
@@ -98,7 +105,9 @@ impl TopicPresence {
     /// Sets the value of a member. Returns `false` if the topic has no such member.
     ///
     /// # Errors
-    /// A rejection with the status 400 if the member is too long.
+    /// A rejection with the status 400 if the key and the value exceed
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). In a hub with a
+    /// [`PresenceBackend`](super::PresenceBackend) also with the status 503 if too many changes wait for the broker.
     pub fn update(
         &self,
         key: impl Into<Arc<str>>,

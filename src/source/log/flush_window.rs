@@ -8,7 +8,8 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 /// Decides when a log wakes its readers for new events, so that many publications cause few writes.
 ///
 /// If there is no window, an event is flushed at once, and a window begins. The log holds back the events of the window until the window ends, and
-/// then flushes them together, which begins the next window. After a window without an event, there is no window.
+/// then flushes them together, which begins the next window. If the window ends and no event is held back, no new window
+/// begins.
 ///
 /// # Invariant: no event is held back longer than its window
 /// A flush sets the end of the window before it changes what readers see, and wakes the waiting readers after that. So a reader that waits has seen

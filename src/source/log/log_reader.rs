@@ -24,7 +24,7 @@ pub(crate) struct LogReader<I: LogIds> {
     position: u64,
     /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
     initial: Option<Box<InitialReadState>>,
-    /// The reader reads the events up to this position even if the log holds them back.
+    /// The reader reads the events up to this position, even those that a [`FlushWindow`](super::FlushWindow) holds back.
     held_position: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,

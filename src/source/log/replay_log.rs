@@ -270,8 +270,8 @@ impl<I: LogIds> ReplayLog<I> {
         self.inspect_log(|log| self.ids.id_at(log.last_position(), log))
     }
 
-    /// Returns the position up to which a reader that begins now reads the events that are held back: a client gets every event that was
-    /// published before its request. Returns 0 if the log holds back no event.
+    /// Returns the position up to which a reader that begins now reads even the events that the flush window holds back, so that a client gets
+    /// every event that was published before its request. Returns 0 if the log has no flush window.
     pub(super) fn held_position(&self) -> u64 {
         match self.log.has_flush_window() {
             true => self.last_position(),

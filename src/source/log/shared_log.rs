@@ -56,7 +56,7 @@ pub(crate) enum AppendError {
 pub(crate) struct ReadRange {
     /// The reader has read all events up to this position.
     pub(crate) after: u64,
-    /// The reader reads the events up to this position even if they are held back.
+    /// The reader reads the events up to this position, even those that the log's [`FlushWindow`] holds back.
     pub(crate) min_end_position: u64,
 }
 

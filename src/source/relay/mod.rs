@@ -233,6 +233,17 @@ impl Relay {
     pub fn counts(&self) -> RelayCounts {
         self.state.counts()
     }
+
+    /// Returns the number of pages of the upstream that are being read now, or wait for their turn.
+    ///
+    /// ```
+    /// let (_feed, relay) = tower_push::Relay::builder().build();
+    /// assert_eq!(relay.pending_reads(), 0);
+    /// ```
+    pub fn pending_reads(&self) -> usize {
+        let upstream = self.state.upstream.as_ref();
+        upstream.map_or(0, |upstream| upstream.pending_reads())
+    }
 }
 
 /// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.

@@ -46,7 +46,7 @@ impl<E> ReaderStatus<E> {
     }
 }
 
-/// What a task that reads a shared store records of itself. [`status`](Self::status) returns it.
+/// The state and the counts that a task that reads a shared store records of itself. [`status`](Self::status) returns these values.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};

@@ -58,6 +58,11 @@ impl<E: PageEvent> UpstreamReader<E> {
         &self.limits
     }
 
+    /// Returns the number of pages that are being read, or wait for their turn.
+    pub(crate) fn pending_reads(&self) -> usize {
+        lock(&self.pages).pending_reads()
+    }
+
     /// Returns the time after which one client should return.
     pub(crate) fn random_retry_delay(&self) -> Duration {
         random::jittered(self.limits.retry, 0.5)
@@ -69,7 +74,7 @@ impl<E: PageEvent> UpstreamReader<E> {
         lock(&self.pages).forget_transient_answers();
     }
 
-    pub(super) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+    pub(crate) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         self.upstream.compare_ids(a, b)
     }
 

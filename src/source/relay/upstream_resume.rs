@@ -73,10 +73,11 @@ pub(crate) trait UpstreamResumeLog {
     /// The place at which a client continues in the log.
     type Start;
 
-    /// Returns where a client continues that has every event up to `cursor`. Returns `None` if the log does not have every later event.
+    /// Returns the place at which a client continues if it has every event up to `cursor`. Returns `None` if the log does not have every later
+    /// event.
     fn start_after(&mut self, cursor: &EventId) -> Option<Self::Start>;
 
-    /// Counts the lost cursor of a client, and returns where the client continues with a gap.
+    /// Counts the lost cursor of a client, and returns the place at which the client continues with a gap.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> Self::Start;
 
     /// Returns how the client's stream ends if the feed is gone and has pushed nothing after `position`.

@@ -4,34 +4,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/shared.js";
+import "./locks.mjs";
 import { SERVER, next } from "./support.mjs";
-
-/** Web Locks that are requested with a signal. */
-class Locks {
-  #lines = new Map();
-
-  async request(name, { signal }, task) {
-    const line = this.#lines.get(name) ?? [];
-    this.#lines.set(name, line);
-    await new Promise((resolve, reject) => {
-      line.push(resolve);
-      if (line.length === 1) resolve();
-      signal.addEventListener("abort", () => {
-        const index = line.indexOf(resolve);
-        if (index > 0) line.splice(index, 1);
-        if (index !== 0) reject(signal.reason);
-      });
-    });
-    try {
-      await task();
-    } finally {
-      line.shift();
-      line[0]?.();
-    }
-  }
-}
-
-Object.defineProperty(globalThis, "navigator", { value: { locks: new Locks() } });
 
 /** What distinguishes the events of this run from older ones of the channel. */
 const RUN = Math.random().toString(36).slice(2);

@@ -79,3 +79,16 @@ test("retry takes digits only", async () => {
   }
   assert.deepEqual(hasDelay, [true, true, false, false, false, false, false]);
 });
+
+test("an event has all of its topics", async () => {
+  const body = "topic: a\ntopics: a\tb, c\td\ndata: 1\n\ntopic: a\ndata: 2\n\n";
+  const fetch = async () => new Response(body, { headers: { "content-type": "text/event-stream" } });
+  const push = open("/", { transports: ["sse"], fetch });
+  const topics = [];
+  for await (const item of push) {
+    topics.push([item.topic, item.topics]);
+    if (topics.length === 2) break;
+  }
+  push.close();
+  assert.deepEqual(topics, [["a", ["a", "b, c", "d"]], ["a", undefined]]);
+});

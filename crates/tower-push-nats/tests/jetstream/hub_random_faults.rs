@@ -444,10 +444,10 @@ async fn run_random_faults(seed: u64, is_trimmed: bool) {
         .nodes
         .iter()
         .map(|node| node.hub().counts().backend_resumes);
-    let cold_resumes: u64 = counts.sum();
-    assert!(cold_resumes > 0, "all clients have resumed from memory");
+    let backend_resumes: u64 = counts.sum();
+    assert!(backend_resumes > 0, "all clients have resumed from memory");
     println!(
-        "seed {seed}: {faults:?}, {published} published, {events} received, {gaps} gaps, {cold_resumes} cold resumes"
+        "seed {seed}: {faults:?}, {published} published, {events} received, {gaps} gaps, {backend_resumes} resumes from the broker"
     );
 }
 

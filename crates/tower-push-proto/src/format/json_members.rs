@@ -29,30 +29,31 @@ pub(super) fn decode_payload(base64: &str) -> Result<Vec<u8>, Error> {
     base64::decode(base64.as_bytes()).ok_or_else(|| Error::malformed("the data is not base64"))
 }
 
-/// A JSON string, which is borrowed from the input if it has no escapes. serde's implementation for `Cow` always copies.
-pub(super) struct JsonString<'a>(pub(super) Cow<'a, str>);
+/// The decoded text of a JSON string: borrowed from the input if the string has no escapes, and otherwise a copy. serde's implementation for
+/// `Cow` always copies.
+pub(super) struct CowStr<'a>(pub(super) Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for JsonString<'de> {
+impl<'de> Deserialize<'de> for CowStr<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct JsonStringVisitor;
+        struct CowStrVisitor;
 
-        impl<'de> Visitor<'de> for JsonStringVisitor {
-            type Value = JsonString<'de>;
+        impl<'de> Visitor<'de> for CowStrVisitor {
+            type Value = CowStr<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Borrowed(text)))
+                Ok(CowStr(Cow::Borrowed(text)))
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Owned(text.to_owned())))
+                Ok(CowStr(Cow::Owned(text.to_owned())))
             }
         }
 
-        deserializer.deserialize_str(JsonStringVisitor)
+        deserializer.deserialize_str(CowStrVisitor)
     }
 }
 
@@ -73,7 +74,7 @@ macro_rules! deserialize_members {
 
                     fn visit_map<M: serde::de::MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                         let mut members = Self::Value::default();
-                        while let Some($crate::format::json_members::JsonString(key)) = map.next_key()? {
+                        while let Some($crate::format::json_members::CowStr(key)) = map.next_key()? {
                             match &*key {
                                 $($key => {
                                     let ($this, $value) = (&mut members, map.next_value::<$member>()?);
@@ -92,6 +93,6 @@ macro_rules! deserialize_members {
     };
 }
 
-pub(super) type OptionalJsonString<'a> = Option<JsonString<'a>>;
+pub(super) type OptionalCowStr<'a> = Option<CowStr<'a>>;
 
 pub(super) use deserialize_members;

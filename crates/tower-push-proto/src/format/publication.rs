@@ -8,9 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::json_members::{
-    JsonString, OptionalJsonString, deserialize_members, event_from_members,
-};
+use super::json_members::{CowStr, OptionalCowStr, deserialize_members, event_from_members};
 use crate::{
     error::Error,
     event::{Event, EventType, Topic},
@@ -73,7 +71,7 @@ impl Publication {
 /// The members of a publication, before they are checked.
 #[derive(Default)]
 struct PublicationFields<'a> {
-    topics: OneOrMore<'a>,
+    topics: OneOrMoreStrings<'a>,
     event_type: Option<Cow<'a, str>>,
     data: Option<&'a RawValue>,
     data_base64: Option<Cow<'a, str>>,
@@ -101,34 +99,34 @@ impl PublicationFields<'_> {
 
 deserialize_members! {
     PublicationFields<'de>, "a publication",
-    "topic": OneOrMore<'de> => |this, value| this.topics = value;
-    "event": OptionalJsonString<'de> => |this, value| this.event_type = value.map(|text| text.0);
+    "topic": OneOrMoreStrings<'de> => |this, value| this.topics = value;
+    "event": OptionalCowStr<'de> => |this, value| this.event_type = value.map(|text| text.0);
     "data": &'de RawValue => |this, value| this.data = Some(value);
-    "data_base64": OptionalJsonString<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
-    "idempotency_key": OptionalJsonString<'de> => |this, value| this.idempotency_key = value.map(|text| text.0);
+    "data_base64": OptionalCowStr<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
+    "idempotency_key": OptionalCowStr<'de> => |this, value| this.idempotency_key = value.map(|text| text.0);
 }
 
-/// A text, or an array of texts.
+/// The decoded texts of a JSON string or of an array of JSON strings.
 #[derive(Default)]
-struct OneOrMore<'a>(Vec<JsonString<'a>>);
+struct OneOrMoreStrings<'a>(Vec<CowStr<'a>>);
 
-impl<'de> Deserialize<'de> for OneOrMore<'de> {
+impl<'de> Deserialize<'de> for OneOrMoreStrings<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMoreVisitor;
+        struct OneOrMoreStringsVisitor;
 
-        impl<'de> Visitor<'de> for OneOrMoreVisitor {
-            type Value = OneOrMore<'de>;
+        impl<'de> Visitor<'de> for OneOrMoreStringsVisitor {
+            type Value = OneOrMoreStrings<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string or an array of strings")
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(OneOrMore(vec![JsonString(Cow::Borrowed(text))]))
+                Ok(OneOrMoreStrings(vec![CowStr(Cow::Borrowed(text))]))
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(OneOrMore(vec![JsonString(Cow::Owned(text.to_owned()))]))
+                Ok(OneOrMoreStrings(vec![CowStr(Cow::Owned(text.to_owned()))]))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Self::Value, A::Error> {
@@ -136,11 +134,11 @@ impl<'de> Deserialize<'de> for OneOrMore<'de> {
                 while let Some(text) = texts.next_element()? {
                     values.push(text);
                 }
-                Ok(OneOrMore(values))
+                Ok(OneOrMoreStrings(values))
             }
         }
 
-        deserializer.deserialize_any(OneOrMoreVisitor)
+        deserializer.deserialize_any(OneOrMoreStringsVisitor)
     }
 }
 

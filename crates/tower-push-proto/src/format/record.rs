@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use super::{
     MultipartPart,
     json_members::{
-        JsonString, OptionalJsonString, decode_payload, deserialize_members, event_from_members,
+        CowStr, OptionalCowStr, decode_payload, deserialize_members, event_from_members,
     },
 };
 use crate::{
@@ -260,7 +260,7 @@ struct RecordFields<'a> {
     id: Option<Cow<'a, str>>,
     cursor: Option<Cow<'a, str>>,
     topic: Option<Cow<'a, str>>,
-    topics: Option<Vec<JsonString<'a>>>,
+    topics: Option<Vec<CowStr<'a>>>,
     event_type: Option<Cow<'a, str>>,
     data: Option<&'a RawValue>,
     data_base64: Option<Cow<'a, str>>,
@@ -337,24 +337,24 @@ impl EndFields {
 
 deserialize_members! {
     RecordFields<'de>, "a record of an event stream",
-    "id": OptionalJsonString<'de> => |this, value| this.id = value.map(|text| text.0);
-    "cursor": OptionalJsonString<'de> => |this, value| this.cursor = value.map(|text| text.0);
-    "topic": OptionalJsonString<'de> => |this, value| this.topic = value.map(|text| text.0);
-    "topics": Option<Vec<JsonString<'de>>> => |this, value| this.topics = value;
-    "event": OptionalJsonString<'de> => |this, value| this.event_type = value.map(|text| text.0);
+    "id": OptionalCowStr<'de> => |this, value| this.id = value.map(|text| text.0);
+    "cursor": OptionalCowStr<'de> => |this, value| this.cursor = value.map(|text| text.0);
+    "topic": OptionalCowStr<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "topics": Option<Vec<CowStr<'de>>> => |this, value| this.topics = value;
+    "event": OptionalCowStr<'de> => |this, value| this.event_type = value.map(|text| text.0);
     "data": &'de RawValue => |this, value| this.data = Some(value);
-    "data_base64": OptionalJsonString<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
+    "data_base64": OptionalCowStr<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
     "gap": GapFields<'de> => |this, value| this.gap = Some(value);
     "end": EndFields => |this, value| this.end = Some(value);
 }
 
 deserialize_members! {
     GapFields<'de>, "a gap",
-    "reason": JsonString<'de> => |this, value| this.reason = value.0;
-    "requested": OptionalJsonString<'de> => |this, value| this.requested = value.map(|text| text.0);
-    "resumed": OptionalJsonString<'de> => |this, value| this.resumed = value.map(|text| text.0);
+    "reason": CowStr<'de> => |this, value| this.reason = value.0;
+    "requested": OptionalCowStr<'de> => |this, value| this.requested = value.map(|text| text.0);
+    "resumed": OptionalCowStr<'de> => |this, value| this.resumed = value.map(|text| text.0);
     "missed": Option<u64> => |this, value| this.missed = value;
-    "topic": OptionalJsonString<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "topic": OptionalCowStr<'de> => |this, value| this.topic = value.map(|text| text.0);
 }
 
 deserialize_members! {

@@ -1,0 +1,68 @@
+import type { Gap, PushEvent, State } from "./index.js";
+import type { ErrorFields, Position } from "./tab-group.js";
+import type { PublicationOptions } from "./topics.js";
+/** What the leader's connection reports. */
+export type Report = ["event", PushEvent] | ["gap", Gap] | ["cursor", string | undefined] | ["state", State] | ["refused", PushEvent] | ["finished", undefined] | ["error", ErrorFields];
+export interface LeaderMessage {
+    kind: "leader";
+    position: Position;
+    /** The position from which the leader's stream continues, if it continues that of an earlier leader. */
+    from: Position | undefined;
+    cursor: string | undefined;
+    state: State;
+    /** The topics of the stream. */
+    topics: string[];
+    /** The topics that begin in the stream after `position`, as for a new client. */
+    begun: string[];
+}
+export interface ReportMessage {
+    kind: "report";
+    position: Position;
+    /** The cursor of the leader's connection after the report. */
+    cursor: string | undefined;
+    /** Whether the event's id is its own: it may be the cursor with which an event stream began. */
+    hasOwnId: boolean;
+    report: Report;
+}
+/** What a tab has: its topics, and the cursor at `position`. No position if the tab misses events. */
+export interface CountMessage {
+    kind: "count";
+    tab: string;
+    topics: string[];
+    /** The topics that go on after a cursor of the tab, and so must not begin anew in the stream. */
+    resumed: string[];
+    position: Position | undefined;
+    cursor: string | undefined;
+}
+/** A message between tabs. */
+export type Message = LeaderMessage | ReportMessage | CountMessage
+/** Is a leader there? */
+ | {
+    kind: "ping";
+}
+/** A new leader asks what the others have. */
+ | {
+    kind: "census";
+}
+/** The topics of a tab have changed, or there is a new leader. */
+ | {
+    kind: "topics";
+    tab: string;
+    topics: string[];
+    resumed: string[];
+} | {
+    kind: "send";
+    message: unknown;
+} | {
+    kind: "publish";
+    tab: string;
+    ref: number;
+    publication: Publication;
+} | {
+    kind: "published";
+    tab: string;
+    ref: number;
+    id?: string;
+    error?: ErrorFields;
+};
+export type Publication = [topic: string, data: unknown, options: PublicationOptions];

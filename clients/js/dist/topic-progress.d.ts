@@ -1,0 +1,35 @@
+import type { PushEvent } from "./index.js";
+import type { ReportMessage } from "./shared-hub-messages.js";
+import type { Position } from "./tab-group.js";
+/** How far a tab is with one of its topics. */
+export interface TopicProgress {
+    /**
+     * Waits for a stream of the leader that has the topic; reads older events than the stream has; or follows the stream. A topic that begins in the
+     * stream is `begun` until the cursor has moved: if there is another leader before, the topic begins again.
+     */
+    step: "wanted" | "loading" | "begun" | "followed";
+    /** The cursor after which the tab has not got the topic's events. Without one, the topic begins as for a new client. */
+    since: string | undefined;
+    load: TopicLoad | undefined;
+    /** The last event, and where it was in the stream of the leader: at this position, or anywhere before it if it was read from the server. */
+    last: {
+        id: string;
+        position: Position;
+        isRead?: boolean;
+    } | undefined;
+    /** The id of the last event that the stream will repeat. Up to this event, the tab drops the topic's events. */
+    repeatedUpTo: string | undefined;
+    /** The number of events that were dropped as repetitions. */
+    repeated: number;
+}
+/** Topics that a tab reads from the server while the leader's stream goes on. */
+export interface TopicLoad {
+    aborted: AbortController;
+    /** Where the stream was when the load began. */
+    position: Position;
+    cursor: string | undefined;
+    /** What the stream has after `position`. */
+    held: ReportMessage[];
+}
+export declare const isFollowed: ({ step }: TopicProgress) => boolean;
+export declare const topicsOf: ({ topic, topics }: PushEvent) => string[];

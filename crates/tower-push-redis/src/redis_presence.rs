@@ -1,0 +1,167 @@
+//! The members of a hub in Redis.
+
+use redis::{Script, aio::MultiplexedConnection};
+use serde_json::Value;
+use tower_push::{
+    event::Topic,
+    source::hub::{MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceUpdate},
+};
+
+use crate::{
+    connector::{Connector, key_beside_stream},
+    entry_id::EntryId,
+    error::Error,
+    redis_publisher::RedisPublisher,
+    stream_cursor::StreamCursor,
+    stream_info::StreamInfo,
+};
+
+/// The script of a request.
+const UPDATE_MEMBERS: &str = include_str!("update_members.lua");
+
+/// The response of `HSCAN`: the cursor of the next response, 0 after the last one, and fields with their values.
+type ScanResponse = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+
+/// How many members Redis looks at for one response, about.
+const SCAN_COUNT: usize = 500;
+
+/// Changes the members of a hub, for one node.
+pub(crate) struct RedisPresence {
+    publisher: RedisPublisher,
+    keys: PresenceKeys,
+    script: Script,
+}
+
+/// The keys of the members of a stream's hub. In a cluster, they are on the node of the stream.
+struct PresenceKeys {
+    /// A sorted set of the names of the nodes. The score is the end of the lease, in milliseconds; 0 if it has ended and members are left.
+    nodes: String,
+    /// A hash with the number of the last request of each node, and the time of the last request in the field `at`.
+    numbers: String,
+    /// A sorted set of a node's name and a member, for each member that a node holds. All scores are 0.
+    holds: String,
+    /// A hash with the number of nodes that hold each member, and its value.
+    members: String,
+    /// A hash with the number of members of each topic.
+    topics: String,
+}
+
+impl PresenceKeys {
+    fn new(stream: &str) -> Self {
+        let key = |name: &str| key_beside_stream(stream, &format!("presence:{name}"));
+        Self {
+            nodes: key("nodes"),
+            numbers: key("numbers"),
+            holds: key("holds"),
+            members: key("members"),
+            topics: key("topics"),
+        }
+    }
+}
+
+impl RedisPresence {
+    pub(crate) fn new(publisher: RedisPublisher) -> Self {
+        Self {
+            keys: PresenceKeys::new(publisher.connection().connector().key()),
+            publisher,
+            script: Script::new(UPDATE_MEMBERS),
+        }
+    }
+
+    /// Runs a request, and trims the stream as a publication does.
+    pub(crate) async fn update(&self, update: &PresenceUpdate) -> Result<PresenceAnswer, Error> {
+        let connection = self.publisher.connection();
+        let keys = &self.keys;
+        let mut call = self.script.prepare_invoke();
+        call.key(connection.connector().key());
+        for key in [
+            &keys.nodes,
+            &keys.numbers,
+            &keys.holds,
+            &keys.members,
+            &keys.topics,
+        ] {
+            call.key(key);
+        }
+        call.arg(update.node())
+            .arg(update.number())
+            .arg(update.acknowledged_number())
+            .arg(update.node_timeout().as_millis() as u64)
+            .arg(update.max_members())
+            .arg(update.max_total_members())
+            .arg(u8::from(update.topic_suffix().is_some()))
+            .arg(update.topic_suffix().unwrap_or_default());
+        let trim = self.publisher.trim_arguments();
+        call.arg(trim.len()).arg(trim);
+        for change in update.changes() {
+            call.arg(&arguments_of(change)[..]);
+        }
+        let mut lease = connection.lease().await?;
+        let run = call.invoke_async(&mut lease.connection);
+        let answer: Vec<usize> = connection.run_command(lease.generation, run).await?;
+        match answer.as_slice() {
+            [0, has_more, refused @ ..] => Ok(PresenceAnswer::Applied {
+                refused: refused.to_vec(),
+                has_more: *has_more != 0,
+            }),
+            [1] => Ok(PresenceAnswer::LeaseLost),
+            _ => Err(Error::unsupported()),
+        }
+    }
+}
+
+/// Returns the action, the topic, the key and the value of a change.
+fn arguments_of(change: &MemberChange) -> [String; 4] {
+    let (action, value) = match &change.action {
+        MemberAction::Enter(value) => ("enter", value.to_string()),
+        MemberAction::Keep(value) => ("keep", value.to_string()),
+        MemberAction::Update(value) => ("update", value.to_string()),
+        MemberAction::Leave => ("leave", String::new()),
+    };
+    let (topic, key) = (change.topic.to_string(), change.key.to_string());
+    [action.to_owned(), topic, key, value]
+}
+
+/// Reads the members of all topics, in several responses. The members can be newer than the id of the snapshot: the events after the id have
+/// the changes.
+pub(crate) async fn read_members(
+    connector: &Connector,
+    connection: &mut MultiplexedConnection,
+) -> Result<MemberSnapshot, Error> {
+    let stream = connector.key();
+    let mut info = redis::cmd("XINFO");
+    info.arg("STREAM").arg(stream);
+    let last_id = match connector.with_timeout(info.query_async(connection)).await {
+        Ok(info) => StreamInfo::parse(info)?.last_generated_id,
+        Err(error) if error.is_no_such_key() => EntryId::ZERO,
+        Err(error) => return Err(error),
+    };
+    let mut snapshot = MemberSnapshot::new(StreamCursor::without_entry(last_id).to_event_id());
+    let key = PresenceKeys::new(stream).members;
+    let mut cursor = 0;
+    loop {
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(&key).arg(cursor).arg("COUNT").arg(SCAN_COUNT);
+        let read = scan.query_async(connection);
+        let (next, found): ScanResponse = connector.with_timeout(read).await?;
+        let members = found
+            .iter()
+            .filter_map(|(member, record)| parse_member(member, record));
+        members.for_each(|(topic, key, value)| snapshot.insert(topic, key, value));
+        if next == 0 {
+            return Ok(snapshot);
+        }
+        cursor = next;
+    }
+}
+
+/// Returns the topic, the key and the value of a member. Returns `None` for what this crate has not written.
+fn parse_member<'a>(member: &'a [u8], record: &[u8]) -> Option<(Topic, &'a str, Value)> {
+    let (topic, key) = std::str::from_utf8(member).ok()?.split_once('\n')?;
+    let (_count, value) = std::str::from_utf8(record).ok()?.split_once(' ')?;
+    Some((
+        Topic::new(topic).ok()?,
+        key,
+        serde_json::from_str(value).ok()?,
+    ))
+}

@@ -1,0 +1,543 @@
+//! Members of topics that several servers show.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use testkit::{
+    Random, RedisProgram, RedisServer, TEST_TIMEOUT, get_request_head, poll_next, wait_until,
+};
+use tokio::time::sleep;
+use tower_push::{
+    Event, Hub, Item, PushSource,
+    event::Topic,
+    source::{
+        Subscription,
+        hub::{HubSubscriber, MemberConnection, PresenceOptions, TopicAccess, Topics},
+    },
+};
+use tower_push_redis::RedisHub;
+
+use crate::nodes::{KEY, builder};
+
+/// The shortest node timeout.
+const NODE_TIMEOUT: Duration = Duration::from_secs(1);
+
+const GRACE: Duration = Duration::from_millis(100);
+
+fn options() -> PresenceOptions {
+    PresenceOptions::new()
+        .grace(GRACE)
+        .node_timeout(NODE_TIMEOUT)
+}
+
+async fn node(server: &RedisServer) -> RedisHub {
+    node_with(server, options()).await
+}
+
+async fn node_with(server: &RedisServer, options: PresenceOptions) -> RedisHub {
+    let builder = builder(server).command_timeout(Duration::from_millis(500));
+    builder
+        .connect_hub(Hub::builder().presence(options))
+        .await
+        .unwrap()
+}
+
+fn enter(node: &RedisHub, key: &str, value: impl Into<Value>) -> MemberConnection {
+    node.hub()
+        .presence("room")
+        .unwrap()
+        .enter(key, value)
+        .unwrap()
+}
+
+fn members(node: &RedisHub) -> BTreeMap<String, Value> {
+    let list = node.hub().presence("room").unwrap().list();
+    let members = list.members.into_iter();
+    members.map(|member| (member.key, member.value)).collect()
+}
+
+async fn expect_members(nodes: &[RedisHub], keys: &[&str]) {
+    for node in nodes {
+        let is_listed = || members(node).keys().eq(keys);
+        wait_until(is_listed, || {
+            format!("{:?} instead of {keys:?}", members(node))
+        })
+        .await;
+    }
+}
+
+/// Returns the types and the members of all events of members in the stream.
+fn published(server: &RedisServer) -> Vec<String> {
+    let entries = server.command(&["XRANGE", KEY, "-", "+"]);
+    let mut lines = entries.lines();
+    let mut events = Vec::new();
+    let mut data = Value::Null;
+    while let Some(name) = lines.next() {
+        match name {
+            "data" => data = serde_json::from_str(lines.next().unwrap()).unwrap(),
+            "type" => {
+                let event_type = lines.next().unwrap();
+                events.push(format!("{event_type} {}", data["member"].as_str().unwrap()));
+            }
+            _ => {}
+        }
+    }
+    events
+}
+
+#[tokio::test]
+async fn member_of_two_servers_is_one_member() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    let first = enter(&nodes[0], "user/7 \"ä\"", json!({ "tabs": 1 }));
+    expect_members(&nodes, &["user/7 \"ä\""]).await;
+    let entry = server.command(&["--raw", "XRANGE", KEY, "-", "+"]);
+    let fields: Vec<_> = entry.lines().skip(1).collect();
+    assert_eq!(
+        fields,
+        [
+            "topic",
+            "room",
+            "data",
+            r#"{"member":"user/7 \"ä\"","value":{"tabs":1}}"#,
+            "type",
+            "hub.join",
+            "format",
+            "json",
+            "members",
+            "room"
+        ]
+    );
+    let second = enter(&nodes[1], "user/7 \"ä\"", json!({ "tabs": 2 }));
+    let has_value = || members(&nodes[0])["user/7 \"ä\""] == json!({ "tabs": 2 });
+    wait_until(has_value, || "no update").await;
+    drop(first);
+    enter(&nodes[0], "other", 1).leave_now();
+    let marker = enter(&nodes[0], "marker", 1);
+    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
+    sleep(GRACE * 3).await;
+    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
+    second.leave_now();
+    marker.leave_now();
+    expect_members(&nodes, &[]).await;
+    let events = published(&server);
+    let of_user: Vec<_> = events
+        .iter()
+        .filter(|event| event.contains("user"))
+        .collect();
+    assert_eq!(
+        of_user,
+        [
+            "hub.join user/7 \"ä\"",
+            "hub.update user/7 \"ä\"",
+            "hub.leave user/7 \"ä\""
+        ]
+    );
+}
+
+#[tokio::test]
+async fn members_of_dead_server_leave_once() {
+    let server = RedisServer::start(RedisProgram::Valkey, &[]);
+    let nodes = [
+        node(&server).await,
+        node(&server).await,
+        node(&server).await,
+    ];
+    let dead = node(&server).await;
+    let _stays = enter(&nodes[0], "stays", 1);
+    let _also_elsewhere = enter(&nodes[1], "elsewhere", 1);
+    let keys: Vec<_> = (100..250).map(|number| format!("dies {number}")).collect();
+    let mut connections: Vec<_> = keys.iter().map(|key| enter(&dead, key, 1)).collect();
+    connections.push(enter(&dead, "elsewhere", 1));
+    let all = keys
+        .iter()
+        .map(String::as_str)
+        .chain(["elsewhere", "stays"]);
+    expect_members(&nodes, &all.collect::<Vec<_>>()).await;
+    // The connections keep the hub, and tell nobody of their end when it is gone.
+    drop((dead, connections));
+    expect_members(&nodes, &["elsewhere", "stays"]).await;
+    let late = node(&server).await;
+    expect_members(&[late], &["elsewhere", "stays"]).await;
+    let events = published(&server);
+    for key in &keys {
+        let of_key = events.iter().filter(|event| event.ends_with(key));
+        assert_eq!(of_key.count(), 2, "{key}");
+    }
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| event.ends_with("elsewhere"))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn members_stay_while_broker_is_away() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let mut server = RedisServer::start(RedisProgram::Redis, &durable);
+    // After the absence, both servers connect again within this time.
+    let node_timeout = Duration::from_secs(4);
+    let options = options().node_timeout(node_timeout);
+    let nodes = [
+        node_with(&server, options.clone()).await,
+        node_with(&server, options).await,
+    ];
+    let _ada = enter(&nodes[0], "ada", 1);
+    let bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    server.pause();
+    sleep(node_timeout * 3 / 2).await;
+    let _eve = enter(&nodes[1], "eve", 1);
+    bob.leave_now();
+    // The request is made, and its answer is late.
+    sleep(Duration::from_millis(700)).await;
+    let _bob = enter(&nodes[1], "bob", 2);
+    server.resume();
+    expect_members(&nodes, &["ada", "bob", "eve"]).await;
+    server.kill();
+    sleep(node_timeout * 3 / 2).await;
+    let _dan = enter(&nodes[0], "dan", 1);
+    server.start_again();
+    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
+    sleep(node_timeout * 3 / 2).await;
+    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
+    let events = published(&server);
+    for key in ["ada", "dan", "eve"] {
+        let of_key = events.iter().filter(|event| event.ends_with(key));
+        assert_eq!(of_key.count(), 1, "{events:?}");
+    }
+    assert_eq!(nodes[0].hub().counts().pending_members, 0);
+}
+
+#[tokio::test]
+async fn lost_members_come_back() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    let _ada = enter(&nodes[0], "ada", 1);
+    let _bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    server.command(&["FLUSHALL"]);
+    let is_back = || published(&server).len() == 2;
+    wait_until(is_back, || "the members do not come back").await;
+    expect_members(&nodes, &["ada", "bob"]).await;
+    server.command(&["DEL", KEY]);
+    // The list is read from the members' own keys.
+    let late = node(&server).await;
+    expect_members(&[late], &["ada", "bob"]).await;
+}
+
+#[tokio::test]
+async fn members_of_all_servers_are_bounded() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let limited = options().max_members(2);
+    let nodes = [
+        node_with(&server, limited.clone()).await,
+        node_with(&server, limited).await,
+    ];
+    // Each server admits two members before it hears of the other's.
+    let first = ["a", "b"].map(|key| enter(&nodes[0], key, 1));
+    let _second = ["c", "d"].map(|key| enter(&nodes[1], key, 1));
+    let has_two = || nodes.iter().all(|node| members(node).len() == 2);
+    wait_until(has_two, || "not two members").await;
+    let refused = nodes[0].hub().presence("room").unwrap().enter("e", 1);
+    assert_eq!(refused.unwrap_err().status(), 503);
+    first.into_iter().for_each(MemberConnection::leave_now);
+    // Those that were refused are tried again.
+    expect_members(&nodes, &["c", "d"]).await;
+}
+
+/// The idle cost: a server with members makes three requests within the node timeout, and others none.
+#[tokio::test]
+async fn idle_servers_make_few_requests() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    // The first server has created the stream.
+    let calls = server.call_count("evalsha");
+    sleep(NODE_TIMEOUT).await;
+    assert_eq!(server.call_count("evalsha"), calls);
+    let ada = enter(&nodes[0], "ada", 1);
+    expect_members(&nodes, &["ada"]).await;
+    let before = (server.call_count("evalsha"), Instant::now());
+    sleep(NODE_TIMEOUT * 3).await;
+    let calls = server.call_count("evalsha") - before.0;
+    let periods = before.1.elapsed().as_secs_f64() / NODE_TIMEOUT.as_secs_f64();
+    assert!(calls as f64 <= 2.0 * (3.0 * periods + 1.0), "{calls} calls");
+    ada.leave_now();
+    expect_members(&nodes, &[]).await;
+    sleep(NODE_TIMEOUT).await;
+    let calls = server.call_count("evalsha");
+    sleep(NODE_TIMEOUT).await;
+    assert_eq!(server.call_count("evalsha"), calls);
+}
+
+/// A client that keeps the list of members, as a page does.
+struct Observer {
+    subscriber: HubSubscriber,
+    node: usize,
+    members: BTreeMap<String, Value>,
+    cursor: Option<String>,
+    /// Whether each event must change the list.
+    is_exact: bool,
+}
+
+impl Observer {
+    fn subscribe(nodes: &[RedisHub], node: usize, cursor: Option<String>) -> Self {
+        let cursor_parameter = cursor
+            .iter()
+            .map(|cursor| format!("&last_event_id={cursor}"));
+        let uri = format!("/?topic=room{}", cursor_parameter.collect::<String>());
+        let access =
+            |_: Subscription, _: Topic| std::future::ready(TopicAccess::allow().with_members());
+        let source = nodes[node]
+            .hub()
+            .subscribe(Topics::from_query("topic"))
+            .authorize(access);
+        let subscription = Subscription::new(&get_request_head(&uri, &[]), "test");
+        let subscriber = source
+            .subscribe(subscription)
+            .now_or_never()
+            .expect("the access is ready");
+        Self {
+            subscriber: subscriber.unwrap(),
+            node,
+            members: BTreeMap::new(),
+            cursor,
+            is_exact: true,
+        }
+    }
+
+    /// Subscribes again after the cursor.
+    fn move_to(&mut self, nodes: &[RedisHub], node: usize) {
+        let new = Self::subscribe(nodes, node, self.cursor.clone());
+        let old = std::mem::replace(self, new);
+        if self.cursor.is_some() {
+            self.members = old.members;
+            // The list of a client whose cursor the server does not know can be newer than the next events.
+            self.is_exact = false;
+        }
+    }
+
+    /// Reads all items that are ready. Subscribes again after the end.
+    fn read(&mut self, nodes: &[RedisHub]) {
+        while let std::task::Poll::Ready(item) = poll_next(&mut self.subscriber) {
+            let Some(item) = item else {
+                self.move_to(nodes, self.node);
+                return;
+            };
+            let item = item.unwrap();
+            if let Some(cursor) = item.cursor() {
+                self.cursor = Some(cursor.to_string());
+            }
+            match &item {
+                Item::Event(event) | Item::EventWithCursor { event, .. } => self.apply(event),
+                Item::Gap(_) => self.is_exact = false,
+                _ => {}
+            }
+        }
+    }
+
+    fn apply(&mut self, event: &Event) {
+        let data: Value = serde_json::from_slice(event.payload().as_bytes()).unwrap();
+        let key = |data: &Value| data["member"].as_str().unwrap().to_owned();
+        match event.event_type().unwrap().as_str() {
+            "hub.members" => {
+                let members = data["members"].as_array().unwrap().iter();
+                self.members = members
+                    .map(|data| (key(data), data["value"].clone()))
+                    .collect();
+            }
+            "hub.leave" => {
+                let left = self.members.remove(&key(&data));
+                assert!(left.is_some() || !self.is_exact, "{data}");
+            }
+            action => {
+                let old = self.members.insert(key(&data), data["value"].clone());
+                let is_change = old.is_none() == (action == "hub.join");
+                assert!(is_change || !self.is_exact, "{action} {data}");
+            }
+        }
+    }
+}
+
+struct Run {
+    server: RedisServer,
+    nodes: Vec<RedisHub>,
+    connections: Vec<Option<(String, usize, MemberConnection)>>,
+    observers: Vec<Observer>,
+    random: Random,
+}
+
+impl Run {
+    async fn step(&mut self, has_faults: bool) {
+        let node = self.random.below(3) as usize;
+        match self.random.below(if has_faults { 15 } else { 13 }) {
+            0..=4 => {
+                let index = self.random.below(self.connections.len() as u64) as usize;
+                let key = format!("m{}", self.random.below(4));
+                let value = self.random.below(2);
+                if self.connections[index].is_none() {
+                    let entered = enter(&self.nodes[node], &key, value);
+                    self.connections[index] = Some((key, node, entered));
+                }
+            }
+            5..=8 => {
+                let index = self.random.below(self.connections.len() as u64) as usize;
+                self.connections[index] = None;
+            }
+            9 => {
+                let room = self.nodes[node].hub().presence("room").unwrap();
+                let key = format!("m{}", self.random.below(4));
+                let _ = room.update(key.as_str(), self.random.below(2)).unwrap();
+            }
+            10 => self.observers[node].move_to(&self.nodes, self.random.below(3) as usize),
+            11 => sleep(Duration::from_millis(self.random.below(300))).await,
+            // The first server stays, with an observer that gets each event once.
+            12 if node > 0 => self.replace_node(node).await,
+            13 | 14 => self.fault().await,
+            _ => {}
+        }
+        sleep(Duration::from_millis(self.random.below(20))).await;
+        for observer in &mut self.observers {
+            observer.read(&self.nodes);
+        }
+    }
+
+    /// Drops all that belongs to a server, so that Redis hears no word of it, and starts another one.
+    async fn replace_node(&mut self, node: usize) {
+        for connection in &mut self.connections {
+            connection.take_if(|(_, of_node, _)| *of_node == node);
+        }
+        let new = self::node(&self.server).await;
+        self.nodes[node] = new;
+        for observer in &mut self.observers {
+            if observer.node == node {
+                observer.move_to(&self.nodes, node);
+            }
+        }
+    }
+
+    async fn fault(&mut self) {
+        match self.random.below(7) {
+            0 | 1 => drop(
+                self.server
+                    .command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
+            ),
+            2 => {
+                self.server.pause();
+                sleep(Duration::from_millis(200 + self.random.below(2000))).await;
+                self.server.resume();
+            }
+            3 => {
+                self.server.kill();
+                sleep(Duration::from_millis(self.random.below(1500))).await;
+                self.server.start_again();
+            }
+            4 => drop(self.server.command(&["DEL", KEY])),
+            5 => drop(self.server.command(&["FLUSHALL"])),
+            _ => drop(self.server.command(&["XTRIM", KEY, "MAXLEN", "=", "3"])),
+        }
+    }
+
+    /// Waits until all lists are those of the connections.
+    async fn settle(&mut self) {
+        let connected = self.connections.iter().flatten();
+        let mut keys: Vec<_> = connected.map(|(key, ..)| key.clone()).collect();
+        keys.sort();
+        keys.dedup();
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        loop {
+            for observer in &mut self.observers {
+                observer.read(&self.nodes);
+            }
+            let listed = members(&self.nodes[0]);
+            let is_listed = listed.keys().eq(&keys)
+                && self.nodes.iter().all(|node| members(node) == listed)
+                && self
+                    .observers
+                    .iter()
+                    .all(|observer| observer.members == listed);
+            if is_listed {
+                return;
+            }
+            let nodes: Vec<_> = self.nodes.iter().map(members).collect();
+            let observers: Vec<_> = self
+                .observers
+                .iter()
+                .map(|observer| &observer.members)
+                .collect();
+            assert!(
+                Instant::now() < deadline,
+                "{keys:?}: {nodes:?}, {observers:?}"
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn run_randomly(seed: u64, program: RedisProgram, has_faults: bool) {
+    println!("seed {seed}");
+    let server = RedisServer::start(program, &["--appendonly", "yes", "--appendfsync", "always"]);
+    let nodes = vec![
+        node(&server).await,
+        node(&server).await,
+        node(&server).await,
+    ];
+    let observers = (0..3)
+        .map(|node| Observer::subscribe(&nodes, node, None))
+        .collect();
+    let mut run = Run {
+        server,
+        nodes,
+        connections: (0..8).map(|_| None).collect(),
+        observers,
+        random: Random::new(seed),
+    };
+    for _ in 0..3 {
+        for _ in 0..40 {
+            run.step(has_faults).await;
+        }
+        run.settle().await;
+    }
+    run.connections.clear();
+    run.settle().await;
+    if !has_faults {
+        let mut listed = BTreeMap::new();
+        for event in published(&run.server) {
+            let (event_type, key) = event.split_once(' ').unwrap();
+            let was_listed = match event_type {
+                "hub.leave" => listed.remove(key).is_some(),
+                _ => listed.insert(key.to_owned(), ()).is_some(),
+            };
+            assert_eq!(was_listed, event_type != "hub.join", "seed {seed}: {event}");
+        }
+        assert!(listed.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn random_members_of_three_servers_are_listed() {
+    for seed in seeds(1..=2) {
+        run_randomly(seed, RedisProgram::Redis, false).await;
+    }
+}
+
+#[tokio::test]
+async fn random_members_survive_faults() {
+    for seed in seeds(11..=12) {
+        run_randomly(seed, RedisProgram::Valkey, true).await;
+    }
+}
+
+/// Returns the seeds of a test: `range`, or the one in the environment variable `SEED`.
+fn seeds(range: std::ops::RangeInclusive<u64>) -> std::ops::RangeInclusive<u64> {
+    match std::env::var("SEED") {
+        Ok(seed) => seed.parse().unwrap()..=seed.parse().unwrap(),
+        Err(_) => range,
+    }
+}

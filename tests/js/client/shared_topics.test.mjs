@@ -1,0 +1,283 @@
+// Tabs with topics of their own that share a connection, in one process. tests/js/client_browser.mjs has real tabs, which freeze.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { test } from "node:test";
+import { WebSocket } from "ws";
+import { connect } from "../../../clients/js/dist/shared-topics.js";
+import "./locks.mjs";
+import { SERVER, next } from "./support.mjs";
+
+const TRANSPORTS = ["websocket", "sse", "long-poll"];
+
+/** Returns names of topics that no other test has, also if the server is used again. */
+const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
+
+/** The numbers of the events of each topic. */
+const published = new Map();
+
+/** Publishes the next event of these topics: its data says which event of each topic it is. */
+async function publish(...topics) {
+  const numbers = {};
+  for (const topic of topics) {
+    numbers[topic] = (published.get(topic) ?? 0) + 1;
+    published.set(topic, numbers[topic]);
+  }
+  const response = await fetch(new URL(`/topics/${topics}`, SERVER), { method: "POST", body: JSON.stringify({ numbers }) });
+  return response.text();
+}
+
+const subscribers = async (topic) => Number(await (await fetch(new URL(`/topics/${topic}`, SERVER))).text());
+const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
+const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function until(condition) {
+  while (!(await condition())) await wait(20);
+}
+
+let count = 0;
+const newName = () => `name ${++count}`;
+
+class Tab {
+  /** The numbers of the events of each topic, and `gap`. */
+  seen = new Map();
+  events = [];
+
+  constructor(name, topics, transport, options) {
+    this.push = connect(new URL("/topics", SERVER), {
+      shared: name,
+      topics,
+      transports: [transport],
+      WebSocket,
+      minDelay: 1,
+      maxDelay: 20,
+      lease: 600_000,
+      ...options,
+    });
+    this.push.on("message", (event) => {
+      this.events.push(event);
+      for (const topic of event.topics ?? [event.topic]) {
+        assert.ok(this.push.topics.includes(topic), `an event of ${topic}, which the tab does not have`);
+        this.numbers(topic).push(event.data.numbers[topic]);
+      }
+    });
+    this.push.on("gap", ({ reason, topic }) => {
+      for (const own of topic ? [topic] : this.push.topics) this.numbers(own).push(reason);
+    });
+  }
+
+  numbers(topic) {
+    if (!this.seen.has(topic)) this.seen.set(topic, []);
+    return this.seen.get(topic);
+  }
+
+  async hasSeen(topic, number = published.get(topic)) {
+    while (!this.numbers(topic).includes(number)) await next(this.push, "event");
+  }
+
+  /** The tab has seen each event of the topic after its first one, once and in order. */
+  check(topic, first = this.numbers(topic)[0]) {
+    const numbers = this.numbers(topic);
+    assert.deepEqual(numbers, range(first, first + numbers.length - 1), topic);
+  }
+}
+
+for (const transport of TRANSPORTS) {
+  test(`${transport}: each tab gets its topics over one connection`, async () => {
+    const [a, b, c] = namesOf("a", "b", "c");
+    await publish(a);
+    const name = newName();
+    const tabs = [[a, b], [b, c], [c]].map((topics) => new Tab(name, topics, transport));
+    const [first, second, third] = tabs;
+    await first.hasSeen(a);
+    await until(async () => (await subscribers(c)) === 1);
+    await publish(a, b, c);
+    await publish(b, c);
+    await publish(c);
+    for (const tab of tabs) for (const topic of tab.push.topics) await tab.hasSeen(topic);
+    assert.deepEqual(first.numbers(a), [1, 2]);
+    for (const tab of tabs) for (const topic of tab.push.topics) tab.check(topic, 1);
+    assert.deepEqual(first.events.map(({ topic, topics }) => [topic, topics]), [[a, undefined], [a, [a, b]], [b, undefined]]);
+    assert.deepEqual(second.events.map(({ topic, topics }) => [topic, topics]), [[b, [b, c]], [b, [b, c]], [c, undefined]]);
+    assert.deepEqual(third.events.map(({ topic }) => topic), [c, c, c]);
+    for (const topic of [a, b, c]) await until(async () => (await subscribers(topic)) === 1);
+    // The connection has a topic as long as a tab has it.
+    third.push.close();
+    second.push.unsubscribe(c);
+    await until(async () => (await subscribers(c)) === 0);
+    await until(async () => (await subscribers(b)) === 1);
+    second.push.close();
+    first.push.unsubscribe(b);
+    await until(async () => (await subscribers(b)) === 0);
+    first.push.close();
+    await until(async () => (await subscribers(a)) === 0);
+  });
+
+  test(`${transport}: a topic that another tab has begins with its last value`, async () => {
+    const [a, b, empty] = namesOf("a", "b", "empty");
+    for (let n = 0; n < 3; n++) await publish(b);
+    const name = newName();
+    const first = new Tab(name, [a, b, empty], transport);
+    await first.hasSeen(b);
+    const second = new Tab(name, [a], transport);
+    await next(second.push, "state", (state) => state === "open");
+    second.push.subscribe(b, empty);
+    await second.hasSeen(b);
+    assert.deepEqual(second.numbers(b), [3]);
+    // The tab needs no connection of its own any more.
+    for (const topic of [a, b, empty]) await until(async () => (await subscribers(topic)) === 1);
+    for (let n = 0; n < 5; n++) await publish(b, empty);
+    for (const tab of [first, second]) {
+      for (const topic of [b, empty]) await tab.hasSeen(topic);
+      tab.check(b, 3);
+      tab.check(empty, 1);
+    }
+    // A topic that was removed begins anew.
+    second.push.unsubscribe(b);
+    await publish(b);
+    second.push.subscribe(b);
+    await second.hasSeen(b);
+    assert.deepEqual(second.numbers(b), [...range(3, 8), 9]);
+    for (const { push } of [first, second]) push.close();
+  });
+
+  test(`${transport}: a tab with a cursor gets what follows it`, async () => {
+    const [a, b, c] = namesOf("a", "b", "c");
+    const ids = [];
+    for (let n = 0; n < 10; n++) ids.push(await publish(a, b));
+    await publish(c);
+    const name = newName();
+    const tabs = [
+      new Tab(name, [a], transport, { since: ids[4] }),
+      new Tab(name, [a, b], transport, { since: ids[1] }),
+      new Tab(name, [b, c], transport),
+      new Tab(name, [b, c], transport, { since: ids[9] }),
+    ];
+    for (let n = 0; n < 3; n++) await publish(a, b, c);
+    await until(() => tabs.every((tab) => tab.push.topics.every((topic) => tab.numbers(topic).includes(published.get(topic)))));
+    tabs[0].check(a, 6);
+    for (const topic of [a, b]) tabs[1].check(topic, 3);
+    for (const topic of [b, c]) tabs[2].check(topic);
+    tabs[3].check(b, 11);
+    tabs[3].check(c, 1);
+    for (const { push } of tabs) push.close();
+  });
+
+  test(`${transport}: the next leader goes on where the tabs are`, async () => {
+    const [a, b, c] = namesOf("a", "b", "c");
+    const name = newName();
+    const tabs = [[a, c], [b], [a, b], [c, b]].map((topics) => new Tab(name, topics, transport));
+    await until(() => tabs.every(({ push }) => push.state === "open"));
+    for (const topic of [a, b, c]) await publish(topic);
+    while (tabs.length) {
+      for (let n = 0; n < 5; n++) {
+        await publish(a, b);
+        await publish(c);
+      }
+      // The first tab of the line leads.
+      const [leader] = tabs;
+      if (tabs.length > 1) leader.push.close();
+      for (let n = 0; n < 5; n++) await publish(a, b, c);
+      if (tabs.length > 1) tabs.shift();
+      for (const tab of tabs) {
+        for (const topic of tab.push.topics) {
+          await tab.hasSeen(topic);
+          tab.check(topic, 1);
+        }
+      }
+      if (tabs.length === 1) tabs.shift().push.close();
+    }
+  });
+
+  test(`${transport}: tabs and topics that come and go at random miss and repeat nothing`, async () => {
+    const random = (max) => Math.floor(Math.random() * max);
+    const names = namesOf("r1", "r2", "r3", "r4");
+    const choose = () => names.filter(() => random(2));
+    for (let round = 0; round < 2; round++) {
+      const name = newName();
+      const all = [];
+      const open = [];
+      for (let step = 0; step < 50; step++) {
+        const topics = choose();
+        if (topics.length) await publish(...topics);
+        if (open.length < 5 && random(2)) {
+          const own = choose();
+          const tab = new Tab(name, own.length ? own : names, transport);
+          all.push(tab);
+          open.push(tab);
+        } else if (open.length > 1 && !random(3)) open.splice(random(2) ? 0 : random(open.length), 1)[0].push.close();
+        else if (open.length) {
+          const tab = open[random(open.length)];
+          const added = names.find((topic) => !tab.seen.has(topic) && !tab.push.topics.includes(topic));
+          if (added && random(2)) tab.push.subscribe(added);
+          else if (tab.push.topics.length > 1) tab.push.unsubscribe(tab.push.topics[0]);
+        }
+        await wait(random(4) ? random(20) : 300);
+      }
+      await wait(500);
+      await publish(...names);
+      for (const tab of open) for (const topic of tab.push.topics) await tab.hasSeen(topic);
+      for (const tab of open) tab.push.close();
+      for (const tab of all) for (const topic of tab.seen.keys()) tab.check(topic);
+      for (const topic of names) await until(async () => (await subscribers(topic)) === 0);
+    }
+  });
+}
+
+test("publications of all tabs go over the leader's connection", async () => {
+  const [room, other] = namesOf("room", "other");
+  const name = newName();
+  const tabs = [[room], [room], [other]].map((topics) => new Tab(name, topics, "websocket"));
+  await until(() => tabs.every(({ push }) => push.state === "open"));
+  const ids = await Promise.all(tabs.map(({ push }, number) => push.publish(room, { numbers: { [room]: number + 1 } })));
+  assert.equal(new Set(ids).size, 3);
+  await until(() => tabs.slice(0, 2).every((tab) => tab.numbers(room).length === 3));
+  assert.deepEqual(tabs[2].events, []);
+  await assert.rejects(tabs[1].push.publish(other, 1), (error) => error.status === 403);
+  // A publication survives the leader.
+  const publication = tabs[1].push.publish(room, { numbers: { [room]: 4 } });
+  tabs[0].push.close();
+  assert.ok(await publication);
+  await tabs[1].hasSeen(room, 4);
+  const pending = tabs[2].push.publish(room, 5);
+  tabs[2].push.close();
+  await assert.rejects(pending, /closed/);
+  await assert.rejects(tabs[2].push.publish(room, 5), /closed/);
+  tabs[1].push.close();
+});
+
+test("a refused topic is given up by all tabs that have it", async () => {
+  const [a, hidden] = namesOf("a", "hidden");
+  const name = newName();
+  const tabs = [[a], [a, hidden], [hidden]].map((topics) => new Tab(name, topics, "websocket"));
+  const refused = tabs.slice(1).map(({ push }) => next(push, "hub.refused"));
+  for (const event of await Promise.all(refused)) assert.deepEqual([event.topic, event.data.status], [hidden, 403]);
+  assert.deepEqual(tabs.map(({ push }) => push.topics), [[a], [a], []]);
+  await publish(a);
+  for (const tab of tabs.slice(0, 2)) await tab.hasSeen(a);
+  for (const { push } of tabs) push.close();
+});
+
+test("a server without long-polls costs a gap, and no event in silence", async () => {
+  const [a, b] = namesOf("a", "b");
+  await publish(b);
+  const name = newName();
+  const options = { fetch: async () => new Response("", { status: 406 }) };
+  const first = new Tab(name, [a, b], "websocket", options);
+  await first.hasSeen(b);
+  const second = new Tab(name, [b], "websocket", options);
+  await next(second.push, "gap");
+  await publish(b);
+  await second.hasSeen(b);
+  assert.deepEqual(second.numbers(b), ["unknown", 2]);
+  for (const { push } of [first, second]) push.close();
+});
+
+test("a shared connection needs a topic in each tab, and has no patterns", () => {
+  assert.throws(() => new Tab("none", [], "websocket"), TypeError);
+  assert.throws(() => new Tab("none", ["a"], "websocket", { patterns: [{ prefix: "a" }] }), TypeError);
+  const tab = new Tab("none", ["a"], "websocket");
+  assert.throws(() => tab.push.unsubscribe("a"), TypeError);
+  tab.push.close();
+  assert.equal(tab.push.state, "closed");
+});
