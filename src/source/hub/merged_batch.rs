@@ -80,7 +80,7 @@ impl MergedBatch {
         let entries = log.unread_entries(&mut reader.ordinals);
         let mut passed = reader.ordinals;
         for (entry, is_ephemeral) in entries {
-            passed.skip_entry(is_ephemeral);
+            passed.advance_past_entry(is_ephemeral);
             let history_end = reader.history_end;
             let is_after_history =
                 history_end.is_some_and(|end| end.is_before(passed, is_ephemeral));
