@@ -87,7 +87,7 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// Unread events without history from the log of a pattern that the client has left: each with its position, and once for each topic that the
     /// client keeps. `None` if there are none.
-    pub(super) left_events: Option<Box<VecDeque<(u64, Event)>>>,
+    pub(super) left_events: Option<VecDeque<(u64, Event)>>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
     /// The position up to which the reader reads the history of the topics that match its patterns from the logs of these topics. 0 if no topic
