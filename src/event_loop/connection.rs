@@ -9,7 +9,7 @@ use crate::transport::FramePoll;
 
 /// A connection that an event loop or a task of its own polls.
 pub(crate) trait DrivenConnection: Send {
-    /// Reads, writes and polls the source, as far as anything is ready, but not without bound: if more is ready, the connection wakes itself.
+    /// Reads, writes and polls the source, as far as they are ready. The work of one poll is bounded: if more is ready, the connection wakes itself.
     ///
     /// `now` is the current time, at most a few milliseconds old.
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> ConnectionPoll;
@@ -27,14 +27,14 @@ pub(crate) trait DrivenConnection: Send {
     }
 
     /// Reads fields of all allocations that [`take_output`](Self::take_output) needs, so that the processor loads them into its caches. An event loop
-    /// prefetches several connections in a row: the processor waits for the memory of all of them at once, instead of for one after the other.
+    /// prefetches several connections in a row: then the processor loads their memory at the same time, and not one after the other.
     ///
     /// The default implementation reads nothing.
     #[cfg(feature = "server")]
     fn prefetch(&self) {}
 
     /// Writes the output that [`take_output`](Self::take_output) has returned, and then continues like [`poll`](Self::poll). The connection need not read
-    /// its socket, with which its waker is still registered.
+    /// its socket, because its waker is still registered with the socket.
     ///
     /// The default implementation polls the connection.
     #[cfg(feature = "server")]

@@ -5,8 +5,8 @@ use crate::sync::{AtomicBool, Ordering};
 
 /// Puts a connection into the queue of its event loop.
 ///
-/// Wakers of a connection can outlive the connection. The waker of a closed connection makes the event loop poll the connection that has got
-/// its index. This poll does no harm.
+/// Wakers of a connection can outlive the connection. Then another connection may have the index of the closed one, and the event loop polls this
+/// other connection. An extra poll does no harm.
 pub(super) struct ConnectionWaker {
     queue: Arc<ReadyQueue>,
     /// The index of the connection in the event loop.

@@ -134,7 +134,7 @@ impl EventLoop {
         }
     }
 
-    /// Polls what is ready, at most [`MAX_POLLS_PER_TURN`] connections. Returns whether nothing more is ready.
+    /// Polls at most [`MAX_POLLS_PER_TURN`] connections that are ready. Returns `true` if no more connections are ready.
     fn poll_ready_connections(&mut self, now: Instant) -> bool {
         self.queue.take(&mut self.ready);
         let mut polls_left = MAX_POLLS_PER_TURN / 2;
@@ -152,7 +152,7 @@ impl EventLoop {
                 ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
                 ReadyEntry::Log(key) => {
                     if let Some(group) = self.groups.get(&key) {
-                        group.on_wake();
+                        group.on_taken();
                     }
                     polls_left = self.poll_group(key, polls_left, now);
                 }

@@ -19,7 +19,7 @@ use crate::{
 /// that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been woken or will be
 /// woken, and the new pass also polls this reader.
 ///
-/// A reader of several logs is a member of several groups. Each of these groups gives its own guarantee, whatever the others do.
+/// A reader of several logs is a member of several groups. Each of these groups keeps the invariant by itself.
 pub(super) struct LogGroup {
     log: Arc<dyn WatchedLog>,
     waiter: WaiterKey,
@@ -38,7 +38,7 @@ struct GroupPollPass {
     unpolled: usize,
 }
 
-/// Identifies the group of a log: the address of the log.
+/// Identifies the group of a log by the address of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LogGroupKey(NonZero<usize>);
 
@@ -111,13 +111,12 @@ impl LogGroup {
     }
 
     /// Records that the event loop has taken the group out of its queue. A pass must begin or continue after this call.
-    pub(super) fn on_wake(&self) {
+    pub(super) fn on_taken(&self) {
         self.waker.is_queued.swap(false, Ordering::AcqRel);
     }
 
-    /// Fills `members` with the next connections to poll, and returns the filled part. The filled part is empty once the pass is complete: the
-    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed by
-    /// the next call.
+    /// Fills `members` with the next connections to poll, and returns the filled part. The filled part is empty once all members were polled: this
+    /// call completes the pass, and the group waits for the log or is in the queue again.
     pub(super) fn next_members<'a>(&mut self, members: &'a mut [u32]) -> &'a [u32] {
         let pass = self.pass.get_or_insert_with(|| GroupPollPass {
             log_status: self.log.status(),

@@ -22,14 +22,14 @@ use crate::{
 
 type Arc<T> = std::sync::Arc<T>;
 
-/// What a test's connection reads: a number, and the waker of the connection.
+/// The input of a test's connection: a number, and the waker of the connection.
 #[derive(Default)]
 struct Input {
     value: AtomicU64,
     waker: Mutex<Option<Waker>>,
 }
 
-/// Is closed once its input is 2.
+/// A connection that is closed when its input is 2.
 struct InputConnection(Arc<Input>);
 
 impl DrivenConnection for InputConnection {
@@ -124,7 +124,7 @@ impl WatchedLog for StatusLog {
     }
 }
 
-/// The member of the group reads the status whenever it is polled, and must read the last one.
+/// The member of the group reads the log's status at each poll, and must read the last status.
 #[test]
 fn member_reads_last_event() {
     model(|| {
@@ -148,7 +148,7 @@ fn member_reads_last_event() {
         while last_read < 2 {
             for entry in next_entries(&queue) {
                 if let ReadyEntry::Log(_) = entry {
-                    group.on_wake();
+                    group.on_taken();
                     let mut members = [0; 2];
                     while let [member, ..] = group.next_members(&mut members) {
                         assert_eq!(*member, 7);

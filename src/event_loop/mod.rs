@@ -5,8 +5,9 @@
 //! its WebSockets there if their source reads logs of this crate. A connection whose source is the application's own code gets a
 //! [task of its own](dedicated_task): slow code must not delay other connections.
 //!
-//! A connection of an event loop is polled when its own waker is woken, or when one of the logs changes whose [groups](LogGroup) it has joined. A
-//! stream may use both ways: a subscriber of a hub joins the groups of the topics that have many subscribers, and its other topics wake its own waker.
+//! An event loop polls a connection when the connection's own waker is woken, or when a log changes whose [group](LogGroup) the connection has joined.
+//! A stream may use both ways: a subscriber of a hub joins the groups of the topics that have many subscribers, and its other topics wake its own
+//! waker.
 //!
 //! | file | what it has |
 //! |---|---|

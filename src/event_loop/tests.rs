@@ -17,7 +17,7 @@ use crate::{
     source::{BoxItemStream, EventLoopJoin, StartPosition},
 };
 
-/// What a test sees of its connection, and tells the connection.
+/// The polls and the waker of a test's connection, which the test shares with the connection.
 #[derive(Default)]
 struct Probe {
     polls: AtomicUsize,
@@ -228,7 +228,7 @@ impl DrivenConnection for CountingReader {
     }
 }
 
-/// Events are published while readers come and go. Each reader reads each event after its first one.
+/// Events are published while readers subscribe and leave. Each reader reads each event after its first one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn readers_of_log_miss_no_event() {
     const EVENTS: usize = 20_000;
@@ -325,7 +325,7 @@ fn insert_hub_reader(
     (record, group_count)
 }
 
-/// Events are published to a topic of all readers and to topics of one reader, while readers come.
+/// Events are published to a topic of all readers and to topics of one reader each, while readers subscribe.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn readers_of_topics_miss_no_event() {
     const EVENTS: usize = 5_000;
@@ -453,7 +453,7 @@ async fn reader_of_many_topics_leaves_its_groups() {
     }
 }
 
-/// A stream of the application gets no place in an event loop.
+/// A stream of the application's own code is not moved to an event loop.
 #[test]
 fn application_streams_do_not_fit() {
     let channel = Channel::new().subscribe_from(StartPosition::Now);

@@ -7,7 +7,7 @@ use std::{
 use super::{
     observer::StreamInfo,
     reasons::{CloseReason, RefusalReason},
-    topic_labels::TopicLabelCounts,
+    topic_labels::TopicTraffic,
 };
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -40,7 +40,7 @@ pub struct GuardCounts {
     /// The number of gaps that transports took from sources.
     pub gaps: u64,
     /// The events and gaps of the topics with each [label](super::GuardBuilder::topic_labels). Empty if no labels are set.
-    pub by_topic_label: BTreeMap<String, TopicLabelCounts>,
+    pub by_topic_label: BTreeMap<String, TopicTraffic>,
     closed: [u64; CloseReason::ALL.len()],
     refused: [u64; RefusalReason::ALL.len()],
 }

@@ -122,7 +122,7 @@ pub use self::{
     guard_counts::GuardCounts,
     observer::{Observer, StreamInfo},
     reasons::{CloseReason, RefusalReason},
-    topic_labels::TopicLabelCounts,
+    topic_labels::TopicTraffic,
 };
 use crate::{
     event::Topic,

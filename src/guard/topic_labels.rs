@@ -9,11 +9,11 @@ use crate::{
     sync::{RwLock, lock_for_reading, lock_for_writing},
 };
 
-/// The events and gaps that a guard's streams have sent of the topics with one label: an element of
+/// The numbers of the events, bytes and gaps that a guard's streams have sent of the topics with one label: an element of
 /// [`GuardCounts::by_topic_label`](super::GuardCounts::by_topic_label).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct TopicLabelCounts {
+pub struct TopicTraffic {
     /// The number of events that transports took from sources. An event counts once for each stream.
     pub events: u64,
     /// The total length of the payloads of these events, in bytes.
@@ -27,15 +27,15 @@ pub(super) struct TopicLabelCounters {
     /// The maximum number of labels, without [`OTHER_LABEL`].
     max_labels: usize,
     label_of: Box<LabelFn>,
-    counters: RwLock<HashMap<Box<str>, LabelCounters>>,
-    /// The counts of the topics whose labels have no counters of their own.
-    other: LabelCounters,
+    counters: RwLock<HashMap<Box<str>, TrafficCounters>>,
+    /// The counters of the topics whose labels have no counters of their own.
+    other: TrafficCounters,
 }
 
 type LabelFn = dyn Fn(&Topic) -> &str + Send + Sync;
 
 #[derive(Debug, Default)]
-struct LabelCounters {
+struct TrafficCounters {
     events: AtomicU64,
     bytes: AtomicU64,
     gaps: AtomicU64,
@@ -53,7 +53,7 @@ impl TopicLabelCounters {
             max_labels,
             label_of: Box::new(label_of),
             counters: RwLock::new(HashMap::new()),
-            other: LabelCounters::default(),
+            other: TrafficCounters::default(),
         }
     }
 
@@ -74,7 +74,7 @@ impl TopicLabelCounters {
     }
 
     /// Calls `record` with the counters of the topic's label.
-    fn with_counters(&self, topic: &Topic, record: impl FnOnce(&LabelCounters)) {
+    fn with_counters(&self, topic: &Topic, record: impl FnOnce(&TrafficCounters)) {
         let label = (self.label_of)(topic);
         let exceeds_limit = |labels: &HashMap<_, _>| labels.len() >= self.max_labels;
         {
@@ -94,25 +94,25 @@ impl TopicLabelCounters {
         }
     }
 
-    /// Returns the counts of all labels. The label `other` is included if a topic was counted under it.
-    pub(super) fn snapshot(&self) -> BTreeMap<String, TopicLabelCounts> {
+    /// Returns the traffic of each label. The label `other` is included if it has any traffic.
+    pub(super) fn snapshot(&self) -> BTreeMap<String, TopicTraffic> {
         let labels = lock_for_reading(&self.counters);
         let counts = labels.iter();
         let mut counts: BTreeMap<_, _> = counts
             .map(|(label, counters)| (label.to_string(), counters.snapshot()))
             .collect();
         let other = self.other.snapshot();
-        if other != TopicLabelCounts::default() {
+        if other != TopicTraffic::default() {
             counts.insert(OTHER_LABEL.to_owned(), other);
         }
         counts
     }
 }
 
-impl LabelCounters {
-    fn snapshot(&self) -> TopicLabelCounts {
+impl TrafficCounters {
+    fn snapshot(&self) -> TopicTraffic {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        TopicLabelCounts {
+        TopicTraffic {
             events: load(&self.events),
             bytes: load(&self.bytes),
             gaps: load(&self.gaps),

@@ -15,7 +15,7 @@ use crate::{
     event::{IntoItem, Item},
 };
 
-/// Makes a source that passes the messages of each client to a function, and sends the client nothing but the result of the function.
+/// Makes a source that only reads: it passes the messages of each client to a function, and sends the client nothing but the function's result.
 ///
 /// The function gets each client's [`ClientMessages`], and runs in a task of its own. The value that the function returns is the last item
 /// of the client's stream: usually [`Item::Finished`], or an [`Item::Closed`] that tells the client what was wrong. If the client leaves
@@ -45,7 +45,8 @@ where
     ListenFn(f)
 }
 
-/// A source that passes each client's messages to a function, and sends only what the function returns. Created by [`listen_fn`].
+/// A source that only reads: it passes the messages of each client to a function, and sends the client nothing but the function's result. Created
+/// by [`listen_fn`].
 #[derive(Clone, Copy)]
 pub struct ListenFn<F>(F);
 

@@ -26,7 +26,7 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>>;
 
-    /// Lets the stream yield the events that its log holds back in a flush window. Returns their number.
+    /// Lets the stream yield the events that its log holds back in a flush window. Returns an upper bound for their number.
     fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         0
     }

@@ -15,7 +15,7 @@ use tower_push::{
         TopicSet,
         hub::{
             HubBackend, HubBuilder, HubEvent, HubFeed, MemberSnapshot, PresenceAnswer,
-            PresenceBackend, PresenceUpdate,
+            PresenceBackend, PresenceRequest,
         },
         relay::{Page, PageRequest, PushError, UpstreamError},
     },
@@ -51,7 +51,7 @@ pub(crate) struct BrokerState {
     pub(crate) presence_requests: usize,
     started_at: Option<tokio::time::Instant>,
     /// Requests about members that arrive after later ones.
-    pub(crate) delayed: Vec<PresenceUpdate>,
+    pub(crate) delayed: Vec<PresenceRequest>,
     /// How many of the next requests about members are delayed.
     pub(crate) delays: usize,
 }
@@ -74,11 +74,11 @@ impl BrokerState {
     }
 
     /// Applies a request about members, and appends the events.
-    fn apply_members(&mut self, update: &PresenceUpdate) -> PresenceAnswer {
+    fn apply_members(&mut self, request: &PresenceRequest) -> PresenceAnswer {
         let mut events = Vec::new();
         let now = tokio::time::Instant::now();
         let now = now - *self.started_at.get_or_insert(now);
-        let answer = self.presence.apply(update, now, &mut events);
+        let answer = self.presence.apply(request, now, &mut events);
         for event in events {
             self.presence_log.push(event.clone());
             self.append(event);
@@ -218,7 +218,7 @@ impl HubBackend for Broker {
 }
 
 impl PresenceBackend for Broker {
-    async fn update_members(&self, update: PresenceUpdate) -> Result<PresenceAnswer, Error> {
+    async fn update_members(&self, request: PresenceRequest) -> Result<PresenceAnswer, Error> {
         self.lock().presence_requests += 1;
         if !self.answer().await {
             return Err(Error::publish_failed("the broker is away"));
@@ -226,10 +226,10 @@ impl PresenceBackend for Broker {
         let mut broker = self.lock();
         if broker.delays > 0 {
             broker.delays -= 1;
-            broker.delayed.push(update);
+            broker.delayed.push(request);
             return Err(Error::publish_failed("the request is delayed"));
         }
-        let answer = broker.apply_members(&update);
+        let answer = broker.apply_members(&request);
         for late in std::mem::take(&mut broker.delayed) {
             broker.apply_members(&late);
         }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tower_push::{
     event::Topic,
-    source::hub::{HubEvent, MemberAction, MemberChange, PresenceAnswer, PresenceUpdate},
+    source::hub::{HubEvent, MemberAction, MemberChange, PresenceAnswer, PresenceRequest},
 };
 
 /// The topic and the key of a member.
@@ -35,11 +35,11 @@ impl PresenceLedger {
     /// Applies a request. Adds the events to `events`.
     pub(crate) fn apply(
         &mut self,
-        update: &PresenceUpdate,
+        request: &PresenceRequest,
         now: Duration,
         events: &mut Vec<HubEvent>,
     ) -> PresenceAnswer {
-        let timeout = update.node_timeout();
+        let timeout = request.node_timeout();
         let last = self.last_request_at.replace(now);
         if last.is_none_or(|last| now - last > timeout / 2) {
             for lease in self
@@ -50,31 +50,31 @@ impl PresenceLedger {
                 lease.ends_at = lease.ends_at.max(now + timeout);
             }
         }
-        let known = self.nodes.get(update.node());
+        let known = self.nodes.get(request.node());
         let last_number = known.and_then(|node| node.last_number).unwrap_or(0);
-        if last_number >= update.number() || last_number < update.acknowledged_number() {
+        if last_number >= request.number() || last_number < request.acknowledged_number() {
             return PresenceAnswer::LeaseLost;
         }
         let lease = NodeLease {
-            last_number: Some(update.number()),
+            last_number: Some(request.number()),
             ends_at: now + timeout,
         };
-        self.nodes.insert(update.node().to_owned(), lease);
+        self.nodes.insert(request.node().to_owned(), lease);
         let mut refused = Vec::new();
-        for (index, change) in update.changes().iter().enumerate() {
-            if !self.apply_change(update, change, events) {
+        for (index, change) in request.changes().iter().enumerate() {
+            if !self.apply_change(request, change, events) {
                 refused.push(index);
             }
         }
         PresenceAnswer::Applied {
             refused,
-            has_more: self.remove_expired(update, now, events),
+            has_more: self.remove_expired(request, now, events),
         }
     }
 
     fn apply_change(
         &mut self,
-        update: &PresenceUpdate,
+        request: &PresenceRequest,
         change: &MemberChange,
         events: &mut Vec<HubEvent>,
     ) -> bool {
@@ -83,7 +83,7 @@ impl PresenceLedger {
         } = change;
         let id = (topic.clone(), key.clone());
         if let MemberAction::Leave = action {
-            self.release(update, &id, update.node(), events);
+            self.release(request, &id, request.node(), events);
             return true;
         }
         let Some((value, holders)) = self.members.get_mut(&id) else {
@@ -95,22 +95,23 @@ impl PresenceLedger {
                 .keys()
                 .filter(|(other, _)| other == topic)
                 .count();
-            if of_topic >= update.max_members() || self.members.len() >= update.max_total_members()
+            if of_topic >= request.max_members()
+                || self.members.len() >= request.max_total_members()
             {
                 return false;
             }
-            let holders = BTreeSet::from([update.node().to_owned()]);
+            let holders = BTreeSet::from([request.node().to_owned()]);
             self.members.insert(id, (value.clone(), holders));
-            events.push(update.join_event(topic, key, value.clone()));
+            events.push(request.join_event(topic, key, value.clone()));
             return true;
         };
         if !matches!(action, MemberAction::Update(_)) {
-            holders.insert(update.node().to_owned());
+            holders.insert(request.node().to_owned());
         }
         match action {
             MemberAction::Enter(new) | MemberAction::Update(new) if value != new => {
                 *value = new.clone();
-                events.push(update.update_event(topic, key, new.clone()));
+                events.push(request.update_event(topic, key, new.clone()));
             }
             _ => {}
         }
@@ -119,7 +120,7 @@ impl PresenceLedger {
 
     fn release(
         &mut self,
-        update: &PresenceUpdate,
+        request: &PresenceRequest,
         id: &MemberId,
         node: &str,
         events: &mut Vec<HubEvent>,
@@ -129,14 +130,14 @@ impl PresenceLedger {
         };
         if holders.remove(node) && holders.is_empty() {
             self.members.remove(id);
-            events.push(update.leave_event(&id.0, &id.1));
+            events.push(request.leave_event(&id.0, &id.1));
         }
     }
 
     /// Returns whether nodes whose lease has ended still hold members.
     fn remove_expired(
         &mut self,
-        update: &PresenceUpdate,
+        request: &PresenceRequest,
         now: Duration,
         events: &mut Vec<HubEvent>,
     ) -> bool {
@@ -155,7 +156,7 @@ impl PresenceLedger {
                     return true;
                 }
                 removed += 1;
-                self.release(update, &id, &node, events);
+                self.release(request, &id, &node, events);
             }
             self.nodes.remove(&node);
         }

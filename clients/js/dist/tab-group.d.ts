@@ -1,48 +1,48 @@
-/** What a tab does when it joins or leaves its group, and when it leads the group. */
+/** The handlers of a tab: called when the tab joins or leaves its group, and when it becomes the leader of the group or ends leading it. */
 export interface TabGroupMember<M> {
-    /** The tab is in the group: it hears the messages, and may lead. */
+    /** The tab has joined the group: from now on it gets the messages of the other tabs, and may become the leader. */
     onJoin(): void;
-    /** The page is closed, frozen or kept for the back button, or the tab leaves for good. */
+    /** The tab has left the group: the page is closed, frozen or in the back/forward cache, or the tab has called `stop`. */
     onLeave(): void;
-    /** The tab leads the group. */
+    /** The tab has become the leader. */
     onElect(): void;
-    /** The tab leads the group no longer. Also called when it has not led. */
+    /** The tab is not the leader any more. Also called when the tab has not been the leader. */
     onDepose(): void;
     onMessage(message: M): void;
 }
-/** A position in the stream that the leaders of a group pass on: the leader's term, and the number of its message. Ordered. */
+/** A position in the messages that a group gets from its leaders: the leader's term, and the number of its message. Positions have an order. */
 export type Position = [term: string, sequence: number];
 export declare const isBefore: (one: Position | undefined, other: Position | undefined) => boolean;
-/** Returns the term after `term`. Terms are compared as texts, and differ among tabs. */
+/** Returns the term of `tab` that follows `term`. Terms are compared as texts. Two tabs never have the same term. */
 export declare const nextTerm: (term: string, tab: string) => string;
-/** The fields of an error that a leader passes on. */
+/** The fields of an error that the leader sends to the other tabs. */
 export interface ErrorFields {
     message: string;
     final: boolean;
     status?: number | undefined;
     code?: number | undefined;
 }
-/** How long a new leader waits for the positions of the others, in milliseconds. */
+/** How long a new leader waits for the positions of the other tabs, in milliseconds. */
 export declare const CENSUS_TIME = 200;
 /**
- * The tabs of a browser under one name: they send each other messages, and one of them leads. The leader holds a Web Lock. A leader that is frozen
- * loses the lock to a tab that has not heard it for some time.
+ * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The leader
+ * holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
  */
 export declare class TabGroup<M> {
     #private;
-    /** Sends `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
+    /** Joins no group yet. The tab will send `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
     constructor(name: string, lease: number, ping: M, member: TabGroupMember<M>);
-    /** Whether the leader was heard within the lease. */
+    /** Whether this tab has got a message of the leader within the lease. */
     get hasLeader(): boolean;
-    /** Identifies the current time of leading. `undefined` if this tab does not lead. */
+    /** An object that differs each time that this tab becomes the leader. `undefined` if this tab is not the leader. */
     get lead(): object | undefined;
-    /** Is aborted when this tab leaves for good. */
+    /** Aborted when this tab leaves for good: see `stop`. */
     get stopped(): AbortSignal;
-    /** Becomes a follower, and stands in line for the lock. */
+    /** Joins the group, and requests the lock, with which this tab becomes the leader. */
     join(): void;
-    /** Leaves for good. The other tabs get what is on its way before the lock is free. */
+    /** Leaves for good. The other tabs get the messages that this tab has sent before the lock is free. */
     stop(): void;
-    /** The leader is there. */
+    /** Records that a message of the leader has arrived. */
     hearLeader(): void;
     post(message: M): void;
 }

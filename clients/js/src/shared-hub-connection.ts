@@ -8,22 +8,27 @@ import { isFollowed, topicsOf, type TopicLoad, type TopicProgress } from "./topi
 import { readTopics } from "./topic-snapshot.js";
 import { connect, type PublicationOptions, type TopicConnection, type TopicOptions } from "./topics.js";
 
-/** The number of events that a tab drops or holds back. More are a gap. */
+/** The maximum number of events that a tab drops as repetitions of one topic, or holds back for one load. */
 const MAX_CATCH_UP = 1000;
 
-/** The number of events whose repetitions are dropped. */
+/** The number of the last events that a tab remembers, so that it drops their repetitions. */
 const MAX_RECENT_EVENTS = 256;
 
-/** The number of publications that may wait for their answers. */
+/** The maximum number of publications that wait for their answers. */
 const MAX_PUBLICATIONS = 1024;
 
 /**
- * One tab's part of a shared connection to topics. The leader's connection has the topics of all tabs, and the leader broadcasts all that it reports.
+ * One tab's part of a connection to topics that the tabs of a browser share. One tab, the leader, has a connection with the topics of all tabs. The
+ * leader broadcasts everything that its connection reports: these reports are the leader's stream.
  *
- * Invariants: a tab handles the reports of the highest term that it knows, in their order and without a hole, and passes on those of the topics that it
- * follows. `cursor` is that of the connection at the tab's position, unless the tab misses events: then it stays where the missing events begin. A tab
- * misses events after a hole, and of a topic that it follows anew. It reads those from the server, first up to now, and then from the cursor where the
- * leader's stream was: the events that both reads have will come in the stream, too, and are dropped there.
+ * Invariants:
+ * - A tab handles the reports of the highest term that it knows, in their order and without a hole. It passes on the events of the topics that it
+ *   follows.
+ * - `cursor` is the cursor of the leader's connection at the tab's position. If the tab misses events, `cursor` stays before the missing events.
+ *
+ * A tab misses events if its reports have a hole, or if it begins to follow a topic. The tab reads the missing events from the server. It also reads
+ * the events after the cursor at which the leader's stream was. Events that both reads have will come in the leader's stream, too, and the tab drops
+ * them there.
  */
 export class SharedHubConnection implements TopicConnection {
   state: State = "connecting";
@@ -35,22 +40,22 @@ export class SharedHubConnection implements TopicConnection {
   #group: TabGroup<Message>;
   #listeners = new ListenerSet();
   #queues = new ItemQueues(() => {});
-  /** Names this tab while it is in the group. */
+  /** The name of this tab while it is in the group. Each time that the tab joins, it gets another name. */
   #tab = "";
-  /** Ends when this tab leaves the group. */
+  /** Aborted when this tab leaves the group. */
   #session = new AbortController();
 
   #topics = new Map<string, TopicProgress>();
-  /** The ids and topics of the last events. */
+  /** The ids and topics of the last events that this tab has got, for dropping repetitions. */
   #recentEvents = new Set<string>();
   #position: Position | undefined;
   #highestTerm = "";
   /** The cursor of the leader's connection at `#position`. */
   #leaderCursor: string | undefined;
   #leaderTopics = new Set<string>();
-  /** The topics that begin in the stream, and have had no event in it yet. */
+  /** The topics that begin anew in the leader's stream, until its cursor moves. */
   #begunTopics = new Set<string>();
-  /** Whether the last report was a cursor. */
+  /** Whether the last report of the leader was a cursor. */
   #hasMoved = false;
   #publications = new Map<number, { publication: Publication; resolve(id: string): void; reject(error: PushError): void }>();
   #lastRef = 0;
@@ -58,9 +63,11 @@ export class SharedHubConnection implements TopicConnection {
   /** The connection, if this tab is the leader. */
   #connection: TopicConnection | undefined;
   #sequence = 0;
+  /** The position from which this tab's stream as the leader continues, if it continues the stream of an earlier leader. */
   #from: Position | undefined;
+  /** The answers to a new leader's question. `undefined` when this tab does not wait for answers. */
   #counts: CountMessage[] | undefined;
-  /** The topics of the other tabs. */
+  /** The topics of each other tab, by the tab's name. */
   #others = new Map<string, string[]>();
 
   constructor(url: URL, key: string, lease: number, options: TopicOptions) {
@@ -110,7 +117,7 @@ export class SharedHubConnection implements TopicConnection {
     const added = topics.filter((topic) => !this.#topics.has(topic));
     for (const topic of added) {
       this.#want(topic, undefined);
-      // A topic that was removed before begins anew, with events that the tab has had.
+      // A topic that was removed before begins anew, and its first events may be ones that the tab has had before.
       for (const key of this.#recentEvents) if (key.slice(key.indexOf(" ") + 1) === topic) this.#recentEvents.delete(key);
     }
     if (added.length) this.#onTopicsChanged();
@@ -147,7 +154,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#group.post({ kind: "topics", tab: this.#tab, topics: this.topics, resumed: this.#resumedTopics() });
   }
 
-  /** The topics of which the tab has had events, or gets those after a cursor. */
+  /** Returns the topics that the tab continues after a cursor. Its other topics begin as for a new client. */
   #resumedTopics(): string[] {
     return this.topics.filter((topic) => {
       const { step, since } = this.#topics.get(topic)!;
@@ -161,13 +168,13 @@ export class SharedHubConnection implements TopicConnection {
     this.#begin();
   }
 
-  /** Whether the tab has all events of its topics up to `#position`, but for topics that begin anew. */
+  /** Returns whether the tab has all events of its topics up to `#position`. Topics that begin as for a new client do not count. */
   #isComplete(): boolean {
     for (const { step, since } of this.#topics.values()) if (step !== "followed" && since != null) return false;
     return true;
   }
 
-  /** The tab has missed reports of the leader: its topics go on after the cursor. */
+  /** Handles that the tab has missed reports of the leader: its topics continue after the cursor. */
   #lose(): void {
     let isLost = false;
     for (const progress of this.#topics.values()) {
@@ -181,7 +188,7 @@ export class SharedHubConnection implements TopicConnection {
     if (isLost && this.state !== "closed") this.#emit("gap", { reason: "unknown" });
   }
 
-  /** All topics wait for the leader's stream. */
+  /** Makes all topics wait for the leader's stream. */
   #stopFollowing(): void {
     for (const progress of this.#topics.values()) {
       this.#abortLoad(progress.load);
@@ -189,23 +196,23 @@ export class SharedHubConnection implements TopicConnection {
     }
   }
 
-  /** Ends a load. All of its topics are wanted again. */
+  /** Aborts a load, and makes its topics wait for the leader's stream again. */
   #abortLoad(load: TopicLoad | undefined): void {
     if (!load) return;
     load.aborted.abort();
     for (const progress of this.#topics.values()) if (progress.load === load) Object.assign(progress, { step: "wanted", load: undefined });
   }
 
-  /** Follows the topics that the leader's stream has. */
+  /** Begins to follow, or to load, the waiting topics that the leader's stream has. */
   #begin(): void {
     const loads = new Map<string | undefined, string[]>();
     for (const [topic, progress] of this.#topics) {
       if (progress.step !== "wanted" || !this.#leaderTopics.has(topic)) continue;
       const { since } = progress;
       const isBegun = this.#begunTopics.has(topic);
-      // The first events of the stream may be older than the cursor, so the topic goes on after them.
+      // The first events of the topic in the stream may be older than the tab's cursor, so the topic waits until they have passed.
       if (isBegun && since != null) continue;
-      // Without a cursor, the stream has not begun, or the hub has no history.
+      // If the leader has no cursor, its stream has not begun yet, or the hub has no history.
       const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor;
       if (isAtStart) Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined });
       else loads.set(since, [...(loads.get(since) ?? []), topic]);
@@ -214,7 +221,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#updateCursor();
   }
 
-  /** Reads the events of topics after a cursor, or from where a new client begins, up to where the leader's stream takes over. */
+  /** Reads the events of topics after a cursor, or from where a new client begins. The load ends where the leader's stream has the later events. */
   async #load(topics: string[], since: string | undefined): Promise<void> {
     const aborted = new AbortController();
     const load: TopicLoad = { aborted, position: this.#position!, cursor: this.#leaderCursor, held: [] };
@@ -224,9 +231,9 @@ export class SharedHubConnection implements TopicConnection {
       const options: TopicOptions = { ...this.#options, topics, since: since ?? "now" };
       return readTopics(this.#url, options, aborted.signal, { onEvent, onGap, onCursor });
     };
-    /** The events that come in the stream. */
+    /** The events that the leader's stream will have after the beginning of the load: their ids and topics. */
     const coming = new Set<string>();
-    /** The last event of each topic that comes in the stream and that the tab has or is about to read. */
+    /** For each topic, the id of the last event that the tab reads from the server and that the leader's stream repeats. */
     const repeated = new Map<string, string>();
     const last = new Map<string, string>();
     let isKnown = true;
@@ -241,7 +248,8 @@ export class SharedHubConnection implements TopicConnection {
       if (aborted.signal.aborted) return;
       isKnown = (await read(topics, load.cursor, onEvent, () => (isKnown = false))) && isKnown;
     };
-    // What follows the cursor is complete, and so includes what has been coming. The events of a new client may begin after some of that.
+    // A read after a cursor has all events up to its end, and so also the events of `coming` if these were read before. The events of a new client
+    // may begin later, so then `coming` is read afterwards and compared.
     if (since != null) await readComing();
     if (aborted.signal.aborted) return;
     const isRead = await read(
@@ -255,7 +263,7 @@ export class SharedHubConnection implements TopicConnection {
         this.#pass(event, taken);
       },
       (gap) => this.#emit("gap", gap),
-      // If the load is interrupted, the topics go on here.
+      // If the load is interrupted, its topics continue after this cursor.
       (cursor) => {
         for (const progress of this.#topics.values()) if (progress.load === load) progress.since = cursor;
       },
@@ -276,7 +284,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#updateCursor();
   }
 
-  /** Returns whether this is no repetition of one of the last events, and remembers it. */
+  /** Returns whether the event is not among the last events of the topic, and remembers the event. */
   #isNew(topic: string, id: string | undefined): boolean {
     if (id == null) return true;
     const key = `${id} ${topic}`;
@@ -292,7 +300,7 @@ export class SharedHubConnection implements TopicConnection {
     if (progress.repeatedUpTo != null) {
       if (id === progress.repeatedUpTo) progress.last = { id, position };
       else if (++progress.repeated <= MAX_CATCH_UP) return false;
-      // The last repeated event does not come, so nothing says which events are new.
+      // The last repeated event has not come, so the tab cannot tell which events are new.
       else this.#emit("gap", { reason: "unknown", topic });
       progress.repeated = 0;
       const isLast = id === progress.repeatedUpTo;
@@ -303,11 +311,11 @@ export class SharedHubConnection implements TopicConnection {
     return this.#isNew(topic, id);
   }
 
-  /** Handles an event or a gap of the stream, for those of the tab's topics that `isFor` accepts. */
+  /** Handles an event or a gap of the leader's stream, for the topics of the tab that `isFor` accepts. Without `isFor`, for all of its topics. */
   #handle({ position, hasOwnId, report: [name, value] }: ReportMessage, isFor?: (topic: string) => boolean): void {
     if (name === "event") {
       const id = hasOwnId ? value.id : undefined;
-      // An event whose id is a cursor is not newer than the cursor: a load has read it.
+      // An event whose id is only the cursor of the connection is not newer than this cursor, so a load has read the event.
       const isOld = !hasOwnId && value.id != null;
       const topics = topicsOf(value);
       const taken = topics.filter((topic) => {
@@ -324,7 +332,7 @@ export class SharedHubConnection implements TopicConnection {
     }
   }
 
-  /** Passes on an event for some of the tab's topics; for `undefined`, an event without a topic. */
+  /** Passes on an event for these topics of the tab. `undefined` stands for an event without a topic. */
   #pass(event: PushEvent, topics: string[] | undefined): void {
     if (!topics) this.#emit("event", event);
     else if (topics[0] != null) this.#emit("event", { ...event, topic: topics[0], topics: topics[1] == null ? undefined : topics });
@@ -391,7 +399,7 @@ export class SharedHubConnection implements TopicConnection {
     const isNewTerm = own?.[0] !== position[0];
     if (own && !isNewTerm && isBefore(position, own)) return;
     this.#leaderTopics = new Set(topics);
-    // Topics that the stream does not have any more, or has anew, go on at the cursor.
+    // Topics that the stream no longer has, or that begin anew in it, continue after the tab's cursor.
     for (const [topic, progress] of this.#topics) {
       if (progress.step === "wanted" || (this.#leaderTopics.has(topic) && !begun.includes(topic))) continue;
       if (progress.step === "followed") progress.since = progress.repeatedUpTo ?? this.cursor;
@@ -410,14 +418,14 @@ export class SharedHubConnection implements TopicConnection {
     for (const ref of this.#publications.keys()) this.#sendPublication(ref);
   }
 
-  /** Continues with the stream of a new leader, which repeats what was reported after `from`. */
+  /** Continues with the stream of a new leader, which repeats the events that were reported after `from`. */
   #continue(own: Position, position: Position, from: Position | undefined): void {
     if (position[1] > 0 || !from || isBefore(own, from)) return this.#lose();
     for (const progress of this.#topics.values()) {
       if (progress.step === "loading") this.#abortLoad(progress.load);
       else if (progress.step === "begun") progress.step = "wanted";
       else if (progress.step === "followed" && progress.repeatedUpTo == null && isBefore(from, progress.last?.position)) {
-        // The stream may begin after an event that was read from the server.
+        // If the last event was read from the server, the stream may not repeat this event, so the topic continues after it.
         if (progress.last!.isRead) Object.assign(progress, { step: "wanted", since: progress.last!.id });
         else progress.repeatedUpTo = progress.last!.id;
       }
@@ -435,14 +443,15 @@ export class SharedHubConnection implements TopicConnection {
     this.#leaderCursor = cursor;
     const [name, value] = report;
     if (isNewTerm) {
-      // The leader's answer says which topics it has.
+      // The leader answers the ping with the topics of its stream.
       this.#leaderTopics.clear();
       this.#postTopics();
       this.#group.post({ kind: "ping" });
     } else if (isHole) this.#begin();
     else if (name === "event" || name === "gap") this.#holdOrHandle(message);
     this.#updateCursor();
-    // A cursor is valid for the topics of the stream. It comes before its event, and an event may have the same cursor as the one before.
+    // Once the cursor has moved, it is valid for the topics that begin in the stream. A cursor is reported before its event, and an event may have the
+    // same cursor as the event before it.
     const isMoved = name === "event" ? value.id != null && value.type !== "hub.members" : name !== "cursor" && this.#hasMoved;
     this.#hasMoved = name === "cursor";
     if (isMoved) {
@@ -456,7 +465,7 @@ export class SharedHubConnection implements TopicConnection {
     else if (name === "error") this.#onError(value);
   }
 
-  /** Handles an event or a gap of the stream for the topics that the tab follows, and holds it back for those that are loading. */
+  /** Handles an event or a gap of the stream for the topics that the tab follows, and holds it back for the topics that the tab loads. */
   #holdOrHandle(message: ReportMessage): void {
     const [name, value] = message.report;
     const topics = name === "event" ? topicsOf(value) : name === "gap" && value.topic != null ? [value.topic] : [];
@@ -465,7 +474,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#handle(message);
     for (const load of loads) {
       if (!load || load.held.length <= MAX_CATCH_UP) continue;
-      // Begins again from where the stream is now.
+      // The load held back too many events, so it begins again at the present position of the stream.
       this.#abortLoad(load);
       this.#begin();
     }
@@ -504,7 +513,7 @@ export class SharedHubConnection implements TopicConnection {
   #onJoin(): void {
     this.#tab = Math.random().toString(36).slice(2);
     const { signal } = (this.#session = new AbortController());
-    // The leader waits for this lock to know when this tab is gone.
+    // The leader requests this lock, too: it gets the lock when this tab is gone.
     const untilLeave = () => new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve()));
     navigator.locks.request(`${this.#name} ${this.#tab}`, { signal }, untilLeave).catch(() => {});
   }
@@ -524,7 +533,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#others.clear();
   }
 
-  /** Asks the others for their positions, and resumes at the oldest one. */
+  /** Asks the other tabs for their positions, and opens a connection that resumes at the oldest position. */
   async #takeOver(): Promise<void> {
     const { lead } = this.#group;
     if (!this.#isComplete()) {
@@ -537,18 +546,18 @@ export class SharedHubConnection implements TopicConnection {
     await new Promise((resolve) => setTimeout(resolve, CENSUS_TIME));
     if (this.#group.lead !== lead || !this.#counts) return;
     const [, ...others] = this.#counts;
-    // What this tab has may have changed since.
+    // The state of this tab may have changed during the wait.
     const counts = [this.#count(), ...others];
     for (const { tab, topics, resumed } of others) this.#onTabTopics(tab, topics, resumed);
     this.#counts = undefined;
-    // Cursors have no order: a tab that has only a cursor, and no position, reads the missing events by itself.
+    // Cursors have no order, but positions have. A tab with a cursor and without a position reads its missing events from the server itself.
     const known = counts.filter(({ position, resumed }) => position && resumed[0] != null);
     const [first = counts.find(({ cursor }) => cursor != null)] = known;
     const oldest = known.reduce((one, other) => (isBefore(other.position, one?.position) ? other : one), first);
     this.#lead(oldest?.cursor, known[0] && oldest?.position, [...new Set(counts.flatMap(({ resumed }) => resumed))]);
   }
 
-  /** Opens a connection under a new term: `resumed` are the topics that go on at the cursor. The others begin as for a new client. */
+  /** Opens a connection under a new term. The topics `resumed` continue after the cursor, and all other topics begin as for a new client. */
   #lead(cursor: string | undefined, from: Position | undefined, resumed: string[]): void {
     const all = this.#allTopics();
     if (all[0] == null) return;
@@ -564,7 +573,7 @@ export class SharedHubConnection implements TopicConnection {
     this.#updateConnection();
   }
 
-  /** Opens a connection to topics that go on at a cursor, and passes on what it reports. */
+  /** Opens a connection to topics that continue after a cursor, and broadcasts everything that the connection reports. */
   #open(term: string, topics: string[], since: string | undefined): void {
     const connection = connect(this.#url, { ...this.#options, topics, since: since ?? "now" });
     this.#connection?.close();
@@ -572,10 +581,10 @@ export class SharedHubConnection implements TopicConnection {
     let requested = since;
     const pass = (...report: Report) => {
       if (connection !== this.#connection) return;
-      // On an event stream, the first event without an id, or with another cursor, has the id with which the stream began.
+      // On an event stream (SSE), an event that has no id of its own gets the cursor with which the stream began as its id.
       const hasOwnId = report[0] === "event" && (connection.transport !== "sse" || report[1].id !== requested);
       const message: ReportMessage = { kind: "report", position: [term, ++this.#sequence], cursor: connection.cursor, hasOwnId, report };
-      // First to the others, so that none of them is behind this tab if it is frozen now.
+      // The other tabs get the report first: if this tab is frozen now, no other tab has got less than this one.
       this.#group.post(message);
       this.#onReport(message);
     };
@@ -602,23 +611,23 @@ export class SharedHubConnection implements TopicConnection {
     this.#onLeader(message);
   }
 
-  /** Gives the connection the topics of all tabs. Those of `resumed` go on after the cursor of a tab. */
+  /** Sets the topics of the connection to those of all tabs. The topics `resumed` continue after the cursor of a tab. */
   #updateConnection(resumed = this.#resumedTopics()): void {
     const all = this.#allTopics();
     if (!this.#connection) {
-      // All topics of all tabs were refused, and now there is one.
+      // All topics of all tabs were refused before, and now a tab has a topic again.
       if (this.#group.lead && !this.#counts && all[0] != null) this.#lead(undefined, undefined, []);
       return;
     }
     const { topics } = this.#connection;
     const added = all.filter((topic) => !topics.includes(topic));
     const removed = topics.filter((topic) => !all.includes(topic));
-    // A topic that goes on after the cursor of a tab goes on in the stream, too, and so is part of a new request.
+    // A topic that a tab continues after a cursor must also continue after the connection's cursor, which needs a new request.
     const { cursor } = this.#connection;
     const begun = added.filter((topic) => cursor == null || !resumed.includes(topic));
     if (begun.length < added.length) this.#open(this.#position![0], [...topics, ...added.filter((topic) => !begun.includes(topic))], cursor);
     if (begun[0] != null) this.#connection.subscribe(...begun);
-    // The connection keeps a topic if all tabs have lost theirs.
+    // A connection needs a topic, so it keeps its topics if no tab has one.
     if (removed[0] != null && all[0] != null) this.#connection.unsubscribe(...removed);
     if (added[0] != null || removed[0] != null) this.#announce(begun);
   }
@@ -649,7 +658,7 @@ export class SharedHubConnection implements TopicConnection {
     const connection = this.#connection;
     if (!connection) return;
     const answer = (id: string | undefined, error: ErrorFields | undefined) => {
-      // The next connection, or the next leader, gets the publication again.
+      // The connection was replaced: the next connection, or the next leader, gets the publication again.
       if (connection !== this.#connection) return this.#onPublish(tab, ref, publication);
       if (tab === this.#tab) this.#onPublished(ref, id, error);
       else this.#group.post({ kind: "published", tab, ref, ...(id != null && { id }), ...(error && { error }) });

@@ -1,26 +1,26 @@
-/** What a tab does when it joins or leaves its group, and when it leads the group. */
+/** The handlers of a tab: called when the tab joins or leaves its group, and when it becomes the leader of the group or ends leading it. */
 export interface TabGroupMember<M> {
-  /** The tab is in the group: it hears the messages, and may lead. */
+  /** The tab has joined the group: from now on it gets the messages of the other tabs, and may become the leader. */
   onJoin(): void;
-  /** The page is closed, frozen or kept for the back button, or the tab leaves for good. */
+  /** The tab has left the group: the page is closed, frozen or in the back/forward cache, or the tab has called `stop`. */
   onLeave(): void;
-  /** The tab leads the group. */
+  /** The tab has become the leader. */
   onElect(): void;
-  /** The tab leads the group no longer. Also called when it has not led. */
+  /** The tab is not the leader any more. Also called when the tab has not been the leader. */
   onDepose(): void;
   onMessage(message: M): void;
 }
 
-/** A position in the stream that the leaders of a group pass on: the leader's term, and the number of its message. Ordered. */
+/** A position in the messages that a group gets from its leaders: the leader's term, and the number of its message. Positions have an order. */
 export type Position = [term: string, sequence: number];
 
 export const isBefore = (one: Position | undefined, other: Position | undefined) =>
   !!other && (!one || one[0] < other[0] || (one[0] === other[0] && one[1] < other[1]));
 
-/** Returns the term after `term`. Terms are compared as texts, and differ among tabs. */
+/** Returns the term of `tab` that follows `term`. Terms are compared as texts. Two tabs never have the same term. */
 export const nextTerm = (term: string, tab: string) => `${String(parseInt(term || "0", 10) + 1).padStart(10, "0")} ${tab}`;
 
-/** The fields of an error that a leader passes on. */
+/** The fields of an error that the leader sends to the other tabs. */
 export interface ErrorFields {
   message: string;
   final: boolean;
@@ -28,12 +28,12 @@ export interface ErrorFields {
   code?: number | undefined;
 }
 
-/** How long a new leader waits for the positions of the others, in milliseconds. */
+/** How long a new leader waits for the positions of the other tabs, in milliseconds. */
 export const CENSUS_TIME = 200;
 
 /**
- * The tabs of a browser under one name: they send each other messages, and one of them leads. The leader holds a Web Lock. A leader that is frozen
- * loses the lock to a tab that has not heard it for some time.
+ * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The leader
+ * holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
  */
 export class TabGroup<M> {
   #name: string;
@@ -43,14 +43,14 @@ export class TabGroup<M> {
   #stopped = new AbortController();
   #hasLeader = false;
   #release: (() => void) | undefined;
-  /** Ends when this tab leaves. */
+  /** Aborted when this tab leaves. `undefined` while the tab is not in the group. */
   #session: AbortController | undefined;
   #leaseTimer: ReturnType<typeof setTimeout> | undefined;
-  /** Ends this tab's place in the line for the lock. */
+  /** Ends this tab's request for the lock. */
   #waiting = new AbortController();
   #ping: M;
 
-  /** Sends `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
+  /** Joins no group yet. The tab will send `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
   constructor(name: string, lease: number, ping: M, member: TabGroupMember<M>) {
     this.#name = name;
     this.#lease = lease;
@@ -64,22 +64,22 @@ export class TabGroup<M> {
     listen(globalThis.document, "resume", () => this.join());
   }
 
-  /** Whether the leader was heard within the lease. */
+  /** Whether this tab has got a message of the leader within the lease. */
   get hasLeader(): boolean {
     return this.#hasLeader;
   }
 
-  /** Identifies the current time of leading. `undefined` if this tab does not lead. */
+  /** An object that differs each time that this tab becomes the leader. `undefined` if this tab is not the leader. */
   get lead(): object | undefined {
     return this.#release;
   }
 
-  /** Is aborted when this tab leaves for good. */
+  /** Aborted when this tab leaves for good: see `stop`. */
   get stopped(): AbortSignal {
     return this.#stopped.signal;
   }
 
-  /** Becomes a follower, and stands in line for the lock. */
+  /** Joins the group, and requests the lock, with which this tab becomes the leader. */
   join(): void {
     if (this.#stopped.signal.aborted || this.#session) return;
     this.#session = new AbortController();
@@ -91,13 +91,13 @@ export class TabGroup<M> {
     this.#watchLease(this.#session.signal);
   }
 
-  /** Leaves for good. The other tabs get what is on its way before the lock is free. */
+  /** Leaves for good. The other tabs get the messages that this tab has sent before the lock is free. */
   stop(): void {
     this.#stopped.abort();
     this.#leave();
   }
 
-  /** The leader is there. */
+  /** Records that a message of the leader has arrived. */
   hearLeader(): void {
     this.#hasLeader = true;
   }
@@ -110,7 +110,7 @@ export class TabGroup<M> {
     }
   }
 
-  /** Gives the lock to another tab. */
+  /** Leaves the group, and releases the lock. */
   #leave(): void {
     if (!this.#session) return;
     this.#session.abort();
@@ -128,7 +128,7 @@ export class TabGroup<M> {
     const { signal } = (this.#waiting = new AbortController());
     while (!signal.aborted) {
       try {
-        // A request that takes the lock away cannot have a signal.
+        // A request that steals the lock cannot have a signal.
         await navigator.locks.request(this.#name, steal ? { steal } : { signal }, async () => {
           if (signal.aborted) return;
           await new Promise<void>((release) => {
@@ -137,14 +137,14 @@ export class TabGroup<M> {
           });
         });
       } catch {
-        // The lock was taken away, because this page did not answer, or this tab is no longer in line.
+        // Another tab has stolen the lock, because this page did not answer, or this tab's request was ended.
       }
       if (!signal.aborted) this.#resign();
       steal = false;
     }
   }
 
-  /** Takes the lock away from a leader that has not answered for the time of two leases. */
+  /** Steals the lock from a leader of which no message has arrived for the time of three leases. Asks for an answer after each of them. */
   async #watchLease(signal: AbortSignal): Promise<void> {
     let silences = 0;
     while (!signal.aborted) {

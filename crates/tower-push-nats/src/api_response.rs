@@ -75,7 +75,7 @@ impl StreamInfo {
     }
 }
 
-/// The numbers of the messages in a stream, and their bytes.
+/// How many messages a stream has, how many bytes they have, and the first and the last sequence number.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamContents {
     pub(crate) messages: u64,

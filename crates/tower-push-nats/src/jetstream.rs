@@ -7,7 +7,7 @@ use tower_push::{
 };
 
 use crate::{
-    Error, JetStreamBuilder, JetStreamPublisher, NatsServers, Publication, ReaderStatus,
+    Error, JetStreamBuilder, JetStreamPublisher, NatsServers, PublishOutcome, ReaderStatus,
     StreamConnection,
 };
 
@@ -61,7 +61,7 @@ impl JetStream {
     ///
     /// # Errors
     /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
-    pub async fn publish_once(&self, event: &Event, key: &str) -> Result<Publication, Error> {
+    pub async fn publish_once(&self, event: &Event, key: &str) -> Result<PublishOutcome, Error> {
         self.publisher().publish_once(event, key).await
     }
 

@@ -36,8 +36,8 @@ use crate::{Error, ReaderStatus, StreamConnection};
 ///
 /// # Messages
 /// The subject of a message is the topic of its event, as [`subject_prefix`](crate::JetStreamBuilder::subject_prefix) says. Other programs publish to a
-/// topic with any NATS client: `nats pub orders.shipped.42 'by train'`. A message reaches no client if its subject is not one that
-/// this crate writes for a topic: if it is outside of the prefix, or has a `%` that is not needed.
+/// topic with any NATS client: `nats pub orders.shipped.42 'by train'`. A message reaches no client if this crate would not write its subject for any
+/// topic: if the subject is outside of the prefix, or has a `%` that is not needed.
 ///
 /// An event of several topics is one message, so that it has one id and one place in the order. The subject of this message is the prefix and
 /// `%topics`, and the message has a header for each topic: `nats pub orders.%topics -H Event-Topic:shipped.42 -H Event-Topic:news 'by train'`.
@@ -50,11 +50,11 @@ use crate::{Error, ReaderStatus, StreamConnection};
 /// | `Event-History` | `no` for an event without history |
 ///
 /// # Clients with an old cursor
-/// If a client's cursor is older than the hub's logs, the hub reads pages of the stream. A page of at most 32 topics that is far from
-/// the end of the stream has the messages of these subjects only, and those of several topics: other topics cost nothing. A page of selected
-/// topics costs up to 7 requests, and up to 3 for each topic. All other pages have the messages of all topics, of which the client gets only
-/// those of its own topics. A page is also read without a selection if single messages were deleted from the stream, for example by a limit for
-/// each subject: the numbers of the messages then do not say whether one of the client's topics is concerned.
+/// If a client's cursor is older than the hub's logs, the hub reads pages of the stream. If the client has at most 32 topics, and the page is far
+/// from the end of the stream, the hub reads only the messages of the subjects of these topics, and the messages of several topics. Such a page costs
+/// up to 7 requests, and up to 3 more for each topic; the messages of other topics cost nothing. For all other pages, the hub reads the messages of
+/// all topics, and leaves out those that are not for the client. The hub also reads the messages of all topics if single messages were deleted from the
+/// stream, for example by a limit for each subject: then the sequence numbers do not say whether a message of the client's topics is missing.
 #[derive(Clone, Debug)]
 pub struct JetStreamHub {
     hub: Hub,
@@ -66,12 +66,12 @@ impl JetStreamHub {
         Self { hub, connection }
     }
 
-    /// Returns the hub: its topics, its counts, and what publishes to it.
+    /// Returns the hub, with which the application subscribes clients and publishes.
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// Returns what the reader of the stream does now, its last error, and its counts.
+    /// Returns the state of the task that reads the stream, its last error, and its counts.
     pub fn reader_status(&self) -> ReaderStatus {
         self.connection.reader_status()
     }

@@ -32,10 +32,10 @@ pub struct JetStreamPublisher {
     retry_time: Duration,
 }
 
-/// The result of [`JetStreamPublisher::publish_once`].
+/// The result of [`JetStreamPublisher::publish_once`]: the id of the event, and whether the event was published before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Publication {
+pub struct PublishOutcome {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
     /// Whether an event had been published with the same key before. If so, `id` is the id of that event, and nothing was published now.
@@ -87,7 +87,7 @@ impl JetStreamPublisher {
         &self,
         event: &Event,
         idempotency_key: &str,
-    ) -> Result<Publication, Error> {
+    ) -> Result<PublishOutcome, Error> {
         let message = NewMessage::new(event, &self.api.subjects, Some(idempotency_key))?;
         self.publish_with_retries(&message).await
     }
@@ -105,7 +105,7 @@ impl JetStreamPublisher {
 
     /// Publishes a message. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only
     /// if the server cannot have got the message.
-    async fn publish_with_retries(&self, message: &NewMessage) -> Result<Publication, Error> {
+    async fn publish_with_retries(&self, message: &NewMessage) -> Result<PublishOutcome, Error> {
         let ends_at = Instant::now() + self.retry_time;
         let mut backoff = FeedBackoff::default();
         let mut may_have_run = false;
@@ -124,7 +124,7 @@ impl JetStreamPublisher {
         }
     }
 
-    async fn try_publish(&self, message: &NewMessage) -> Result<Publication, Error> {
+    async fn try_publish(&self, message: &NewMessage) -> Result<PublishOutcome, Error> {
         let read_before = self.metrics.position();
         let NewMessage {
             subject,
@@ -142,7 +142,7 @@ impl JetStreamPublisher {
             stream: self.api.fingerprint(),
             message: Some(message.fingerprint),
         };
-        Ok(Publication {
+        Ok(PublishOutcome {
             id: cursor.to_event_id(),
             is_duplicate: ack.duplicate,
         })

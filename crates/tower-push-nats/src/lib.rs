@@ -116,7 +116,7 @@ pub use self::{
     jetstream::JetStream,
     jetstream_builder::JetStreamBuilder,
     jetstream_hub::JetStreamHub,
-    jetstream_publisher::{JetStreamPublisher, Publication},
+    jetstream_publisher::{JetStreamPublisher, PublishOutcome},
     jetstream_upstream::JetStreamUpstream,
     nats_servers::NatsServers,
     reader_status::ReaderStatus,

@@ -50,7 +50,7 @@ impl<S: EventSink> MessageSink for S {
 /// # Invariant: no hole and no duplicate
 /// The sink has every message up to `position`, except where a gap was announced. Sequence numbers of a stream have no holes, so a number that is
 /// left out is a message that was removed. The reader compares the position with the stream after it has created a consumer, and a stream that
-/// is deleted takes its consumers with it. So all messages of a consumer belong to the stream of the position.
+/// is deleted takes its consumers with it. So all messages of a consumer are of the stream that `position` names.
 pub(crate) struct StreamReader<S> {
     api: Arc<StreamApi>,
     sink: S,
@@ -165,7 +165,7 @@ impl<S: MessageSink> StreamReader<S> {
         }
     }
 
-    /// Checks that the stream is still that of the position.
+    /// Checks that the stream is still the one that the position names.
     async fn check_stream(&mut self) -> Result<(), Error> {
         let info = self.api.info().await?;
         match check_continuity(self.position, info.fingerprint(), info.state, None) {
@@ -176,8 +176,8 @@ impl<S: MessageSink> StreamReader<S> {
         }
     }
 
-    /// Announces a gap if the stream is not that of the position, and then creates a consumer of the messages after the position. Returns also
-    /// the number of messages that the consumer will deliver at once.
+    /// Announces a gap if the stream is not the one that the position names, and then creates a consumer of the messages after the position. Also
+    /// returns the number of messages that the consumer will deliver at once.
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
         match self.compare_with_stream(&info).await? {

@@ -12,36 +12,37 @@ use crate::{
     stream_api::StreamApi, stream_cursor::StreamCursor, stream_message::StreamMessage,
 };
 
-/// Reads a page of the messages of a few topics, and leaves out those of other topics.
+/// Reads a page that has only the messages of the requested topics: the server selects them by their subjects.
 ///
 /// # Invariant: no hole
-/// A page has each requested message after the cursor and up to the sequence number at which the page ends, or a gap stands before them:
+/// A page has each requested message after the cursor and up to the sequence number at which the page ends, or begins with a gap:
 /// - The stream's leader says for each subject which message is the first one after the cursor. The server that returns the messages may lag behind the
 ///   leader, and may have removed messages earlier. If the returned messages begin with the leader's first one, no message between the first
 ///   and the last of them is missing, because a stream without holes loses its oldest messages first.
 /// - The leader says for each subject which message follows the last one that was returned. The page ends before this message.
-/// - After all of this, the leader says that the stream is still the cursor's, that it has no holes, and which message is its oldest one. The
+/// - After these reads, the leader says that the stream is still the cursor's, that the stream has no holes, and which message is the oldest one. The
 ///   page leaves out the messages before this oldest one, because some of them may be missing.
 ///
-/// If one of these conditions does not hold, [`read`](Self::read) returns no page, and the messages of all topics are read.
+/// If one of these conditions does not hold, [`read`](Self::read) returns no page, and the caller reads the messages of all topics.
 #[derive(Debug)]
 pub(crate) struct TopicPageReader<'a> {
     api: &'a StreamApi,
     request: &'a PageRequest,
     cursor: StreamCursor,
-    /// The subjects of the requested topics, and that of several topics.
+    /// The subjects of the requested topics, and the subject of messages that have several topics.
     subjects: Vec<String>,
 }
 
 /// The requested messages of one subject.
 #[derive(Debug)]
 struct SubjectMessages {
-    /// All messages of the subject after the cursor and up to `complete_to`, and perhaps later ones.
+    /// All messages of the subject after the cursor and up to `complete_to`. The list may also have later messages.
     messages: Vec<StreamMessage>,
+    /// The sequence number up to which `messages` is complete.
     complete_to: u64,
 }
 
-/// The messages of a page.
+/// The requested messages of all subjects, which become a page.
 #[derive(Debug)]
 struct MergedMessages {
     /// In the order of the stream.
@@ -52,7 +53,7 @@ struct MergedMessages {
     has_gap: bool,
 }
 
-/// The maximum number of topics that are selected.
+/// The maximum number of topics of a page whose messages are selected by subject.
 const MAX_SELECTED_TOPICS: usize = 32;
 
 impl<'a> TopicPageReader<'a> {
@@ -74,10 +75,10 @@ impl<'a> TopicPageReader<'a> {
         })
     }
 
-    /// Reads the page. Returns `None` if the caller must read the messages of all topics: near the end of the stream, where this costs fewer requests,
-    /// and if a check fails.
+    /// Reads the page. Returns `None` if the caller must read the messages of all topics: if a check of the invariant fails, or if the page is near
+    /// the end of the stream, where a page of all topics costs fewer requests.
     pub(crate) async fn read(&self) -> Result<Option<Page<HubEvent>>, UpstreamError> {
-        let Some(last) = self.last_selectable_sequence().await? else {
+        let Some(last) = self.stream_end_if_selectable().await? else {
             return Ok(None);
         };
         let own = self.message_at(self.cursor.sequence);
@@ -100,9 +101,9 @@ impl<'a> TopicPageReader<'a> {
         Ok(self.make_page(&merged, last, end.as_ref()))
     }
 
-    /// Returns the sequence number up to which the page can select messages: the end of the stream. Returns `None` if messages cannot be
-    /// selected.
-    async fn last_selectable_sequence(&self) -> Result<Option<u64>, Error> {
+    /// Returns the last sequence number of the stream. Returns `None` if the caller must read the messages of all topics: if there is no stream, or
+    /// if the stream is not the cursor's, has holes, or ends soon after the cursor.
+    async fn stream_end_if_selectable(&self) -> Result<Option<u64>, Error> {
         let info = match self.api.info().await {
             Err(error) if error.is_not_found() => return Ok(None),
             info => info?,
@@ -113,6 +114,7 @@ impl<'a> TopicPageReader<'a> {
         Ok((is_same && is_far && !info.state.has_holes()).then_some(last))
     }
 
+    /// Returns the message with this sequence number. Returns `None` if the number is 0, or if there is no such message.
     async fn message_at(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
         match sequence {
             0 => Ok(None),
@@ -120,8 +122,8 @@ impl<'a> TopicPageReader<'a> {
         }
     }
 
-    /// Reads the messages of one subject, up to `last` at most. Returns `None` if the messages of the answering server differ from the
-    /// leader's.
+    /// Reads messages of one subject. They are complete up to `last` at most. Returns `None` if the first message of the server that answers is not
+    /// the leader's first message.
     async fn read_subject(
         &self,
         subject: &str,
@@ -293,7 +295,7 @@ mod tests {
             let found = sequences(&merged.messages);
             let end = match merged.is_complete {
                 true => last,
-                // Only the messages that were removed meanwhile can leave an incomplete page empty.
+                // An incomplete page is empty only if its messages were removed during the reads.
                 false => found.last().copied().unwrap_or(after),
             };
             let is_requested = |sequence: &u64| stream.subjects[*sequence as usize - 1] <= 1;

@@ -215,27 +215,27 @@ pub(crate) struct SharedConnection {
 #[derive(Debug, Default)]
 struct SharedConnectionState {
     connection: Option<MultiplexedConnection>,
-    /// The time at which the connection was last leased or made.
+    /// The time at which a caller last asked for the connection.
     used_at: Option<Instant>,
-    /// The number of connections that were discarded.
-    generation: u64,
+    /// The number of connections that were discarded. This is the number of the present or next connection.
+    discarded: u64,
     /// The error of the last attempt to connect, and until when callers get it without another attempt.
     failure: Option<(Error, Instant)>,
 }
 
-/// The shared connection, for one command.
-pub(crate) struct ConnectionLease {
+/// A clone of a [`SharedConnection`]'s connection, with the connection's number.
+pub(crate) struct NumberedConnection {
     pub(crate) connection: MultiplexedConnection,
-    /// The number that a caller passes to [`discard`](SharedConnection::discard) if the connection is broken.
-    pub(crate) generation: u64,
+    /// The number of the connection: how many connections were discarded before it.
+    pub(crate) number: u64,
 }
 
 /// The least time after a failed attempt to connect in which no other attempt is made. The time is random.
 const MIN_FAILURE_TIME: Duration = Duration::from_millis(50);
 const MAX_FAILURE_TIME: Duration = Duration::from_millis(250);
 
-/// The time after which an unused connection is checked before a lease. A server or a proxy may have closed an unused connection. A command on
-/// it would fail with an error that leaves open whether the server has got the command.
+/// The time after which an unused connection is checked before a caller gets it. A server or a proxy may have closed an unused connection. A
+/// command on a closed connection would fail with an error that leaves open whether the server has got the command.
 const MAX_UNCHECKED_IDLE_TIME: Duration = Duration::from_secs(1);
 
 impl SharedConnection {
@@ -250,20 +250,20 @@ impl SharedConnection {
         &self.connector
     }
 
-    /// Returns the connection for one command, which the caller runs with [`run_command`](Self::run_command).
-    pub(crate) async fn lease(&self) -> Result<ConnectionLease, Error> {
+    /// Returns the connection, and makes it first if there is none. The caller runs one command with [`run_command`](Self::run_command).
+    pub(crate) async fn get_or_connect(&self) -> Result<NumberedConnection, Error> {
         let mut state = self.state.lock().await;
         let used_at = state.used_at.replace(Instant::now());
         if let Some(mut connection) = state.connection.clone() {
             let is_idle = used_at.is_none_or(|time| time.elapsed() >= MAX_UNCHECKED_IDLE_TIME);
             if !is_idle || self.connector.check_role(&mut connection).await.is_ok() {
-                return Ok(ConnectionLease {
+                return Ok(NumberedConnection {
                     connection,
-                    generation: state.generation,
+                    number: state.discarded,
                 });
             }
             state.connection = None;
-            state.generation += 1;
+            state.discarded += 1;
         }
         if let Some((error, until)) = &state.failure
             && Instant::now() < *until
@@ -274,9 +274,9 @@ impl SharedConnection {
             Ok(connection) => {
                 state.connection = Some(connection.clone());
                 state.failure = None;
-                Ok(ConnectionLease {
+                Ok(NumberedConnection {
                     connection,
-                    generation: state.generation,
+                    number: state.discarded,
                 })
             }
             Err(error) => {
@@ -287,32 +287,32 @@ impl SharedConnection {
         }
     }
 
-    /// Runs a command of a lease. After an error for which a new connection can help, the next lease has a new connection.
+    /// Runs a command on the connection with this number. After an error for which a new connection can help, the connection is discarded.
     pub(crate) async fn run_command<T, E: Into<Error>>(
         &self,
-        generation: u64,
+        connection_number: u64,
         command: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
         let result = self.connector.with_timeout(command).await;
         if result.as_ref().is_err_and(Error::needs_new_connection) {
-            self.discard(generation).await;
+            self.discard(connection_number).await;
         }
         result
     }
 
-    /// Discards the connection, so that the next lease has a new one.
+    /// Discards the connection, so that the next caller gets a new one.
     pub(crate) async fn reconnect(&self) {
         let mut state = self.state.lock().await;
         state.connection = None;
-        state.generation += 1;
+        state.discarded += 1;
     }
 
-    /// Discards the connection with this number.
-    async fn discard(&self, generation: u64) {
+    /// Discards the connection with this number, unless it is discarded already.
+    async fn discard(&self, number: u64) {
         let mut state = self.state.lock().await;
-        if state.generation == generation {
+        if state.discarded == number {
             state.connection = None;
-            state.generation += 1;
+            state.discarded += 1;
         }
     }
 }

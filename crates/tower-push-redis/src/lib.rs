@@ -103,7 +103,7 @@ pub use self::{
     error::Error,
     reader_status::ReaderStatus,
     redis_hub::RedisHub,
-    redis_publisher::{Publication, RedisPublisher},
+    redis_publisher::{PublishOutcome, RedisPublisher},
     redis_servers::RedisServers,
     redis_stream::RedisStream,
     redis_stream_builder::RedisStreamBuilder,

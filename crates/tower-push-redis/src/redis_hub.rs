@@ -45,12 +45,12 @@ impl RedisHub {
         Self { hub, connection }
     }
 
-    /// Returns the hub: its topics, its counts, and what publishes to it.
+    /// Returns the hub, with which the application subscribes clients and publishes.
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// Returns what the reader of the stream does now, its last error, and its counts.
+    /// Returns the state of the task that reads the stream, its last error, and its counts.
     pub fn reader_status(&self) -> ReaderStatus {
         self.connection.reader_status()
     }

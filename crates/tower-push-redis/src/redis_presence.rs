@@ -4,7 +4,7 @@ use redis::{Script, aio::MultiplexedConnection};
 use serde_json::Value;
 use tower_push::{
     event::Topic,
-    source::hub::{MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceUpdate},
+    source::hub::{MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceRequest},
 };
 
 use crate::{
@@ -16,16 +16,16 @@ use crate::{
     stream_info::StreamInfo,
 };
 
-/// The script of a request.
+/// The Lua script that applies a [`PresenceRequest`].
 const UPDATE_MEMBERS: &str = include_str!("update_members.lua");
 
 /// The response of `HSCAN`: the cursor of the next response, 0 after the last one, and fields with their values.
 type ScanResponse = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
-/// How many members Redis looks at for one response, about.
+/// The approximate number of members that Redis visits for one response of `HSCAN`.
 const SCAN_COUNT: usize = 500;
 
-/// Changes the members of a hub, for one node.
+/// Runs the requests by which one node changes the members of a hub.
 pub(crate) struct RedisPresence {
     publisher: RedisPublisher,
     keys: PresenceKeys,
@@ -68,8 +68,8 @@ impl RedisPresence {
         }
     }
 
-    /// Runs a request, and trims the stream as a publication does.
-    pub(crate) async fn update(&self, update: &PresenceUpdate) -> Result<PresenceAnswer, Error> {
+    /// Runs a request. The entries of its changes trim the stream like those of other publications.
+    pub(crate) async fn run(&self, request: &PresenceRequest) -> Result<PresenceAnswer, Error> {
         let connection = self.publisher.connection();
         let keys = &self.keys;
         let mut call = self.script.prepare_invoke();
@@ -83,22 +83,22 @@ impl RedisPresence {
         ] {
             call.key(key);
         }
-        call.arg(update.node())
-            .arg(update.number())
-            .arg(update.acknowledged_number())
-            .arg(update.node_timeout().as_millis() as u64)
-            .arg(update.max_members())
-            .arg(update.max_total_members())
-            .arg(u8::from(update.topic_suffix().is_some()))
-            .arg(update.topic_suffix().unwrap_or_default());
+        call.arg(request.node())
+            .arg(request.number())
+            .arg(request.acknowledged_number())
+            .arg(request.node_timeout().as_millis() as u64)
+            .arg(request.max_members())
+            .arg(request.max_total_members())
+            .arg(u8::from(request.topic_suffix().is_some()))
+            .arg(request.topic_suffix().unwrap_or_default());
         let trim = self.publisher.trim_arguments();
         call.arg(trim.len()).arg(trim);
-        for change in update.changes() {
+        for change in request.changes() {
             call.arg(&arguments_of(change)[..]);
         }
-        let mut lease = connection.lease().await?;
-        let run = call.invoke_async(&mut lease.connection);
-        let answer: Vec<usize> = connection.run_command(lease.generation, run).await?;
+        let mut numbered = connection.get_or_connect().await?;
+        let invoked = call.invoke_async(&mut numbered.connection);
+        let answer: Vec<usize> = connection.run_command(numbered.number, invoked).await?;
         match answer.as_slice() {
             [0, has_more, refused @ ..] => Ok(PresenceAnswer::Applied {
                 refused: refused.to_vec(),
@@ -122,8 +122,8 @@ fn arguments_of(change: &MemberChange) -> [String; 4] {
     [action.to_owned(), topic, key, value]
 }
 
-/// Reads the members of all topics, in several responses. The members can be newer than the id of the snapshot: the events after the id have
-/// the changes.
+/// Reads the members of all topics, in several responses. The snapshot can have changes of events after its id, because members may change between
+/// the responses.
 pub(crate) async fn read_members(
     connector: &Connector,
     connection: &mut MultiplexedConnection,
@@ -155,7 +155,7 @@ pub(crate) async fn read_members(
     }
 }
 
-/// Returns the topic, the key and the value of a member. Returns `None` for what this crate has not written.
+/// Returns the topic, the key and the value of a member. Returns `None` if another program has written the field or its value.
 fn parse_member<'a>(member: &'a [u8], record: &[u8]) -> Option<(Topic, &'a str, Value)> {
     let (topic, key) = std::str::from_utf8(member).ok()?.split_once('\n')?;
     let (_count, value) = std::str::from_utf8(record).ok()?.split_once(' ')?;

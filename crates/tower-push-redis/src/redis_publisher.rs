@@ -56,10 +56,10 @@ pub(crate) struct PublisherConfig {
     pub(crate) key_lifetime: Duration,
 }
 
-/// The result of [`RedisPublisher::publish_once`].
+/// The result of [`RedisPublisher::publish_once`]: the id of the event, and whether the event was published before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Publication {
+pub struct PublishOutcome {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
     /// Whether an event had been published with the same key before. If so, `id` is the id of that event, and nothing was published now.
@@ -121,7 +121,7 @@ impl RedisPublisher {
         &self,
         event: &Event,
         idempotency_key: &str,
-    ) -> Result<Publication, Error> {
+    ) -> Result<PublishOutcome, Error> {
         let entry = NewEntry::new(event, self.shared.config.max_event_bytes)?;
         self.add(&entry, Some(idempotency_key)).await
     }
@@ -144,7 +144,7 @@ impl RedisPublisher {
         &self,
         entry: &NewEntry,
         idempotency_key: Option<&str>,
-    ) -> Result<Publication, Error> {
+    ) -> Result<PublishOutcome, Error> {
         let ends_at = Instant::now() + self.shared.config.retry_time;
         let mut backoff = FeedBackoff::default();
         let mut may_have_run = false;
@@ -167,7 +167,7 @@ impl RedisPublisher {
         &self,
         entry: &NewEntry,
         idempotency_key: Option<&str>,
-    ) -> Result<Publication, Error> {
+    ) -> Result<PublishOutcome, Error> {
         let connection = &self.shared.connection;
         let stream = connection.connector().key();
         let trim = self.trim_arguments();
@@ -175,13 +175,13 @@ impl RedisPublisher {
         let fields = entry.fields.iter();
         let fields = fields.flat_map(|(name, value)| [name.as_slice(), value]);
         let arguments: Vec<_> = trim.chain([&b"*"[..]]).chain(fields).collect();
-        let mut lease = connection.lease().await?;
+        let mut numbered = connection.get_or_connect().await?;
         let (is_duplicate, id) = match idempotency_key {
             None => {
                 let mut command = redis::cmd("XADD");
                 command.arg(stream).arg(arguments);
-                let add = command.query_async(&mut lease.connection);
-                let id: String = connection.run_command(lease.generation, add).await?;
+                let add = command.query_async(&mut numbered.connection);
+                let id: String = connection.run_command(numbered.number, add).await?;
                 (false, format!("{id}~{}", entry.fingerprint.as_str()))
             }
             Some(key) => {
@@ -191,8 +191,8 @@ impl RedisPublisher {
                 call.arg(entry.fingerprint.as_str())
                     .arg(lifetime)
                     .arg(arguments);
-                let add = call.invoke_async(&mut lease.connection);
-                connection.run_command(lease.generation, add).await?
+                let add = call.invoke_async(&mut numbered.connection);
+                connection.run_command(numbered.number, add).await?
             }
         };
         let id = EventId::new(id).map_err(|_| Error::unsupported())?;
@@ -200,7 +200,7 @@ impl RedisPublisher {
         self.shared
             .last_ms
             .fetch_max(cursor.id.ms, Ordering::Relaxed);
-        Ok(Publication { id, is_duplicate })
+        Ok(PublishOutcome { id, is_duplicate })
     }
 
     /// Returns the connection of publications.

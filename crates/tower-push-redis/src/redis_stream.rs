@@ -7,7 +7,7 @@ use tower_push::{
 };
 
 use crate::{
-    Error, Publication, ReaderStatus, RedisPublisher, RedisServers, RedisStreamBuilder,
+    Error, PublishOutcome, ReaderStatus, RedisPublisher, RedisServers, RedisStreamBuilder,
     StreamConnection,
 };
 
@@ -61,7 +61,7 @@ impl RedisStream {
     ///
     /// # Errors
     /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
-    pub async fn publish_once(&self, event: &Event, key: &str) -> Result<Publication, Error> {
+    pub async fn publish_once(&self, event: &Event, key: &str) -> Result<PublishOutcome, Error> {
         self.publisher().publish_once(event, key).await
     }
 

@@ -69,9 +69,9 @@ impl RedisUpstream {
         }
         let max_entries = self.max_entries(request);
         let key = self.connection.connector().key();
-        let mut lease = self.connection.lease().await?;
-        let read = read_snapshot(&mut lease.connection, key, cursor.id, max_entries + 1);
-        let snapshot = self.connection.run_command(lease.generation, read).await?;
+        let mut numbered = self.connection.get_or_connect().await?;
+        let read = read_snapshot(&mut numbered.connection, key, cursor.id, max_entries + 1);
+        let snapshot = self.connection.run_command(numbered.number, read).await?;
         self.lock_estimate().add(&snapshot.entries);
         page_after(cursor, snapshot, request, to_event)
     }

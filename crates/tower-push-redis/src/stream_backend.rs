@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 use tower_push::{
     EventId,
     source::{
-        hub::{HubBackend, HubEvent, PresenceAnswer, PresenceBackend, PresenceUpdate},
+        hub::{HubBackend, HubEvent, PresenceAnswer, PresenceBackend, PresenceRequest},
         relay::{Page, PageRequest, Upstream, UpstreamError},
     },
 };
@@ -58,10 +58,10 @@ impl HubBackend for StreamBackend {
 impl PresenceBackend for StreamBackend {
     async fn update_members(
         &self,
-        update: PresenceUpdate,
+        request: PresenceRequest,
     ) -> Result<PresenceAnswer, tower_push::Error> {
-        let updated = self.presence.update(&update).await;
-        updated.map_err(tower_push::Error::publish_failed)
+        let answer = self.presence.run(&request).await;
+        answer.map_err(tower_push::Error::publish_failed)
     }
 }
 

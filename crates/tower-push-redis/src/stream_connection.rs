@@ -65,9 +65,9 @@ impl StreamConnection {
     pub async fn lag(&self) -> Result<u64, Error> {
         let mut command = redis::cmd("XINFO");
         command.arg("STREAM").arg(self.reads.connector().key());
-        let mut lease = self.reads.lease().await?;
-        let read = command.query_async(&mut lease.connection);
-        let info: Value = self.reads.run_command(lease.generation, read).await?;
+        let mut numbered = self.reads.get_or_connect().await?;
+        let read = command.query_async(&mut numbered.connection);
+        let info: Value = self.reads.run_command(numbered.number, read).await?;
         let info = StreamInfo::parse(info)?;
         let read = self.metrics.position();
         Ok(info.entries_added.saturating_sub(read))

@@ -32,7 +32,7 @@ pub(crate) enum StreamContinuity {
     Intact,
     /// The stream was trimmed beyond the position. `missed` is the exact number of missing entries, if it is known.
     Trimmed { missed: Option<u64> },
-    /// The stream is not the one of the position, or has lost entries that the reader has read.
+    /// The stream is not the one that was read up to the position, or has lost entries that the reader has read.
     Replaced,
 }
 
@@ -55,8 +55,8 @@ impl ReaderPosition {
         }
     }
 
-    /// Returns whether `entry` is the last one that the reader has read.
-    pub(crate) fn is_after_entry(&self, entry: &StreamEntry) -> bool {
+    /// Returns whether `entry` is the last entry that the reader has read.
+    pub(crate) fn is_at_entry(&self, entry: &StreamEntry) -> bool {
         entry.id == self.id && Some(entry.fingerprint()) == self.fingerprint
     }
 
@@ -79,7 +79,7 @@ impl ReaderPosition {
             return StreamContinuity::Replaced;
         }
         if let Some(entry) = snapshot.entries.first().filter(|entry| entry.id == self.id) {
-            return match self.is_after_entry(entry) {
+            return match self.is_at_entry(entry) {
                 true => StreamContinuity::Intact,
                 false => StreamContinuity::Replaced,
             };
@@ -118,7 +118,7 @@ impl ReaderPosition {
             return StreamContinuity::Trimmed { missed: None };
         }
         match removed.checked_sub(self.entries_added) {
-            // Fewer entries were removed than the reader has read, so the stream is not the one of the position.
+            // Fewer entries were removed than the reader has read, so the stream is not the one that was read up to the position.
             None => StreamContinuity::Replaced,
             Some(0) => StreamContinuity::Intact,
             Some(missed) => StreamContinuity::Trimmed {

@@ -212,7 +212,7 @@ impl<S: EntrySink> StreamReader<S> {
         let mut found = found.iter();
         Ok(BlockingRead {
             entries,
-            has_position_entry: found.any(|entry| self.position.is_after_entry(entry)),
+            has_position_entry: found.any(|entry| self.position.is_at_entry(entry)),
         })
     }
 
@@ -268,9 +268,9 @@ impl<S: EntrySink> StreamReader<S> {
         }
     }
 
-    /// Announces a gap, and continues in a stream that is not the one of the position. If a failover has lost only the newest entries, the
-    /// reader continues after the newest entry that it has read and that the stream still has. Otherwise it continues with the newest entries
-    /// of the stream.
+    /// Announces a gap, and continues in a stream that is not the one that was read up to the position. If a failover has lost only the newest
+    /// entries, the reader continues after the newest entry that it has read and that the stream still has. Otherwise it continues with the newest
+    /// entries of the stream.
     async fn resume_in_replaced_stream(
         &mut self,
         connection: &mut MultiplexedConnection,

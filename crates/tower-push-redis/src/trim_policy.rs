@@ -7,7 +7,7 @@ pub(crate) struct TrimPolicy {
     pub(crate) max_age: Option<Duration>,
 }
 
-/// One of the two ways in which `XADD` trims.
+/// How one `XADD` trims: to a number of entries (`MAXLEN`), or to a least id (`MINID`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TrimStrategy {
     MaxLen(u64),
@@ -15,7 +15,7 @@ pub(crate) enum TrimStrategy {
 }
 
 /// If both limits are set, one of this many publications trims by age, and the other publications trim by the number of entries, because one
-/// `XADD` can trim in one way only.
+/// `XADD` has either `MAXLEN` or `MINID`.
 const AGE_TRIM_INTERVAL: u64 = 16;
 
 impl TrimPolicy {
@@ -33,7 +33,7 @@ impl TrimPolicy {
 }
 
 impl TrimStrategy {
-    /// The arguments of `XADD`.
+    /// Returns the arguments of `XADD`.
     pub(crate) fn arguments(self) -> [String; 3] {
         // With `~`, the server removes whole blocks of entries only, which is much faster.
         match self {

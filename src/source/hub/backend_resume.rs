@@ -42,17 +42,17 @@ pub(super) struct BackendResume {
     resume: UpstreamResume<HubEvent>,
     topics: BackendResumeTopics,
     waiter: WaiterKey,
-    /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
-    shared_ids: SharedEventIds,
+    /// The ids of the events that the client has got from pages and that have several topics: see [`take_multi_topic_ids`](Self::take_multi_topic_ids).
+    multi_topic_ids: MultiTopicEventIds,
     is_cursor_held: bool,
 }
 
 /// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client, with all topics of each
-/// event. At most [`MAX_SHARED_IDS`].
+/// event. At most [`MAX_MULTI_TOPIC_IDS`].
 #[derive(Debug, Default)]
-pub(super) struct SharedEventIds(HashMap<EventId, TopicSet>);
+pub(super) struct MultiTopicEventIds(HashMap<EventId, TopicSet>);
 
-const MAX_SHARED_IDS: usize = 1024;
+const MAX_MULTI_TOPIC_IDS: usize = 1024;
 
 /// The end of a client's resume from the broker: says where the client continues.
 pub(super) enum BackendResumeEnd {
@@ -74,12 +74,16 @@ struct HubLogs<'a> {
     topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
-    shared_ids: &'a mut SharedEventIds,
+    multi_topic_ids: &'a mut MultiTopicEventIds,
 }
 
-impl SharedEventIds {
+impl MultiTopicEventIds {
     fn insert(&mut self, event: &HubEvent) {
-        if let Some(id) = event.event.id().filter(|_| self.0.len() < MAX_SHARED_IDS) {
+        if let Some(id) = event
+            .event
+            .id()
+            .filter(|_| self.0.len() < MAX_MULTI_TOPIC_IDS)
+        {
             self.0.insert(id.clone(), event.topics.clone());
         }
     }
@@ -145,7 +149,7 @@ impl BackendResume {
             waiter: broker.waiting_resumes.register(0),
             hub,
             topics,
-            shared_ids: SharedEventIds::default(),
+            multi_topic_ids: MultiTopicEventIds::default(),
             is_cursor_held: false,
         })
     }
@@ -171,13 +175,13 @@ impl BackendResume {
     }
 
     /// Returns the topics of an event that the client has got from a page, if it has several.
-    pub(super) fn shared_topics_of(&self, event: &Event) -> Option<&TopicSet> {
-        self.shared_ids.0.get(event.id()?)
+    pub(super) fn topics_of_multi_topic_event(&self, event: &Event) -> Option<&TopicSet> {
+        self.multi_topic_ids.0.get(event.id()?)
     }
 
     /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
-    pub(super) fn take_shared_ids(&mut self) -> SharedEventIds {
-        std::mem::take(&mut self.shared_ids)
+    pub(super) fn take_multi_topic_ids(&mut self) -> MultiTopicEventIds {
+        std::mem::take(&mut self.multi_topic_ids)
     }
 
     /// Removes a topic that the client leaves.
@@ -210,7 +214,7 @@ impl BackendResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
-            shared_ids: &mut self.shared_ids,
+            multi_topic_ids: &mut self.multi_topic_ids,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
@@ -315,7 +319,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
             item = item.with_topics([first].into_iter().chain(others).cloned());
         }
         if event.topics().len() > 1 {
-            self.shared_ids.insert(event);
+            self.multi_topic_ids.insert(event);
         }
         Some(Item::Event(item))
     }

@@ -80,10 +80,10 @@ pub(super) struct CommandProcessor {
 }
 
 /// A command that waits for a decision about the client's access, or for the hub's broker.
-type PendingCommand = Pin<Box<dyn Future<Output = CommandOutcome> + Send>>;
+type PendingCommand = Pin<Box<dyn Future<Output = AwaitedAnswer> + Send>>;
 
-/// The result that a command has waited for.
-enum CommandOutcome {
+/// The answer that a command has waited for.
+enum AwaitedAnswer {
     /// The decision about the command's topic or pattern.
     Decided {
         command: ClientCommand,
@@ -143,9 +143,9 @@ impl CommandProcessor {
     ) -> Poll<()> {
         for _ in 0..MAX_COMMANDS_PER_POLL {
             if let Some(pending) = &mut self.pending {
-                let outcome = ready!(pending.as_mut().poll(cx));
+                let answer = ready!(pending.as_mut().poll(cx));
                 self.pending = None;
-                self.finish(outcome, reader);
+                self.finish(answer, reader);
                 continue;
             }
             let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
@@ -169,15 +169,15 @@ impl CommandProcessor {
         Poll::Pending
     }
 
-    /// Continues with a command that has waited.
-    fn finish(&mut self, outcome: CommandOutcome, reader: &mut HubReader) {
-        match outcome {
-            CommandOutcome::Decided {
+    /// Continues the command that has waited for `answer`.
+    fn finish(&mut self, answer: AwaitedAnswer, reader: &mut HubReader) {
+        match answer {
+            AwaitedAnswer::Decided {
                 command,
                 decided_after,
                 decision,
             } => self.execute(command, decided_after, decision, reader),
-            CommandOutcome::Published {
+            AwaitedAnswer::Published {
                 topic,
                 reference,
                 result,
@@ -233,7 +233,7 @@ impl CommandProcessor {
         self.pending = Some(Box::pin(async move {
             let requested = slice::from_ref(&command.requested);
             let decision = authorizer.authorize(&subscription, requested).await;
-            CommandOutcome::Decided {
+            AwaitedAnswer::Decided {
                 command,
                 decided_after,
                 decision,
@@ -380,7 +380,7 @@ fn publish(command: ClientCommand, reader: &mut HubReader) -> Option<PendingComm
     Some(Box::pin(async move {
         let topics = TopicSet::from(&topic);
         let result = hub.publish_and_wait(topics, event, &options).await;
-        CommandOutcome::Published {
+        AwaitedAnswer::Published {
             topic,
             reference,
             result,

@@ -309,7 +309,7 @@ impl HubBuilder {
     ///
     /// ```
     /// use serde_json::json;
-    /// use tower_push::{Error, EventId, Hub, source::hub::{HubBackend, HubEvent, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceUpdate}};
+    /// use tower_push::{Error, EventId, Hub, source::hub::{HubBackend, HubEvent, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceRequest}};
     /// # use tower_push::source::relay::{Page, PageRequest, UpstreamError};
     ///
     /// # struct Broker;
@@ -318,9 +318,9 @@ impl HubBuilder {
     /// #     async fn read_page(&self, _: PageRequest) -> Result<Page<HubEvent>, UpstreamError> { Ok(Page::new(Vec::new())) }
     /// # }
     /// impl PresenceBackend for Broker {
-    ///     async fn update_members(&self, update: PresenceUpdate) -> Result<PresenceAnswer, Error> {
+    ///     async fn update_members(&self, request: PresenceRequest) -> Result<PresenceAnswer, Error> {
     ///         // Here, the broker applies the changes, and publishes their events.
-    ///         # let _ = update;
+    ///         # let _ = request;
     ///         Ok(PresenceAnswer::Applied { refused: Vec::new(), has_more: false })
     ///     }
     /// }

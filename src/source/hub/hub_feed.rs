@@ -6,7 +6,7 @@ use std::{
 use super::{
     HubEvent,
     hub_broker::{DuplicateId, FeedGap},
-    hub_state::{HubState, Publication, copies_for_topics, drop_after_publication},
+    hub_state::{EventAppender, HubState, copies_for_topics, drop_after_publication},
     topic_state::TopicEvent,
     topic_table::DeferredDrops,
 };
@@ -111,7 +111,7 @@ impl HubState {
                 self.apply_pushed_change(change, &id);
             }
             let now = self.now();
-            let mut publication = Publication {
+            let mut appender = EventAppender {
                 hub: self,
                 table,
                 topics: topics.as_slice(),
@@ -124,10 +124,10 @@ impl HubState {
             };
             if let Some((first, others)) = copies {
                 for (topic, event) in topics.iter().zip([first].into_iter().chain(others)) {
-                    woken.extend(publication.append(topic, event));
+                    woken.extend(appender.append(topic, event));
                 }
             }
-            woken.append(&mut publication.woken_patterns);
+            woken.append(&mut appender.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             let position = table.last_position();
             self.published_position.store(position, Ordering::Release);

@@ -10,8 +10,8 @@ use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 
 use super::{
     HubCounts, PublishOptions, control_events,
-    hub_state::{HubState, PublishedEvent},
-    node_members::NodeMembers,
+    hub_state::{HubState, UnfinishedPublication},
+    local_members::LocalMembers,
     presence_backend::PresenceConfig,
     presence_table::{PresenceChange, PresenceTable, TooManyMembers},
 };
@@ -23,8 +23,8 @@ use crate::{
 
 /// The members of a hub's topics, and the task that lets members leave.
 ///
-/// In a hub with a [`PresenceBackend`](super::PresenceBackend), the list changes when the feed pushes the event of the change. The
-/// members of this node are apart from the list: `presence_sync` tells the broker of them.
+/// In a hub with a [`PresenceBackend`](super::PresenceBackend), `table` changes when the feed pushes the event of the change. The members of
+/// this node are in `local`, and `presence_sync` tells the broker of them.
 ///
 /// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
@@ -37,12 +37,14 @@ pub(super) struct HubPresence(Mutex<LockedPresence>);
 pub(super) struct LockedPresence {
     /// The members of all nodes, as clients see them.
     pub(super) table: PresenceTable,
-    /// The members of this node. `None` in a hub without a presence backend.
-    pub(super) node: Option<Box<NodeMembers>>,
+    /// The members that are connected to this node. `None` in a hub without a presence backend.
+    pub(super) local: Option<Box<LocalMembers>>,
     /// The id of the event up to which `table` has the changes already, until the feed has pushed it.
     pub(super) loaded_up_to: Option<EventId>,
+    /// The task that removes members whose grace time has ended.
     departure_task: Option<JoinHandle<()>>,
-    pub(super) update_task: Option<JoinHandle<()>>,
+    /// The task that makes the requests to the presence backend.
+    pub(super) request_task: Option<JoinHandle<()>>,
 }
 
 /// Keeps one connection of a member of a topic counted until it is dropped. From [`TopicPresence::enter`](super::TopicPresence::enter).
@@ -92,7 +94,7 @@ impl Drop for MemberConnection {
 
 impl Drop for LockedPresence {
     fn drop(&mut self) {
-        let tasks = [&self.departure_task, &self.update_task];
+        let tasks = [&self.departure_task, &self.request_task];
         tasks.into_iter().flatten().for_each(JoinHandle::abort);
     }
 }
@@ -102,10 +104,10 @@ impl HubPresence {
     pub(super) fn new(config: Option<PresenceConfig>) -> Self {
         Self(Mutex::new(LockedPresence {
             table: PresenceTable::default(),
-            node: config.map(|config| Box::new(NodeMembers::new(config))),
+            local: config.map(|config| Box::new(LocalMembers::new(config))),
             loaded_up_to: None,
             departure_task: None,
-            update_task: None,
+            request_task: None,
         }))
     }
 }
@@ -175,17 +177,17 @@ impl HubState {
             let presence = &mut *self.lock_presence();
             let options = &self.config.presence;
             let full = |TooManyMembers| too_many_members_rejection();
-            match &mut presence.node {
+            match &mut presence.local {
                 None => {
                     let change = presence.table.enter(topic, key, value, options);
                     let change = change.map_err(full)?;
                     change.and_then(|change| self.publish_change(change))
                 }
-                Some(node) => {
+                Some(local) => {
                     if !presence.table.has_member(topic, key) {
                         presence.table.check_room(topic, options).map_err(full)?;
                     }
-                    node.enter(topic, key, value, options).map_err(full)?;
+                    local.enter(topic, key, value, options).map_err(full)?;
                     self.tell_broker_of_members(presence);
                     None
                 }
@@ -214,16 +216,16 @@ impl HubState {
         let (is_member, published) = {
             let presence = &mut *self.lock_presence();
             let is_member = presence.table.has_member(topic, key);
-            match &mut presence.node {
+            match &mut presence.local {
                 None => {
                     let change = presence.table.update(topic, key, value);
                     let published = change.and_then(|change| self.publish_change(change));
                     (is_member, published)
                 }
-                Some(node) => {
-                    let is_member = is_member || node.has_member(topic, key);
+                Some(local) => {
+                    let is_member = is_member || local.has_member(topic, key);
                     if is_member {
-                        let updated = node.update(topic, key, value);
+                        let updated = local.update(topic, key, value);
                         updated.map_err(|TooManyMembers| too_many_members_rejection())?;
                         self.tell_broker_of_members(presence);
                     }
@@ -244,13 +246,13 @@ impl HubState {
             let leaves_at = has_grace.then(|| self.now().saturating_add(grace));
             // Outside of a tokio runtime no task measures the grace time, so the member leaves at once.
             let leaves_at = leaves_at.filter(|_| presence.ensure_departure_task(self));
-            match &mut presence.node {
+            match &mut presence.local {
                 None => {
                     let change = presence.table.leave(topic, key, leaves_at);
                     change.and_then(|change| self.publish_change(change))
                 }
-                Some(node) => {
-                    node.leave(topic, key, leaves_at);
+                Some(local) => {
+                    local.leave(topic, key, leaves_at);
                     self.tell_broker_of_members(presence);
                     None
                 }
@@ -266,9 +268,9 @@ impl HubState {
             let next = {
                 let presence = &mut *self.lock_presence();
                 let now = self.now();
-                if let Some(node) = &mut presence.node {
-                    while node.expire_one(now) {}
-                    let next = node.next_departure();
+                if let Some(local) = &mut presence.local {
+                    while local.expire_one(now) {}
+                    let next = local.next_departure();
                     self.tell_broker_of_members(presence);
                     return next.map(|time| time.saturating_sub(now));
                 }
@@ -302,11 +304,11 @@ impl HubState {
     pub(super) fn count_members(&self, counts: &mut HubCounts) {
         let presence = self.lock_presence();
         counts.members = presence.table.len();
-        match &presence.node {
+        match &presence.local {
             None => counts.members_here = counts.members,
-            Some(node) => {
-                counts.members_here = node.len();
-                counts.pending_members = node.pending_len();
+            Some(local) => {
+                counts.members_here = local.len();
+                counts.pending_members = local.pending_len();
             }
         }
     }
@@ -323,7 +325,7 @@ impl HubState {
 
 impl HubState {
     /// Publishes the event of a change, while the members are locked.
-    fn publish_change(&self, change: PresenceChange) -> Option<PublishedEvent> {
+    fn publish_change(&self, change: PresenceChange) -> Option<UnfinishedPublication> {
         let topic = self.presence_topic_of(&change.topic).ok()?;
         let event = control_events::presence_changed(&change);
         let options = PublishOptions::new();
@@ -378,7 +380,7 @@ impl Write for LengthLimitedWriter {
     }
 }
 
-fn finish_publication(published: Option<PublishedEvent>) {
+fn finish_publication(published: Option<UnfinishedPublication>) {
     if let Some(published) = published {
         published.finish();
     }

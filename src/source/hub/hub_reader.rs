@@ -33,7 +33,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    backend_resume::{BackendResume, BackendResumeEnd, SharedEventIds},
+    backend_resume::{BackendResume, BackendResumeEnd, MultiTopicEventIds},
     hub_broker::{FeedGap, HubBroker},
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FeedGapFound, FinishedBatch, MergedBatch, with_topics_of_both},
@@ -99,7 +99,7 @@ pub(super) struct HubReader {
     pub(super) backend_resume: Option<Box<BackendResume>>,
     /// The ids of events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
     /// `catch_up_end`.
-    resumed_ids: Option<Box<SharedEventIds>>,
+    resumed_ids: Option<Box<MultiTopicEventIds>>,
     /// `None` if the server has chosen the topics.
     pub(super) revocable: Option<RevocableSubscription>,
     /// `None` if the client is no member of a topic and gets no lists of members.
@@ -221,7 +221,7 @@ impl HubReader {
             .filter(|joined| joined.topic.pattern().is_some());
         if patterns.any(is_missed) {
             // The gap does not move the cursor past the events that follow. The last of these events does.
-            self.set_catch_up_end(joined.published_position);
+            self.raise_catch_up_end(joined.published_position);
         }
         for topic in joined.topics {
             self.add_topic(topic, requested);
@@ -287,8 +287,8 @@ impl HubReader {
         self.sender.as_ref()
     }
 
-    /// Records that the client has the events of some topics up to `position`.
-    pub(super) fn set_catch_up_end(&mut self, position: u64) {
+    /// Records that the client has the events of some topics up to `position`. Has no effect if `catch_up_end` is later already.
+    pub(super) fn raise_catch_up_end(&mut self, position: u64) {
         self.catch_up_end = self.catch_up_end.max(position);
     }
 
@@ -460,13 +460,13 @@ impl HubReader {
         if published == self.position {
             return BatchReadOutcome::UpToDate;
         }
-        if !self.may_read_now() {
+        if self.all_unread_events_are_held_back() {
             return BatchReadOutcome::UpToDate;
         }
         let position = self.position;
-        let has_news = |reader: &TopicReader| reader.topic.last_position() > position;
-        let mut with_news = self.topics.iter_mut().filter(|reader| has_news(reader));
-        match (with_news.next(), with_news.next()) {
+        let has_unread = |reader: &TopicReader| reader.topic.last_position() > position;
+        let mut with_unread = self.topics.iter_mut().filter(|reader| has_unread(reader));
+        match (with_unread.next(), with_unread.next()) {
             (None, _) => {
                 self.position = published;
                 BatchReadOutcome::UpToDate
@@ -479,17 +479,18 @@ impl HubReader {
         }
     }
 
-    /// Returns whether the reader may read now. Returns `false` if the topics hold back all events that the reader has not read.
+    /// Returns whether the topics have events that the reader has not read, and hold back all of them in a
+    /// [`FlushWindow`](crate::source::log::FlushWindow).
     #[inline]
-    fn may_read_now(&self) -> bool {
+    fn all_unread_events_are_held_back(&self) -> bool {
         let has_flush_window = !self.hub.config.flush_window.is_zero();
         if !has_flush_window || self.position < self.held_position {
-            return true;
+            return false;
         }
         let mut topics = self.topics.iter().map(|reader| &reader.topic);
-        let has_news = |topic: &Arc<TopicState>| topic.last_position() > self.position;
-        let is_told = |topic: &Arc<TopicState>| topic.flushed_position() > self.position;
-        topics.clone().any(is_told) || !topics.any(has_news)
+        let has_unread = |topic: &Arc<TopicState>| topic.last_position() > self.position;
+        let has_flushed = |topic: &Arc<TopicState>| topic.flushed_position() > self.position;
+        !topics.clone().any(has_flushed) && topics.any(has_unread)
     }
 
     /// Lets the reader read the events that its topics hold back now. Returns an upper bound for their number: how many events the hub has after the
@@ -733,11 +734,11 @@ impl HubReader {
                 joined,
                 gap,
             }) => {
-                let shared_ids = resume.take_shared_ids();
+                let multi_topic_ids = resume.take_multi_topic_ids();
                 let is_cursor_held = resume.is_cursor_held();
                 self.backend_resume = None;
                 let has_other_topics = !self.topics.is_empty();
-                self.continue_at(position, joined, shared_ids);
+                self.continue_at(position, joined, multi_topic_ids);
                 if let Some(gap) = gap {
                     self.push_listed_gap(gap);
                 } else if is_cursor_held {
@@ -784,7 +785,7 @@ impl HubReader {
     /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
     /// of these topics.
     fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
-        let Some(topics) = resume.shared_topics_of(&event) else {
+        let Some(topics) = resume.topics_of_multi_topic_event(&event) else {
             return event;
         };
         let mut names = event.topics().to_vec();
@@ -800,14 +801,19 @@ impl HubReader {
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
-    fn continue_at(&mut self, position: u64, joined: JoinedTopics, shared_ids: SharedEventIds) {
+    fn continue_at(
+        &mut self,
+        position: u64,
+        joined: JoinedTopics,
+        multi_topic_ids: MultiTopicEventIds,
+    ) {
         if self.topics.is_empty() {
             self.position = position;
             self.cursor_position = position;
         } else if self.position < position {
             // The reader has read its other topics only up to an earlier position.
-            self.set_catch_up_end(position);
-            self.resumed_ids = (!shared_ids.is_empty()).then(|| Box::new(shared_ids));
+            self.raise_catch_up_end(position);
+            self.resumed_ids = (!multi_topic_ids.is_empty()).then(|| Box::new(multi_topic_ids));
         } else {
             // The reader has read its other topics up to a later position.
             self.position = position;

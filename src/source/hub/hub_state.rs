@@ -101,7 +101,7 @@ pub(super) struct HubCursor {
     pub(super) position: u64,
 }
 
-/// The numbers of what a hub holds.
+/// How many topics a hub has, and how many bytes their events have.
 pub(super) struct HubSize {
     pub(super) topics: usize,
     /// The bytes of the events in the logs of all topics.
@@ -204,8 +204,9 @@ impl HubState {
         (position <= self.published_position()).then_some(position)
     }
 
-    /// Returns the topics of the event to which its publisher has given this id.
-    pub(super) fn topics_of(&self, id: &EventId) -> Option<TopicSet> {
+    /// Returns the topics of the event to which its publisher has given this id. Returns `None` for an id that the hub has made itself, and for
+    /// an id that the hub does not remember.
+    pub(super) fn topics_of_publisher_id(&self, id: &EventId) -> Option<TopicSet> {
         lock(&self.table).publisher_ids.topics_of(id).cloned()
     }
 
@@ -259,14 +260,14 @@ impl HubState {
     }
 
     /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
-    /// [finishes](PublishedEvent::finish) the publication when it has released the lock.
+    /// [finishes](UnfinishedPublication::finish) the publication after it has released the lock.
     #[inline]
     pub(super) fn publish_under_lock(
         &self,
         topics: &[Topic],
         event: Event,
         options: &PublishOptions,
-    ) -> PublishedEvent {
+    ) -> UnfinishedPublication {
         let key = options.idempotency_key.as_ref().map(|key| PublicationKey {
             topics: TopicSet::new(topics.iter().cloned()),
             key: key.clone(),
@@ -278,7 +279,7 @@ impl HubState {
             .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
-            return PublishedEvent::already_published(self.last_id());
+            return UnfinishedPublication::of_earlier_event(self.last_id());
         };
         let (first, copies) = copies_for_topics(event, first_topic, other_topics);
         let mut deferred_drops = DeferredDrops::default();
@@ -287,13 +288,13 @@ impl HubState {
             let now = self.now();
             if let Some(key) = &key {
                 if let Some(id) = table.idempotency_keys.id_of(key, now) {
-                    return PublishedEvent::already_published(id);
+                    return UnfinishedPublication::of_earlier_event(id);
                 }
             }
             let position = table.allocate_position();
             let id = publisher_id.unwrap_or_else(|| self.epoch.event_id(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
-            let mut publication = Publication {
+            let mut appender = EventAppender {
                 hub: self,
                 table,
                 topics,
@@ -305,12 +306,12 @@ impl HubState {
                 woken_patterns: Vec::new(),
             };
             let byte_len = event_byte_len(&first);
-            let first_woken = publication.append(first_topic, first);
+            let first_woken = appender.append(first_topic, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
-                others_woken.extend(publication.append(topic, event));
+                others_woken.extend(appender.append(topic, event));
             }
-            others_woken.append(&mut publication.woken_patterns);
+            others_woken.append(&mut appender.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             if let Some(topics) = id_topics.filter(|_| !is_ephemeral) {
                 table.publisher_ids.insert(id.clone(), position, topics);
@@ -320,7 +321,7 @@ impl HubState {
             }
             self.published_position
                 .store(table.last_position(), Ordering::Release);
-            PublishedEvent {
+            UnfinishedPublication {
                 id,
                 event: TopicEvent {
                     position: table.last_position(),
@@ -503,9 +504,10 @@ pub(super) fn drop_after_publication(deferred_drops: DeferredDrops) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
 }
 
-/// An event that readers may read, and what is left to do without a lock: [`finish`](Self::finish).
+/// A publication whose event is in the logs, and whose readers are not woken yet. The caller releases its lock, and then calls
+/// [`finish`](Self::finish).
 #[must_use = "readers that wait miss the event unless they are woken"]
-pub(super) struct PublishedEvent {
+pub(super) struct UnfinishedPublication {
     id: EventId,
     event: TopicEvent,
     /// The first topic of the event, if it has readers.
@@ -516,9 +518,9 @@ pub(super) struct PublishedEvent {
     deferred_drops: DeferredDrops,
 }
 
-impl PublishedEvent {
-    /// Creates the result of a publication that has published nothing.
-    fn already_published(id: EventId) -> Self {
+impl UnfinishedPublication {
+    /// Creates the result of a publication that has published nothing, and whose id is that of an earlier event.
+    fn of_earlier_event(id: EventId) -> Self {
         Self {
             id,
             event: TopicEvent {
@@ -531,7 +533,7 @@ impl PublishedEvent {
         }
     }
 
-    /// Tells the readers of the event, and drops the events that were removed. The caller holds no lock.
+    /// Wakes the readers of the event, and drops the events that were removed. The caller holds no lock.
     #[inline]
     pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
@@ -541,8 +543,8 @@ impl PublishedEvent {
     }
 }
 
-/// The publication of one event, while the table is locked.
-pub(super) struct Publication<'a> {
+/// Appends one event to the logs of its topics and patterns, while the table is locked.
+pub(super) struct EventAppender<'a> {
     pub(super) hub: &'a HubState,
     pub(super) table: &'a mut TopicTable,
     /// All topics of the event.
@@ -557,7 +559,7 @@ pub(super) struct Publication<'a> {
     pub(super) woken_patterns: Vec<Arc<TopicState>>,
 }
 
-impl Publication<'_> {
+impl EventAppender<'_> {
     /// Appends the event to a topic. Returns the topic if its readers must be woken.
     pub(super) fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();

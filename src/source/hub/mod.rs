@@ -80,9 +80,9 @@ mod hub_state;
 mod hub_subscriber;
 mod hub_topic;
 mod idempotency_keys;
-mod merged_batch;
 #[cfg(feature = "json")]
-mod node_members;
+mod local_members;
+mod merged_batch;
 mod pattern_table;
 #[cfg(feature = "json")]
 mod presence_backend;
@@ -128,7 +128,7 @@ use self::hub_state::{HubSize, HubState};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::presence_backend::{
-    MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceUpdate,
+    MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceRequest,
 };
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
@@ -404,8 +404,8 @@ impl Hub {
         Ok(TopicPresence::new(self.state.clone(), topic.try_into()?))
     }
 
-    /// Returns the topics of the event to which its publisher gave this [id](PublishOptions::id). Returns `None` if the hub does not remember the
-    /// id.
+    /// Returns the topics of the event to which its publisher has given this [id](PublishOptions::id). Returns `None` for an id that the hub has made
+    /// itself, and for an id that the hub does not remember.
     ///
     /// ```
     /// use tower_push::{EventId, Hub, source::hub::PublishOptions};
@@ -417,7 +417,7 @@ impl Hub {
     /// # Ok::<(), tower_push::Error>(())
     /// ```
     pub fn topics_of(&self, id: &EventId) -> Option<TopicSet> {
-        self.state.topics_of(id)
+        self.state.topics_of_publisher_id(id)
     }
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.

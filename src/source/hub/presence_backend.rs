@@ -9,45 +9,48 @@ use crate::{
     source::TopicSet,
 };
 
-/// The members of the topics of a hub that several nodes show, which a broker keeps for all nodes.
+/// A broker that keeps the members of a hub's topics for all nodes that show the hub.
 ///
 /// [`HubBuilder::build_with_presence`](super::HubBuilder::build_with_presence) builds such a hub. A node is the hub of one process. Each node tells
-/// the broker of its own members with [`update_members`](Self::update_members), a request at a time. The broker publishes each change of a topic's
-/// list as an event, in the order of the hub's events. All nodes follow these events, so each node has the whole list.
+/// the broker of its own members with [`update_members`](Self::update_members), one request at a time. The broker publishes each change of a
+/// topic's list as an event, in the order of the hub's events. All nodes follow these events, so each node has the whole list.
 ///
-/// # What the broker has
-/// - For each member: its value, and the nodes that hold it. A member that no node holds any more leaves the topic.
-/// - For each node: the number of its last request, and the end of its lease. Each request renews the lease.
+/// # What the broker stores
+/// - For each member: its value, and the nodes that hold it. A node holds the members that are connected to it. A member that no node holds any
+///   more leaves the topic.
+/// - For each node: the number of its last request, and the end of its lease. Each request renews the lease of its node.
 ///
 /// # What a request does
-/// A request is applied wholly or not at all, and no other request runs in between:
-/// 1. If the broker has applied a request of this node with this number or a later one, or knows no request of this node up to
-///    [`acknowledged_number`](PresenceUpdate::acknowledged_number), the request does nothing, and the answer is [`PresenceAnswer::LeaseLost`].
-/// 2. The lease of the node ends after [`node_timeout`](PresenceUpdate::node_timeout) from now. If no node has made a request for half of this time,
-///    the leases of all nodes end then: the broker was away, and not the nodes.
-/// 3. The [changes](PresenceUpdate::changes) are applied, in their order.
-/// 4. A node whose lease has ended loses its request number, and holds its members no longer. A request may end the work after some members,
-///    and leave the others to the next request ([`has_more`](PresenceAnswer::Applied::has_more)).
+/// The broker applies a request wholly or not at all, and no other request at the same time:
+/// 1. The broker compares the request's number with the last number of the node's requests that it knows, or with 0. If the known number is not
+///    less than the request's [`number`](PresenceRequest::number), or is less than its
+///    [`acknowledged_number`](PresenceRequest::acknowledged_number), the request does nothing, and the answer is [`PresenceAnswer::LeaseLost`].
+/// 2. The broker sets the end of the node's lease: [`node_timeout`](PresenceRequest::node_timeout) from now. If no node has made a request for half
+///    of this time, the broker was away, and not the nodes. Then the leases of all known nodes end at the same time.
+/// 3. The broker applies the [changes](PresenceRequest::changes), in their order.
+/// 4. The broker removes the nodes whose lease has ended: their numbers, and what they hold. A request may remove only some of their members, and
+///    leave the others to the next request ([`has_more`](PresenceAnswer::Applied::has_more)).
 ///
-/// Each change of a list is published in the same step: as [`PresenceUpdate::join_event`], [`update_event`](PresenceUpdate::update_event)
-/// or [`leave_event`](PresenceUpdate::leave_event). So each change has one event, whichever node makes the request.
+/// Together with each change of a list, the broker publishes the event of the change: [`PresenceRequest::join_event`],
+/// [`update_event`](PresenceRequest::update_event) or [`leave_event`](PresenceRequest::leave_event). So each change has exactly one event, whichever
+/// node makes the request.
 pub trait PresenceBackend: Send + Sync + 'static {
     /// Applies a request of this node. See the [trait docs](Self).
     ///
     /// If the future is dropped, the request may be applied or not.
     ///
     /// # Errors
-    /// An [`Error`] if the broker does not answer. The request may be applied or not. The hub makes another request later, which has the same
-    /// changes, or newer ones of the same members.
+    /// An [`Error`] if the broker does not answer. The request may be applied or not. The hub makes another request later, with the same changes
+    /// or newer changes of the same members.
     fn update_members(
         &self,
-        update: PresenceUpdate,
+        request: PresenceRequest,
     ) -> impl Future<Output = Result<PresenceAnswer, Error>> + Send;
 }
 
-/// A request of a node to a [`PresenceBackend`].
+/// A request of a node to a [`PresenceBackend`]: the changes of the node's members since its last request.
 #[derive(Clone, Debug)]
-pub struct PresenceUpdate {
+pub struct PresenceRequest {
     pub(super) node: Arc<str>,
     pub(super) number: u64,
     pub(super) acknowledged_number: u64,
@@ -65,7 +68,7 @@ pub(super) struct PresenceConfig {
     pub(super) topic_suffix: Option<Box<str>>,
 }
 
-/// A change of one member, in a [`PresenceUpdate`].
+/// A change of one member, in a [`PresenceRequest`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MemberChange {
@@ -90,21 +93,23 @@ pub enum MemberAction {
     Leave,
 }
 
-/// The answer to a [`PresenceUpdate`].
+/// The answer to a [`PresenceRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceAnswer {
     /// The request was applied.
     Applied {
-        /// The indexes of the changes that would have made a member too many: see [`PresenceUpdate::max_members`]. They have done nothing.
+        /// The indexes of the changes that the broker has refused, because they would have exceeded [`PresenceRequest::max_members`] or
+        /// [`max_total_members`](PresenceRequest::max_total_members).
         refused: Vec<usize>,
         /// Whether nodes whose lease has ended still hold members.
         has_more: bool,
     },
-    /// The request was not applied. The hub begins anew, as another node that holds nothing yet.
+    /// The request was not applied, because the broker no longer knows the node, or has applied this or a later request of the node. The hub takes
+    /// a new node name, and tells the broker of all members of this node again.
     LeaseLost,
 }
 
-/// The members of all topics of a hub at one moment, which a broker has. See [`HubFeed::set_members`](super::HubFeed::set_members).
+/// The members of all topics of a hub, as a broker has stored them at one moment. See [`HubFeed::set_members`](super::HubFeed::set_members).
 #[derive(Clone, Debug)]
 pub struct MemberSnapshot {
     pub(super) last_id: EventId,
@@ -112,8 +117,8 @@ pub struct MemberSnapshot {
 }
 
 impl MemberSnapshot {
-    /// Creates a snapshot without members. `last_id` is the id of the last event of the hub whose change the snapshot has. It can have later
-    /// changes, too, as far as their events follow.
+    /// Creates a snapshot without members. `last_id` is the id of an event of the hub: the snapshot has the changes of all events up to this one.
+    /// The snapshot can also have changes of later events.
     pub fn new(last_id: EventId) -> Self {
         Self {
             last_id,
@@ -121,18 +126,18 @@ impl MemberSnapshot {
         }
     }
 
-    /// Returns the id of the last event whose change the snapshot has.
+    /// Returns the id up to which the snapshot has the changes of all events.
     pub fn last_id(&self) -> &EventId {
         &self.last_id
     }
 
-    /// Adds a member. A member that is added again has the last value.
+    /// Adds a member. If the same member is added again, the later value counts.
     pub fn insert(&mut self, topic: Topic, key: impl Into<Arc<str>>, value: Value) {
         self.members.push((topic, key.into(), Arc::new(value)));
     }
 }
 
-impl PresenceUpdate {
+impl PresenceRequest {
     /// Returns the name of the node, which no other node has: ASCII letters and digits.
     pub fn node(&self) -> &str {
         &self.node
@@ -143,12 +148,12 @@ impl PresenceUpdate {
         self.number
     }
 
-    /// Returns the number of the node's last request that was answered; 0 if there was none.
+    /// Returns the number of the node's last request that the broker has answered. Returns 0 if there was none.
     pub fn acknowledged_number(&self) -> u64 {
         self.acknowledged_number
     }
 
-    /// Returns how long the node is taken to be alive after this request.
+    /// Returns the time from this request to the end of the node's lease.
     pub fn node_timeout(&self) -> Duration {
         self.config.node_timeout
     }
@@ -168,8 +173,8 @@ impl PresenceUpdate {
         self.config.max_total_members
     }
 
-    /// Returns the suffix that makes the topic of the events of a topic's members. Returns `None` if these events have no topic, because
-    /// clients do not get them.
+    /// Returns the suffix of the topics of the members' events: the events of a topic's members are published to the topic's name with this suffix.
+    /// Returns `None` if these events have no topic, because clients do not get them.
     pub fn topic_suffix(&self) -> Option<&str> {
         self.config.topic_suffix.as_deref()
     }
@@ -192,7 +197,7 @@ impl PresenceUpdate {
     fn event(&self, change: &PresenceChange) -> HubEvent {
         let topic = self.topic_suffix().map(|suffix| {
             let topic = Topic::new(format!("{}{suffix}", change.topic));
-            // The hub has checked the name before the member entered.
+            // The hub has checked this topic's name before the member entered, so there is no error here.
             topic.unwrap_or_else(|_| change.topic.clone())
         });
         let event = control_events::presence_changed(change);
@@ -203,14 +208,14 @@ impl PresenceUpdate {
 
 /// A [`PresenceBackend`] as a trait object.
 pub(super) trait ErasedPresenceBackend: Send + Sync {
-    fn update_members(&self, update: PresenceUpdate) -> PresenceFuture<'_>;
+    fn update_members(&self, request: PresenceRequest) -> PresenceFuture<'_>;
 }
 
 pub(super) type PresenceFuture<'a> =
     Pin<Box<dyn Future<Output = Result<PresenceAnswer, Error>> + Send + 'a>>;
 
 impl<B: PresenceBackend> ErasedPresenceBackend for B {
-    fn update_members(&self, update: PresenceUpdate) -> PresenceFuture<'_> {
-        Box::pin(PresenceBackend::update_members(self, update))
+    fn update_members(&self, request: PresenceRequest) -> PresenceFuture<'_> {
+        Box::pin(PresenceBackend::update_members(self, request))
     }
 }

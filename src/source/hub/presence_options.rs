@@ -71,12 +71,11 @@ impl PresenceOptions {
         self
     }
 
-    /// Sets the time after which the members of a node leave that is gone without a word, for hubs with a
-    /// [`PresenceBackend`](super::PresenceBackend). The default is 30 s. A time below 1 s is raised to 1 s. All nodes of a hub must have the same
-    /// time.
+    /// Sets the time after which the members of an unreachable node leave, for hubs with a [`PresenceBackend`](super::PresenceBackend). The
+    /// default is 30 s. A time below 1 s is raised to 1 s. All nodes of a hub must have the same time.
     ///
-    /// A node with members tells the broker three times within this time that it is alive. A member that reconnects to another node within this
-    /// time does not leave.
+    /// A node with members makes at least three requests to the broker within this time, so that the broker knows that the node is alive. A member
+    /// that reconnects to another node within this time does not leave.
     pub fn node_timeout(mut self, timeout: Duration) -> Self {
         self.node_timeout = timeout.max(Duration::from_secs(1));
         self

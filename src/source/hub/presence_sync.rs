@@ -1,4 +1,5 @@
-//! The list of members of a hub with a presence backend, which the feed changes, and the task that tells the broker of the members of this node.
+//! How a hub with a presence backend and its broker share members: the feed changes the hub's list of members, and a task tells the broker of the
+//! members of this node.
 
 use std::{
     cmp::Ordering,
@@ -17,28 +18,28 @@ use super::{
     hub_builder::HubConfig,
     hub_presence::{LockedPresence, ensure_task},
     hub_state::HubState,
-    node_members::NextUpdate,
+    local_members::NextPresenceRequest,
     presence_backend::{
         ErasedPresenceBackend, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceConfig,
-        PresenceUpdate,
+        PresenceRequest,
     },
     presence_options::PresenceOptions,
     presence_table::{PresenceAction, PresenceChange, PresenceTable},
 };
 use crate::{event::EventId, sync::MutexGuard};
 
-/// The way to the broker for the members of a hub.
+/// The presence backend of a hub, and the wake-up of the task that makes its requests.
 pub(super) struct BrokerPresence {
     backend: Arc<dyn ErasedPresenceBackend>,
     /// Wakes the task that tells the broker of members.
-    changed: Notify,
+    members_changed: Notify,
 }
 
 impl BrokerPresence {
     pub(super) fn new(backend: Arc<impl PresenceBackend>) -> Self {
         Self {
             backend,
-            changed: Notify::new(),
+            members_changed: Notify::new(),
         }
     }
 }
@@ -50,12 +51,12 @@ impl fmt::Debug for BrokerPresence {
 }
 
 impl HubConfig {
-    /// Returns whether clients get the events of members, if the hub has members.
+    /// Returns whether clients would get the events of members: not in a hub whose topics have no history, or their last value only.
     pub(super) fn publishes_presence(&self) -> bool {
         !self.has_no_history() && !self.is_last_value
     }
 
-    /// Returns what each request to a presence backend has.
+    /// Returns the settings that each request to a presence backend has.
     pub(super) fn presence_config(&self) -> PresenceConfig {
         let options = &self.presence;
         let suffix = self
@@ -70,13 +71,13 @@ impl HubConfig {
     }
 }
 
-/// A change of a list of members that the feed pushes, and the locked list.
+/// A change of a member whose event the feed pushes, and the locked list of members.
 pub(super) struct PushedChange<'a> {
     change: PresenceChange,
     presence: MutexGuard<'a, LockedPresence>,
 }
 
-/// What the feed of a hub does to the list of members.
+/// The methods by which a feed changes the list of members.
 impl HubState {
     pub(super) fn has_presence_backend(&self) -> bool {
         self.broker_presence().is_some()
@@ -86,7 +87,7 @@ impl HubState {
         self.broker()?.presence.as_ref()
     }
 
-    /// Locks the list of members, if `event` changes it.
+    /// Locks the list of members if `event` is the event of a member's change.
     pub(super) fn lock_presence_for(&self, event: &HubEvent) -> Option<PushedChange<'_>> {
         let topic = event
             .members_topic
@@ -99,7 +100,7 @@ impl HubState {
         })
     }
 
-    /// Changes the list of members, unless the list has the change already. `id` is that of the change's event.
+    /// Applies a change to the list of members, unless the list has the change already. `id` is the id of the change's event.
     pub(super) fn apply_pushed_change(
         self: &Arc<Self>,
         pushed: &mut PushedChange<'_>,
@@ -116,12 +117,12 @@ impl HubState {
         let was_empty = presence.table.is_empty();
         presence.table.apply(&pushed.change, &self.config.presence);
         if was_empty {
-            // From now on, this node looks after the members of nodes that are gone.
+            // While the hub has members, the task makes requests, which remove the members of nodes that are gone.
             self.tell_broker_of_members(presence);
         }
     }
 
-    /// Replaces the list of members by that of a snapshot.
+    /// Replaces the list of members with the members of a snapshot.
     pub(super) fn set_members(self: &Arc<Self>, snapshot: MemberSnapshot) {
         if !self.has_presence_backend() {
             return;
@@ -143,7 +144,7 @@ impl HubState {
 }
 
 impl PresenceTable {
-    /// Applies a change that a broker has published. A change that is applied again has no effect.
+    /// Applies a change that a broker has published. Applying a change a second time has no effect.
     fn apply(&mut self, change: &PresenceChange, options: &PresenceOptions) {
         let PresenceChange { topic, key, action } = change;
         match action {
@@ -161,58 +162,60 @@ impl PresenceTable {
     }
 }
 
-/// How the members of this node get to the broker.
+/// The methods that tell the broker of the members of this node.
 impl HubState {
     /// Wakes the task that tells the broker of the members of this node, after members have changed.
     pub(super) fn tell_broker_of_members(self: &Arc<Self>, presence: &mut LockedPresence) {
         let Some(broker) = self.broker_presence() else {
             return;
         };
-        let run = || tell_broker(Arc::downgrade(self), broker.clone());
-        ensure_task(&mut presence.update_task, run);
-        broker.changed.notify_one();
+        let run = || run_presence_requests(Arc::downgrade(self), broker.clone());
+        ensure_task(&mut presence.request_task, run);
+        broker.members_changed.notify_one();
     }
 
-    fn next_presence_update(&self) -> NextUpdate {
+    fn next_presence_request(&self) -> NextPresenceRequest {
         let presence = &mut *self.lock_presence();
-        match &mut presence.node {
-            Some(node) => node.next_update(self.now(), &presence.table),
-            None => NextUpdate::WithNextMember,
+        match &mut presence.local {
+            Some(local) => local.next_request(self.now(), &presence.table),
+            None => NextPresenceRequest::WithNextMember,
         }
     }
 
-    fn on_presence_answer(&self, update: &PresenceUpdate, answer: Option<&PresenceAnswer>) {
+    fn on_presence_answer(&self, request: &PresenceRequest, answer: Option<&PresenceAnswer>) {
         let presence = &mut *self.lock_presence();
-        if let Some(node) = &mut presence.node {
+        if let Some(local) = &mut presence.local {
             match answer {
-                Some(answer) => node.on_answer(update, answer),
-                None => node.on_failure(),
+                Some(answer) => local.on_answer(request, answer),
+                None => local.on_failure(),
             }
         }
     }
 }
 
-/// Tells the broker of the members of this node, and renews the node's lease, until the hub is gone.
-async fn tell_broker(hub: Weak<HubState>, broker: Arc<BrokerPresence>) {
+/// Tells the broker of the members of this node, and renews the node's lease, until the hub is dropped.
+async fn run_presence_requests(hub: Weak<HubState>, broker: Arc<BrokerPresence>) {
     let mut backoff = FeedBackoff::default();
     loop {
         let next = hub
             .upgrade()
-            .map(|hub| (hub.next_presence_update(), hub.now()));
+            .map(|hub| (hub.next_presence_request(), hub.now()));
         match next {
             None => return,
-            Some((NextUpdate::WithNextMember, _)) => broker.changed.notified().await,
-            Some((NextUpdate::At(time), now)) => {
-                let changed = broker.changed.notified();
+            Some((NextPresenceRequest::WithNextMember, _)) => {
+                broker.members_changed.notified().await
+            }
+            Some((NextPresenceRequest::At(time), now)) => {
+                let changed = broker.members_changed.notified();
                 let _ = timeout(time.saturating_sub(now), changed).await;
             }
-            Some((NextUpdate::Now(update), _)) => {
-                // A node that waits for too long after a failure would lose its lease.
-                let (limit, max_delay) = (update.node_timeout() / 2, update.node_timeout() / 4);
-                let answer = timeout(limit, broker.backend.update_members(update.clone())).await;
+            Some((NextPresenceRequest::Now(request), _)) => {
+                // The limits are shorter than the lease, so that a node does not lose its lease because it waits.
+                let (limit, max_delay) = (request.node_timeout() / 2, request.node_timeout() / 4);
+                let answer = timeout(limit, broker.backend.update_members(request.clone())).await;
                 let answer = answer.ok().and_then(Result::ok);
                 let Some(hub) = hub.upgrade() else { return };
-                hub.on_presence_answer(&update, answer.as_ref());
+                hub.on_presence_answer(&request, answer.as_ref());
                 drop(hub);
                 match answer {
                     Some(PresenceAnswer::Applied { .. }) => backoff = FeedBackoff::default(),

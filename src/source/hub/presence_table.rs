@@ -114,7 +114,7 @@ impl PresenceTable {
         Some(PresenceChange::update(topic, key, value))
     }
 
-    /// Removes a connection of a member. With the last connection, the member leaves at `leaves_at`, or at once if it is `None`.
+    /// Removes a connection of a member. If no connection of the member is left, the member leaves at `leaves_at`, or at once if `leaves_at` is `None`.
     pub(super) fn leave(
         &mut self,
         topic: &Topic,
@@ -137,7 +137,7 @@ impl PresenceTable {
         None
     }
 
-    /// Removes one member whose time to leave has come.
+    /// Removes one member whose grace time has ended.
     pub(super) fn expire_one(&mut self, now: Duration) -> Option<PresenceChange> {
         let departure = self.departures.first_entry()?;
         if departure.key().0 > now {
@@ -147,7 +147,7 @@ impl PresenceTable {
         self.remove(&topic, &key)
     }
 
-    /// Returns when the next member leaves.
+    /// Returns the time at which the next member without a connection leaves.
     pub(super) fn next_departure(&self) -> Option<Duration> {
         self.departures.keys().next().map(|(time, _)| *time)
     }

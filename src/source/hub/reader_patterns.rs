@@ -79,7 +79,7 @@ impl HubReader {
 
     /// Adds topics that the reader has joined after others. The client has the events of its other topics up to the reader's position.
     pub(super) fn add_further_topics(&mut self, joined: JoinedTopics, cursor: Option<&EventId>) {
-        self.set_catch_up_end(self.position());
+        self.raise_catch_up_end(self.position());
         self.held_position = joined.published_position;
         self.history_end_position = joined.published_position;
         for mut topic in joined.topics {

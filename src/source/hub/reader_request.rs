@@ -204,7 +204,7 @@ impl ReaderRequest {
                 reader.begin_backend_resume(resume);
             }
         } else if let Some(position) = cursor_position {
-            reader.set_catch_up_end(position);
+            reader.raise_catch_up_end(position);
         } else if let StartPosition::After(id) = self.start {
             let mut gap = Gap::new(GapReason::Epoch).requested(id);
             gap.resumed = hub.id_at(reader.position());

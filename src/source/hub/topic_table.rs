@@ -231,8 +231,8 @@ impl TopicTable {
         }
     }
 
-    /// Visits `max_visits` topics. Removes the visited topics that are idle, and their events that are too old. Successive calls visit all
-    /// topics in turn.
+    /// Visits at most `max_visits` topics. Removes the events of the visited topics that are too old, and then those visited topics that have no
+    /// subscriber and are idle or empty. Successive calls visit all topics in turn.
     pub(super) fn sweep(
         &mut self,
         max_visits: usize,

@@ -120,8 +120,8 @@ impl<I: LogIds> LogReader<I> {
         std::hint::black_box((self.position, self.initial.is_some(), self.buffer.len()));
     }
 
-    /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
-    /// may hold back events, else 0.
+    /// Lets the reader read the events that the log holds back now. Returns an upper bound for their number: how many events the log has after the
+    /// reader's position. Returns 0 if the log has no flush window.
     pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
         self.held_position = self.log.held_position();
         let unread = self.held_position.saturating_sub(self.position);

@@ -29,8 +29,8 @@ pub struct ReaderStatus<E> {
     pub error: Option<E>,
     /// The number of events that were read.
     pub events_read: u64,
-    /// The number of connections after the first one. A reader of NATS counts its consumers. A reader of Redis makes a new connection every 10
-    /// minutes.
+    /// The number of connections after the first one. A reader of NATS counts its consumers after the first one instead. A reader of Redis makes a new
+    /// connection every 10 minutes, even without an error.
     pub reconnects: u64,
     /// The number of times that the reader found another store than the one that it had read: the store was deleted, created anew, or has
     /// lost events.
@@ -46,7 +46,8 @@ impl<E> ReaderStatus<E> {
     }
 }
 
-/// The state and the counts that a task that reads a shared store records of itself. [`status`](Self::status) returns these values.
+/// Records the state and the counts of a task that reads a shared store. The task calls the other methods, and [`status`](Self::status) returns
+/// what they have recorded.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
@@ -137,7 +138,7 @@ impl<E> ReaderMetrics<E> {
         self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts that the store is not the one that was read.
+    /// Counts that the reader has found another store than the one that it had read.
     pub fn add_replaced(&self) {
         self.replaced.fetch_add(1, Ordering::Relaxed);
     }

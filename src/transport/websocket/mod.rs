@@ -260,7 +260,7 @@ impl WebSocket {
     /// Sets the longest message that a client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer message
     /// closes the connection with 1009. With the feature `tracing`, a warning is logged, because many clients do not report the code.
     ///
-    /// Document editors, terminals and uploads send longer messages. Raise the limit for them.
+    /// Raise the limit for clients that send longer messages: document editors, terminals and uploads, for example.
     pub fn max_message_size(self, bytes: usize) -> Self {
         self.map_session_config(|session| session.max_message_size(bytes))
     }
@@ -413,7 +413,8 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(crate::source::BoxItemStream::of(FinishedStream));
+                    let items =
+                        pending.supervise(crate::source::BoxItemStream::of(OnlyFinishedStream));
                     this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),
@@ -424,9 +425,9 @@ impl Transport for WebSocket {
 }
 
 /// The stream of a source that had finished before the client subscribed. The stream yields only [`Item::Finished`].
-struct FinishedStream;
+struct OnlyFinishedStream;
 
-impl Stream for FinishedStream {
+impl Stream for OnlyFinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

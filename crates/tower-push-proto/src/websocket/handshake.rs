@@ -37,15 +37,15 @@ pub fn accept_key(key: &[u8]) -> Option<HeaderValue> {
 
 /// The error for a `Sec-WebSocket-Protocol` header that is not a list of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidSubprotocolList;
+pub struct InvalidSubprotocolHeader;
 
-impl fmt::Display for InvalidSubprotocolList {
+impl fmt::Display for InvalidSubprotocolHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("`Sec-WebSocket-Protocol` is not a list of tokens")
     }
 }
 
-impl error::Error for InvalidSubprotocolList {}
+impl error::Error for InvalidSubprotocolHeader {}
 
 /// A subprotocol that the client offers and the server supports. Created by [`choose_subprotocol`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,19 +67,19 @@ pub struct ChosenSubprotocol {
 /// headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat, json"));
 /// let chosen = choose_subprotocol(&headers, &["text", "json"])?.unwrap();
 /// assert_eq!((chosen.index, chosen.name), (1, HeaderValue::from_static("json")));
-/// # Ok::<(), tower_push_proto::websocket::handshake::InvalidSubprotocolList>(())
+/// # Ok::<(), tower_push_proto::websocket::handshake::InvalidSubprotocolHeader>(())
 /// ```
 ///
 /// # Errors
-/// [`InvalidSubprotocolList`] if the header has an element that is not a token.
+/// [`InvalidSubprotocolHeader`] if the header has an element that is not a token.
 pub fn choose_subprotocol<P: AsRef<str>>(
     headers: &HeaderMap,
     supported: &[P],
-) -> Result<Option<ChosenSubprotocol>, InvalidSubprotocolList> {
+) -> Result<Option<ChosenSubprotocol>, InvalidSubprotocolHeader> {
     let mut chosen = None;
     for name in header_list::list_elements(headers, SEC_WEBSOCKET_PROTOCOL) {
         if !header_list::is_token(name) {
-            return Err(InvalidSubprotocolList);
+            return Err(InvalidSubprotocolHeader);
         }
         let index = || supported.iter().position(|p| p.as_ref().as_bytes() == name);
         chosen = chosen.or_else(|| {

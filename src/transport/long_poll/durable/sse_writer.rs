@@ -56,8 +56,8 @@ enum PendingEnd {
 /// A batch that a [`DurableSseWriter`] has collected from its stream.
 struct CollectedBatch<S> {
     batch: Batch,
-    /// The stream, if it ended with the batch: a send error is still reported to its guard. `None` if the stream is open. `None` also
-    /// after a failure, of which the guard knows already.
+    /// The stream, if it ended with the batch: a send error is still reported to its guard. `None` if the stream is open, and
+    /// after a failure that was reported to the guard already.
     ended_stream: Option<SupervisedStream<S>>,
 }
 
