@@ -210,7 +210,8 @@ export class SharedHubConnection implements TopicConnection {
       if (progress.step !== "wanted" || !this.#leaderTopics.has(topic)) continue;
       const { since } = progress;
       const isBegun = this.#begunTopics.has(topic);
-      // The first events of the topic in the stream may be older than the tab's cursor, so the topic waits until they have passed.
+      // The first events of the topic in the stream may be older than the tab's cursor, so the topic waits until the leader's cursor
+      // has moved.
       if (isBegun && since != null) continue;
       // If the leader has no cursor, its stream has not begun yet, or the hub has no history.
       const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor;
