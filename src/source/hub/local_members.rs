@@ -264,7 +264,7 @@ impl LocalMembers {
 
     /// Handles the failure of a request. The next request is due at once, and has the same members.
     pub(super) fn on_failure(&mut self) {
-        // A request without members only renews the lease, and is due again by this time only.
+        // If the request has no members, the next request is due only because the lease must be renewed.
         self.renews_at = Duration::ZERO;
     }
 
