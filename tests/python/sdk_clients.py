@@ -14,6 +14,8 @@ PROMPT = [{"role": "user", "content": "hi"}]
 
 
 def main(client, *urls):
+    # The packages may print, too: for example, an advertisement beside an error. What they print goes to the log.
+    results, sys.stdout = sys.stdout, sys.stderr
     # Nothing but the loopback interface is used.
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ.pop(name, None)
@@ -21,11 +23,11 @@ def main(client, *urls):
     for url in urls:
         try:
             for item in CLIENTS[client](url):
-                print(json.dumps(item), flush=True)
+                print(json.dumps(item), file=results, flush=True)
         except Exception as error:
-            print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=results)
         if len(urls) > 1:
-            print(json.dumps({"end": True}), flush=True)
+            print(json.dumps({"end": True}), file=results, flush=True)
 
 
 def openai(url):
