@@ -18,8 +18,8 @@
 //!   includes those of the logs that end before it. A gap of a log that ends after it follows.
 //!
 //! # The cursors of records while a gap is owed
-//! While the client has not got a gap, no item gets the cursor `catch_up_end`, and an event has its own id as the cursor. During a cold resume
-//! of some of the client's topics, the cursor stays where it was when the client returned.
+//! While the client has not got a gap, no item gets the cursor `catch_up_end`, and an event has its own id as the cursor. While
+//! some of the client's topics are read from the broker, the cursor stays where it was when the client returned.
 
 use std::{
     collections::VecDeque,
