@@ -207,7 +207,7 @@ impl<IO: AsyncRead> AsyncRead for WriteTimeout<IO> {
     }
 }
 
-/// The write methods, which `tokio::io::AsyncWrite` and `hyper::rt::Write` have in common.
+/// Implements the methods that write, which `tokio::io::AsyncWrite` and `hyper::rt::Write` have in common: each has the timeout.
 macro_rules! time_limited_writes {
     () => {
         fn poll_write(

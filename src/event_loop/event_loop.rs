@@ -223,7 +223,7 @@ impl EventLoop {
             if let Some(entry) = self.connections.get_mut(index) {
                 let poll = entry
                     .with_connection(|connection, cx| connection.write_output(output, cx, now));
-                self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+                self.handle_poll_result(index, poll.unwrap_or(ConnectionPoll::Closed));
             }
         }
         self.batch = batch;
@@ -267,10 +267,10 @@ impl EventLoop {
             return;
         };
         let poll = entry.with_connection(|connection, cx| connection.poll(cx, now));
-        self.handle_poll(index, poll.unwrap_or(ConnectionPoll::Closed));
+        self.handle_poll_result(index, poll.unwrap_or(ConnectionPoll::Closed));
     }
 
-    fn handle_poll(&mut self, index: u32, poll: ConnectionPoll) {
+    fn handle_poll_result(&mut self, index: u32, poll: ConnectionPoll) {
         match poll {
             ConnectionPoll::Closed => self.remove_connection(index),
             ConnectionPoll::Pending { deadline: None } => {}

@@ -14,10 +14,10 @@ use crate::{
 /// members.
 ///
 /// # Invariant: no reader sleeps through an event
-/// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in
-/// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
-/// that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been woken or will be
-/// woken, and the new pass also polls this reader.
+/// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in this case
+/// another pass follows. So while the waker is stored, each member was polled after the last change of the log, and the next change wakes the group.
+/// A reader that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been
+/// woken or will be woken, and the new pass also polls this reader.
 ///
 /// A reader of several logs is a member of several groups. Each of these groups keeps the invariant by itself.
 pub(super) struct LogGroup {

@@ -29,7 +29,7 @@ use crate::{
     event::{CloseFrame, Event, Item},
     random,
     source::Subscription,
-    supervision::{StreamHandle, StreamLifecycle, WakerRegistration},
+    supervision::{RegisterWakerOutcome, StreamHandle, StreamLifecycle},
     transport::{PushBody, StreamEnd},
 };
 
@@ -297,10 +297,10 @@ impl StreamLifecycle for AdmittedStreamLifecycle {
         Item::Ended { retry }
     }
 
-    fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
+    fn register_end_time_waker(&self, waker: &Waker) -> RegisterWakerOutcome {
         match &self.drain {
             Some(drain) => drain.register_end_time_waker(waker),
-            None => WakerRegistration::Registered,
+            None => RegisterWakerOutcome::Registered,
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     random,
-    supervision::WakerRegistration,
+    supervision::RegisterWakerOutcome,
     sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
@@ -364,8 +364,8 @@ impl DrainStartWaiter {
         }
     }
 
-    /// Waits for the start of the drain. Returns the deadline of the drain.
-    pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
+    /// Returns `Ready` with the deadline of the drain once the drain has started.
+    pub(crate) fn poll_start(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
         let drain = &self.drain;
         let stream_tasks = &drain.0.stream_tasks;
         // Like `DrainableStream::ends_at`, this method takes the lock that all streams share only after the start.
@@ -455,16 +455,16 @@ impl DrainableStream {
     }
 
     /// Registers `waker`, which is woken when the drain starts. A stream whose end time is known needs no waker: it waits for its timer.
-    pub(super) fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
+    pub(super) fn register_end_time_waker(&self, waker: &Waker) -> RegisterWakerOutcome {
         let stream_tasks = &self.drain.0.stream_tasks;
         if self.ends_at.get().is_some()
             || stream_tasks
                 .store_waker_unless(&self.key, waker, || self.drain.has_started())
                 .is_stored()
         {
-            WakerRegistration::Registered
+            RegisterWakerOutcome::Registered
         } else {
-            WakerRegistration::EndTimeMayHaveChanged
+            RegisterWakerOutcome::EndTimeMayHaveChanged
         }
     }
 

@@ -5,7 +5,7 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 use loom::{future::block_on, model, thread};
 
 use super::drain::{Drain, DrainOutcome, DrainPlan, DrainableStream};
-use crate::supervision::WakerRegistration;
+use crate::supervision::RegisterWakerOutcome;
 
 fn plan() -> DrainPlan {
     DrainPlan::within(Duration::from_secs(1))
@@ -18,7 +18,7 @@ fn wait_for_ends_at(drainable: &DrainableStream) {
             if drainable.ends_at().is_some() {
                 return Poll::Ready(());
             }
-            if drainable.register_end_time_waker(cx.waker()) == WakerRegistration::Registered {
+            if drainable.register_end_time_waker(cx.waker()) == RegisterWakerOutcome::Registered {
                 return Poll::Pending;
             }
         }

@@ -1,4 +1,5 @@
-//! Pushes in [warp](https://docs.rs/warp/0.4): replies, and a filter for the head of a request.
+//! Pushes in [warp](https://docs.rs/warp/0.4): a push and a rejection are replies, and [`request_head`] is a filter that extracts the head of a
+//! request.
 //!
 //! This module is for warp 0.4, from 0.4.3 on. There are two ways to serve a push:
 //!

@@ -41,7 +41,7 @@ use crate::{
     moving_deadline_timer::MovingDeadlineTimer,
     source::EventLoopJoin,
     transport::{
-        ItemOutput,
+        DetachedOutput,
         websocket::{SessionDriver, WebSocketAdopter},
     },
 };
@@ -221,9 +221,9 @@ where
         let (io, permit) = parts.io.into_inner().into_parts();
         let read_ahead_len = parts.read_buf.len();
         let output = body.as_mut().take_output();
-        let Some(mut output) = output.and_then(|output| output.downcast::<ItemOutput>().ok())
+        let Some(mut output) = output.and_then(|output| output.downcast::<DetachedOutput>().ok())
         else {
-            // Never the case: the transports give only bodies whose output is an `ItemOutput` to the hand-over.
+            // Never the case: the transports give only bodies whose output is a `DetachedOutput` to the hand-over.
             return Ok(());
         };
         drop(body);
@@ -326,7 +326,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
                 return Poll::Pending;
             };
             ready!(timer.as_mut().poll(deadline, cx));
-            self.check_timeouts()?;
+            self.enforce_timeouts()?;
         }
     }
 
@@ -336,7 +336,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         let Some(drain) = drain.filter(|_| self.drain_deadline.is_none()) else {
             return;
         };
-        if let Poll::Ready(deadline) = drain.poll_deadline(cx) {
+        if let Poll::Ready(deadline) = drain.poll_start(cx) {
             self.drain_deadline = Some(deadline);
             self.shut_down();
         }
@@ -348,7 +348,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         }
     }
 
-    /// Returns when [`check_timeouts`](Self::check_timeouts) must be called next.
+    /// Returns when [`enforce_timeouts`](Self::enforce_timeouts) must be called next.
     fn next_deadline(&self) -> Option<Instant> {
         let settings = &self.server.settings;
         let deadline = match self.activity.awaited_input() {
@@ -364,11 +364,12 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         earlier(deadline, self.drain_deadline)
     }
 
-    /// Checks the deadline of the drain, the timeout of a head, and the idle timeout. Shuts an idle connection down.
+    /// Enforces the deadline of the drain, the timeout for the head of a request, and the idle timeout. At the idle timeout, the connection is shut
+    /// down gracefully.
     ///
     /// # Errors
-    /// Fails at the deadline of the drain and at the timeout of a head: the connection must be closed at once.
-    fn check_timeouts(&mut self) -> Result<(), BoxError> {
+    /// Fails at the deadline of the drain, and at the timeout for the head of a request: the connection must be closed at once.
+    fn enforce_timeouts(&mut self) -> Result<(), BoxError> {
         let now = Instant::now();
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
             return Err(timed_out("the connection was open at the drain's deadline"));

@@ -20,7 +20,7 @@ use crate::{
     event_loop::{ConnectionPoll, DrivenConnection, TakenOutput},
     guard::DrainStartWaiter,
     source::BoxItemStream,
-    transport::{FramePoll, ItemOutput, ItemWriter, OutputFrame, StreamingOutput},
+    transport::{DetachedOutput, FramePoll, ItemWriter, OutputFrame, StreamingOutput},
 };
 
 /// A stream that has left hyper: writes its frames as chunks to the socket, and notices that the client has left.
@@ -87,7 +87,7 @@ where
     /// `read_ahead_len` is how many bytes behind the request hyper has read, and the stream discards.
     pub(super) fn new(
         io: IO,
-        output: ItemOutput,
+        output: DetachedOutput,
         read_ahead_len: usize,
         drain: Option<DrainStartWaiter>,
         permit: ConnectionPermit,
@@ -277,7 +277,7 @@ where
     /// Writes a frame of the stream, or the last chunk. The poll is pending if nothing more is ready.
     ///
     /// # Errors
-    /// Fails if the source fails. The client then gets no last chunk.
+    /// Fails if the source fails. No last chunk is written then, so that the client notices the failure.
     fn poll_write_frame(
         &mut self,
         frame: FramePoll,
@@ -344,7 +344,7 @@ where
     /// Registers for the start of the drain.
     fn poll_drain_start(&mut self, cx: &Context<'_>) {
         if let (Some(drain), false) = (&self.drain, self.has_drain_started) {
-            self.has_drain_started = drain.poll_deadline(cx).is_ready();
+            self.has_drain_started = drain.poll_start(cx).is_ready();
         }
     }
 

@@ -283,7 +283,7 @@ pub(super) async fn wait_unless_drain_starts<T>(
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Some(drain_start) = drain_start {
-            if let Poll::Ready(deadline) = drain_start.poll_deadline(cx) {
+            if let Poll::Ready(deadline) = drain_start.poll_start(cx) {
                 return Poll::Ready(Err(deadline));
             }
         }

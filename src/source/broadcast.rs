@@ -47,10 +47,10 @@
 //! Long-polling keeps the receiver between two polls, and so loses nothing between them.
 //!
 //! # Differences from a `Channel`
-//! A [`Channel`](super::Channel) keeps its last events in a log, and gives them ids. A client that was away gets the events that it
-//! missed, and a gap says exactly how many events are missing. A `Channel` also bounds its memory in bytes, can keep the newest event of
-//! each key for slow clients, and counts what clients miss. A `Channel` is the better choice unless other parts of the program receive
-//! from the `broadcast` channel too, or a missed value has no worth after its moment.
+//! A [`Channel`](super::Channel) keeps its last events in a log, and gives them ids. A client that was away gets the events that it missed, and a gap
+//! says exactly how many events are missing. A `Channel` also bounds its memory in bytes, can keep the newest event of each key for slow clients, and
+//! counts what clients miss. A `Channel` is the better choice unless other parts of the program receive from the `broadcast` channel too, or a client
+//! that has missed a value does not need it any more.
 
 use std::{
     fmt,

@@ -126,8 +126,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription without its cursor, readable or not. A source that handles the cursor itself can pass the result to an
-    /// inner source.
+    /// Returns this subscription without its cursor, even if the cursor is unreadable. A source that handles the cursor itself can pass the result to
+    /// an inner source.
     #[must_use]
     pub fn without_cursor(self) -> Self {
         Self {

@@ -37,7 +37,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     fn on_early_end(&self) -> Item;
 
     /// Registers `waker`, which is woken when [`ends_at`](Self::ends_at) changes.
-    fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration;
+    fn register_end_time_waker(&self, waker: &Waker) -> RegisterWakerOutcome;
 
     /// Records that the transport has taken `item` from the stream: an item, an error, or `None` when the source's stream has ended.
     fn on_item(&self, item: Option<Result<&Item, &BoxError>>);
@@ -61,7 +61,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
 /// The result of [`StreamLifecycle::register_end_time_waker`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) enum WakerRegistration {
+pub(crate) enum RegisterWakerOutcome {
     /// The waker is woken when the end time changes. The caller returns `Poll::Pending`.
     Registered,
     /// The end time may have changed before the registration. The caller reads the end time again.

@@ -10,7 +10,7 @@ use futures_core::Stream;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{StreamHandle, StreamLifecycle, WakerRegistration};
+use super::{RegisterWakerOutcome, StreamHandle, StreamLifecycle};
 use crate::{
     BoxError,
     deadline::earlier,
@@ -178,10 +178,10 @@ impl<S> SupervisedStream<S> {
     }
 
     /// Registers the current task, which is woken when the guard's end time changes. Without a guard, there is no end time to wait for.
-    fn register_end_time_waker(&self, cx: &Context<'_>) -> WakerRegistration {
+    fn register_end_time_waker(&self, cx: &Context<'_>) -> RegisterWakerOutcome {
         match self.lifecycle() {
             Some(lifecycle) => lifecycle.register_end_time_waker(cx.waker()),
-            None => WakerRegistration::Registered,
+            None => RegisterWakerOutcome::Registered,
         }
     }
 }
@@ -307,7 +307,7 @@ impl<S: Unpin + 'static> SupervisedStream<S> {
             if let Poll::Ready(item) = self.poll_source(cx, &poll_items) {
                 return Poll::Ready(item);
             }
-            if self.register_end_time_waker(cx) == WakerRegistration::Registered {
+            if self.register_end_time_waker(cx) == RegisterWakerOutcome::Registered {
                 return Poll::Pending;
             }
         }

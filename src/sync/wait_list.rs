@@ -61,7 +61,7 @@ pub(crate) enum StoreWakerOutcome {
 }
 
 impl StoreWakerOutcome {
-    /// Returns whether the task waits.
+    /// Returns whether the waker is stored, so that the task will be woken.
     pub(crate) fn is_stored(self) -> bool {
         self == Self::Stored
     }

@@ -80,13 +80,13 @@ pub mod long_poll;
 mod negotiate;
 mod preference;
 mod push_body;
-mod repoll_policy;
 mod response;
 pub mod sse;
 mod streaming;
 mod unread_form;
 #[cfg(feature = "websocket")]
 pub mod websocket;
+mod yield_detector;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -100,7 +100,9 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
 pub use self::gzip::Gzip;
 #[cfg(feature = "server")]
-pub(crate) use self::streaming::{FramePoll, ItemOutput, ItemWriter, OutputFrame, StreamingOutput};
+pub(crate) use self::streaming::{
+    DetachedOutput, FramePoll, ItemWriter, OutputFrame, StreamingOutput,
+};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

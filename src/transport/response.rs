@@ -107,7 +107,7 @@ pub fn method_rejection(method: &Method, methods: &[&str]) -> Option<Rejection> 
     }
     let rejection = match *method {
         Method::CONNECT => return Some(connect_rejection()),
-        Method::OPTIONS => preflight_rejection(methods),
+        Method::OPTIONS => options_response(methods),
         _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
     };
     Some(rejection.header(header::ALLOW, allow_header(methods)))
@@ -118,8 +118,8 @@ pub(super) fn connect_rejection() -> Rejection {
     Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here")
 }
 
-/// Makes the 204 response to `OPTIONS`, without `Allow`. A page cannot send a `CONNECT`, so no preflight allows this method.
-fn preflight_rejection(methods: &[&str]) -> Rejection {
+/// Makes the 204 response to `OPTIONS`, to which the caller adds `Allow`. A page cannot send a `CONNECT`, so no preflight allows this method.
+fn options_response(methods: &[&str]) -> Rejection {
     let rejection = Rejection::new(StatusCode::NO_CONTENT).message("");
     let methods = methods.iter().filter(|method| **method != "CONNECT");
     let methods = method_list(methods);

@@ -15,8 +15,8 @@ use super::{
     STREAM_METHODS, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
-    repoll_policy::RepollPolicy,
     response::{NOSNIFF, method_rejection},
+    yield_detector::YieldDetector,
 };
 use crate::{
     BoxError, Error,
@@ -204,7 +204,7 @@ impl StreamWriter for ItemWriter<BoxItemStream> {
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         let min_run_len = self.encoder.min_run_len();
-        let mut retry = RepollPolicy::default();
+        let mut yields = YieldDetector::default();
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match self.stream.poll_next_run(min_run_len, cx) {
                 Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
@@ -222,7 +222,7 @@ impl StreamWriter for ItemWriter<BoxItemStream> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Ready(None) => return self.write_end(StreamEnd::reconnect(None), out),
-                Poll::Pending if retry.on_pending() => continue,
+                Poll::Pending if yields.on_pending() => continue,
                 Poll::Pending => {
                     self.encoder.flush(out);
                     return Poll::Pending;
@@ -230,7 +230,7 @@ impl StreamWriter for ItemWriter<BoxItemStream> {
             };
             match written {
                 Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteOutcome::FrameReady)),
-                Ok(None) => retry.on_ready(),
+                Ok(None) => yields.on_ready(),
                 Ok(Some(end)) => return self.write_end(end, out),
                 Err(error) => {
                     let error = error.into();
@@ -444,16 +444,16 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
     }
 }
 
-/// The output of a body whose items come from a source, after it has left the body.
+/// The output of a body that streams the items of a source, after the output was moved from the body to a connection of the server.
 #[cfg(feature = "server")]
-pub(crate) struct ItemOutput {
+pub(crate) struct DetachedOutput {
     pub(crate) output: StreamingOutput<ItemWriter<BoxItemStream>>,
     /// The time without output after which a heartbeat is due. `None` if the stream sends no heartbeats.
     pub(crate) heartbeat_interval: Option<Duration>,
 }
 
 #[cfg(feature = "server")]
-impl ItemOutput {
+impl DetachedOutput {
     /// Prepares the source's stream for an event loop. See [`BoxItemStream::join_event_loop`].
     pub(crate) fn join_event_loop(&mut self) -> EventLoopJoin {
         match &mut self.output.state {
@@ -467,7 +467,7 @@ impl ItemOutput {
 impl MovableOutputBody for StreamingBody<ItemWriter<BoxItemStream>> {
     fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
         let this = self.project();
-        Some(Box::new(ItemOutput {
+        Some(Box::new(DetachedOutput {
             output: this.output.take()?,
             heartbeat_interval: this.heartbeat_timer.interval(),
         }))

@@ -27,7 +27,7 @@ pub struct IoCounts {
 }
 
 impl CountingIo {
-    /// Creates the server's end, and its counts.
+    /// Wraps the server's end of a connection in memory. Returns it with the counts, which the test reads.
     pub fn new(io: DuplexStream) -> (Self, Arc<IoCounts>) {
         let counts = Arc::<IoCounts>::default();
         let server_io = Self {

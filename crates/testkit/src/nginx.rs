@@ -22,7 +22,8 @@ pub struct Nginx {
     port: u16,
 }
 
-/// Everything outside of the configuration that a test is about. All files are in a directory of their own.
+/// The parts of the configuration that are the same in all tests. The test's own part is the included file `push.conf`. All paths are relative to a
+/// temporary directory.
 const MAIN_CONFIGURATION: &str = "\
 daemon off;
 master_process off;

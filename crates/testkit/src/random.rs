@@ -1,4 +1,4 @@
-//! Random numbers that a seed gives again.
+//! Random numbers that follow from a seed, so that a test can repeat them.
 
 /// A small generator of random numbers (splitmix64).
 #[derive(Clone, Debug)]

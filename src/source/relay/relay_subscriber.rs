@@ -67,7 +67,8 @@ struct FilteredOutEvents {
     count: usize,
     /// The id of the last filtered-out event.
     last_id: EventId,
-    /// Ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events. `None` until then, or if there is no runtime with a clock.
+    /// The timer that ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events: the cursor then moves on. `None` until then, or if there is
+    /// no runtime with a clock.
     timer: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,7 +1,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    event::{Event, EventId, Gap, Item, StreamClose},
+    event::{EndWithCloseFrame, Event, EventId, Gap, Item},
     source::log::event_byte_len,
 };
 
@@ -32,7 +32,7 @@ pub(super) enum LoggedEnd {
     /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
     /// The stream has ended with a close frame of the application.
-    Closed(Box<StreamClose>),
+    Closed(Box<EndWithCloseFrame>),
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }

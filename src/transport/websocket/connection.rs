@@ -28,7 +28,7 @@ use crate::{
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::repoll_policy::RepollPolicy,
+    transport::yield_detector::YieldDetector,
 };
 #[cfg(feature = "server")]
 use crate::{
@@ -493,17 +493,17 @@ impl SessionDriver {
         let Some(items) = self.items.open_stream_mut() else {
             return Poll::Pending;
         };
-        let mut retry = RepollPolicy::default();
+        let mut yields = YieldDetector::default();
         for _ in 0..MAX_ITEMS_PER_ROUND {
             if !self.session.wants_item() {
                 break;
             }
             let item = match items.poll_next_run(MIN_RUN_LEN, cx) {
-                Poll::Pending if retry.on_pending() => continue,
+                Poll::Pending if yields.on_pending() => continue,
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(item) => item,
             };
-            retry.on_ready();
+            yields.on_ready();
             let item = match item {
                 Some(Ok(ItemOrRun::Run(run))) => {
                     items.record_events(run.events());

@@ -414,7 +414,7 @@ impl Transport for WebSocket {
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
                     let items =
-                        pending.supervise(crate::source::BoxItemStream::of(OnlyFinishedStream));
+                        pending.supervise(crate::source::BoxItemStream::of(AlreadyFinishedStream));
                     this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),
@@ -425,9 +425,9 @@ impl Transport for WebSocket {
 }
 
 /// The stream of a source that had finished before the client subscribed. The stream yields only [`Item::Finished`].
-struct OnlyFinishedStream;
+struct AlreadyFinishedStream;
 
-impl Stream for OnlyFinishedStream {
+impl Stream for AlreadyFinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -78,7 +78,7 @@ impl RunEncoding {
         }
     }
 
-    /// Returns what the encoding is found by.
+    /// Returns the key under which a cache holds the bytes in this encoding.
     #[cfg(feature = "gzip")]
     pub(crate) fn key(&self) -> RunEncodingKey {
         self.key

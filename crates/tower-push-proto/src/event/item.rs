@@ -51,13 +51,13 @@ pub enum Item {
     Expired,
     /// The stream ends with a WebSocket close frame of the application, such as 4403 "Forbidden". [`Item::closed`] makes this item. The stream
     /// is not polled again. Boxed, so that every other item stays small.
-    Closed(Box<StreamClose>),
+    Closed(Box<EndWithCloseFrame>),
 }
 
-/// An end of a stream with a WebSocket close frame of the application: the content of [`Item::Closed`].
+/// The end of a stream, and the close frame with which a WebSocket announces it: the content of [`Item::Closed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct StreamClose {
+pub struct EndWithCloseFrame {
     /// The close frame that a WebSocket sends.
     pub frame: CloseFrame,
     /// The meaning of the end for the client: [`StreamEnd::FINISHED`] if the client must not reconnect, [`StreamEnd::reconnect`] if the client
@@ -82,7 +82,7 @@ impl Item {
     /// assert_eq!(item.end(), Some(StreamEnd::FINISHED));
     /// ```
     pub fn closed(frame: CloseFrame, end: StreamEnd) -> Self {
-        Self::Closed(Box::new(StreamClose { frame, end }))
+        Self::Closed(Box::new(EndWithCloseFrame { frame, end }))
     }
 
     /// Returns the event if the item has one, else `None`.

@@ -41,7 +41,7 @@ pub use self::{
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{IntoItem, Item, StreamClose},
+    item::{EndWithCloseFrame, IntoItem, Item},
     payload::Payload,
     topic::Topic,
 };

@@ -5,8 +5,8 @@ use super::{
     lines::{
         SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding,
         SseEventWithoutTopicEncoding, SsePayloadEncoding, SseTopicAsTypeEncoding, write_comment,
-        write_cursor, write_event, write_fields_before_payload, write_fields_without_topic,
-        write_id, write_retry, write_topic_as_type,
+        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
+        write_retry_and_type, write_topic_as_type,
     },
 };
 use crate::{
@@ -72,7 +72,7 @@ impl SseEncoder {
                 write_id(id.as_str(), out.buffer());
             }
             TopicForm::Omitted => {
-                write_fields_without_topic(event.fields(), out.buffer());
+                write_retry_and_type(event.fields(), out.buffer());
                 write_id(id.as_str(), out.buffer());
             }
             TopicForm::Envelope => {

@@ -27,7 +27,7 @@ pub(super) struct SseEventWithoutIdEncoding<const IS_BASE64: bool>;
 impl<const IS_BASE64: bool> Encoding for SseEventWithoutIdEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_for_event(fields, IS_BASE64, out);
-        write_fields_without_topic(fields, out);
+        write_retry_and_type(fields, out);
         write_payload(fields, IS_BASE64, out);
     }
 }
@@ -38,7 +38,7 @@ pub(super) struct SseEventWithoutTopicEncoding<const IS_BASE64: bool>;
 impl<const IS_BASE64: bool> Encoding for SseEventWithoutTopicEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_for_event(fields, IS_BASE64, out);
-        write_fields_without_topic(fields, out);
+        write_retry_and_type(fields, out);
         if let Some(id) = &fields.id {
             write_id(id.as_str(), out);
         }
@@ -114,7 +114,7 @@ pub(super) fn write_fields_before_payload(
     id: Option<&EventId>,
     out: &mut BytesMut,
 ) {
-    write_fields_without_topic(fields, out);
+    write_retry_and_type(fields, out);
     if let Some(topic) = &fields.topic {
         write_field(b"topic: ", topic.as_str().as_bytes(), out);
     }
@@ -128,7 +128,7 @@ pub(super) fn write_fields_before_payload(
 
 /// Appends the reconnection time and the type of an event.
 #[inline]
-pub(super) fn write_fields_without_topic(fields: &Fields, out: &mut BytesMut) {
+pub(super) fn write_retry_and_type(fields: &Fields, out: &mut BytesMut) {
     write_event_retry(fields, out);
     if let Some(event_type) = &fields.event_type {
         write_event_type(event_type, out);

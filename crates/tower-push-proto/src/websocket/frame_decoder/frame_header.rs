@@ -92,11 +92,10 @@ const RSV2_RSV3_BITS: u8 = 0x30;
 /// The bits of the first byte that are the opcode.
 const OPCODE_BITS: u8 = 0x0f;
 
-/// The number of fragments that a message may have even if the size limit is small.
+/// The number of fragments that a message may have however small the size limit is.
 const MIN_FRAGMENT_LIMIT: usize = 1024;
 
-/// The number of bytes of the size limit for which a message may have one fragment. The number of fragments that follows from the size limit
-/// applies if it is more than [`MIN_FRAGMENT_LIMIT`].
+/// A message may have one fragment for this number of bytes of the size limit, and at least [`MIN_FRAGMENT_LIMIT`] fragments.
 const BYTES_PER_FRAGMENT: usize = 16;
 
 impl FrameDecoder {
