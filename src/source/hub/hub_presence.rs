@@ -1,12 +1,17 @@
 use std::{
     io::{self, Write},
+    iter,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use http::StatusCode;
 use serde_json::Value;
-use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, yield_now},
+    time::sleep,
+};
 
 use super::{
     HubCounts, PublishOptions, control_events,
@@ -146,7 +151,10 @@ where
 async fn remove_departed(hub: Weak<HubState>) {
     let remove = || hub.upgrade()?.remove_departed_members();
     while let Some(next) = remove() {
-        sleep(next).await;
+        match next.is_zero() {
+            true => yield_now().await,
+            false => sleep(next).await,
+        }
     }
 }
 
@@ -252,8 +260,9 @@ impl HubState {
                     change.and_then(|change| self.publish_change(change))
                 }
                 Some(local) => {
-                    local.leave(topic, key, leaves_at);
-                    self.tell_broker_of_members(presence);
+                    if local.leave(topic, key, leaves_at, &presence.table) {
+                        self.tell_broker_of_members(presence);
+                    }
                     None
                 }
             }
@@ -261,33 +270,34 @@ impl HubState {
         finish_publication(published);
     }
 
-    /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
+    /// Removes members whose time to leave has come, at most [`MAX_DEPARTURES`]. Returns the time until the next member leaves.
     fn remove_departed_members(self: &Arc<Self>) -> Option<Duration> {
-        loop {
-            let mut published = Vec::new();
-            let next = {
-                let presence = &mut *self.lock_presence();
-                let now = self.now();
-                if let Some(local) = &mut presence.local {
-                    while local.expire_one(now) {}
+        let mut published = Vec::new();
+        let next = {
+            let presence = &mut *self.lock_presence();
+            let now = self.now();
+            let next = match &mut presence.local {
+                None => {
+                    let departed = iter::from_fn(|| presence.table.expire_one(now));
+                    let departed = departed.take(MAX_DEPARTURES);
+                    published.extend(departed.map(|change| self.publish_change(change)));
+                    presence.table.next_departure()
+                }
+                Some(local) => {
+                    let departed = iter::from_fn(|| local.expire_one(now, &presence.table));
+                    let departed = departed.take(MAX_DEPARTURES);
+                    let must_tell_broker = departed.fold(false, |must_tell, one| must_tell | one);
                     let next = local.next_departure();
-                    self.tell_broker_of_members(presence);
-                    return next.map(|time| time.saturating_sub(now));
+                    if must_tell_broker {
+                        self.tell_broker_of_members(presence);
+                    }
+                    next
                 }
-                while published.len() < MAX_DEPARTURES {
-                    let Some(change) = presence.table.expire_one(now) else {
-                        break;
-                    };
-                    published.push(self.publish_change(change));
-                }
-                let next = presence.table.next_departure();
-                next.map(|time| time.saturating_sub(now))
             };
-            published.into_iter().for_each(finish_publication);
-            if next.is_none_or(|next| !next.is_zero()) {
-                return next;
-            }
-        }
+            next.map(|time| time.saturating_sub(now))
+        };
+        published.into_iter().for_each(finish_publication);
+        next
     }
 
     /// Returns the members of a topic, and the id of the hub's newest event.

@@ -7,11 +7,12 @@ use std::{
 use serde_json::Value;
 
 use super::{
+    pending_members::PendingMembers,
     presence_backend::{
         MemberAction, MemberChange, PresenceAnswer, PresenceConfig, PresenceRequest,
     },
     presence_options::PresenceOptions,
-    presence_table::{PresenceTable, TooManyMembers},
+    presence_table::{MemberId, PresenceTable, TooManyMembers},
 };
 use crate::{event::Topic, random};
 
@@ -32,14 +33,16 @@ use crate::{event::Topic, random};
 pub(super) struct LocalMembers {
     /// The members with a connection to this node, and those whose grace time has not ended.
     table: PresenceTable,
-    /// The members whose changes no request has yet. The value is `Some` if it was set since the last request.
-    pending: BTreeMap<MemberId, Option<Arc<Value>>>,
+    /// The members whose changes no request has yet.
+    pending: PendingMembers,
     /// The members of the last request, until the broker answers the request.
     unconfirmed: BTreeMap<MemberId, Option<Arc<Value>>>,
     /// The members that this node holds, or may hold, in the broker.
     held: HashSet<MemberId>,
-    /// The members for which the broker has no room. The request that next renews the lease has them again.
-    refused: Vec<MemberId>,
+    /// The members with a connection to this node, or in their grace time, for which the broker has no room.
+    refused: HashSet<MemberId>,
+    /// The time from which on the next request has the members of `refused` again.
+    retries_refused_at: Duration,
     /// The name of this node. A node that has lost its lease gets a new name.
     node_name: Arc<str>,
     /// The number of the last request.
@@ -52,9 +55,6 @@ pub(super) struct LocalMembers {
     has_more_expired: bool,
     config: Arc<PresenceConfig>,
 }
-
-/// A topic, and the key of a member of this topic.
-type MemberId = (Topic, Arc<str>);
 
 /// The result of [`LocalMembers::next_request`].
 #[derive(Debug)]
@@ -77,10 +77,11 @@ impl LocalMembers {
     pub(super) fn new(config: PresenceConfig) -> Self {
         Self {
             table: PresenceTable::default(),
-            pending: BTreeMap::new(),
+            pending: PendingMembers::default(),
             unconfirmed: BTreeMap::new(),
             held: HashSet::new(),
-            refused: Vec::new(),
+            refused: HashSet::new(),
+            retries_refused_at: Duration::ZERO,
             node_name: random_node_name(),
             last_number: 0,
             acknowledged_number: 0,
@@ -102,8 +103,7 @@ impl LocalMembers {
         options: &PresenceOptions,
     ) -> Result<(), TooManyMembers> {
         self.table.enter(topic, key, value.clone(), options)?;
-        let id = (topic.clone(), key.clone());
-        self.pending.insert(id, Some(value));
+        self.pending.set_value((topic.clone(), key.clone()), value);
         Ok(())
     }
 
@@ -118,29 +118,32 @@ impl LocalMembers {
         value: Arc<Value>,
     ) -> Result<(), TooManyMembers> {
         let id = (topic.clone(), key.clone());
-        let is_known = self.table.has_member(topic, key) || self.pending.contains_key(&id);
+        let is_known = self.table.has_member(topic, key) || self.pending.contains(&id);
         if !is_known && self.pending.len() >= self.config.max_total_members {
             return Err(TooManyMembers);
         }
         self.table.update(topic, key, value.clone());
-        self.pending.insert(id, Some(value));
+        self.pending.set_value(id, value);
         Ok(())
     }
 
     /// Removes a connection of a member. If no connection of the member is left, the member leaves at `leaves_at`, or at once if `leaves_at` is `None`.
-    pub(super) fn leave(&mut self, topic: &Topic, key: &Arc<str>, leaves_at: Option<Duration>) {
-        if self.table.leave(topic, key, leaves_at).is_some() {
-            self.on_left(topic.clone(), key.clone());
-        }
+    /// `list` has the members of all nodes. Returns whether the broker must be told.
+    pub(super) fn leave(
+        &mut self,
+        topic: &Topic,
+        key: &Arc<str>,
+        leaves_at: Option<Duration>,
+        list: &PresenceTable,
+    ) -> bool {
+        let left = self.table.leave(topic, key, leaves_at);
+        left.is_some_and(|change| self.on_left((change.topic, change.key), list))
     }
 
-    /// Removes one member whose grace time has ended. Returns `false` if there is none.
-    pub(super) fn expire_one(&mut self, now: Duration) -> bool {
-        let Some(change) = self.table.expire_one(now) else {
-            return false;
-        };
-        self.on_left(change.topic, change.key);
-        true
+    /// Removes one member whose grace time has ended. Returns whether the broker must be told, and `None` if there is no such member.
+    pub(super) fn expire_one(&mut self, now: Duration, list: &PresenceTable) -> Option<bool> {
+        let change = self.table.expire_one(now)?;
+        Some(self.on_left((change.topic, change.key), list))
     }
 
     /// Returns the time at which the next grace time ends.
@@ -148,14 +151,21 @@ impl LocalMembers {
         self.table.next_departure()
     }
 
-    /// Records for the next request that a member has left this node.
-    fn on_left(&mut self, topic: Topic, key: Arc<str>) {
-        let id = (topic, key);
-        match self.held.contains(&id) {
-            true => drop(self.pending.insert(id, None)),
-            // No request had the member, so the broker does not have it.
-            false => drop(self.pending.remove(&id)),
+    /// Records for the next request that a member has left this node. Returns whether the request has the member.
+    fn on_left(&mut self, id: MemberId, list: &PresenceTable) -> bool {
+        self.refused.remove(&id);
+        let (topic, key) = &id;
+        if self.held.contains(&id) {
+            // A value that was set before stays: other nodes may hold the member.
+            self.pending.add(id);
+            return true;
         }
+        // No request had the member, so the broker has it only if another node holds it.
+        if !list.has_member(topic, key) || self.pending.value(&id).is_none() {
+            self.pending.remove(&id);
+            return false;
+        }
+        true
     }
 
     /// Returns the next request, or when the next request is due. `list` has the members of all nodes.
@@ -164,23 +174,26 @@ impl LocalMembers {
         now: Duration,
         list: &PresenceTable,
     ) -> NextPresenceRequest {
-        let is_renewal_due = now >= self.renews_at;
-        if is_renewal_due {
-            for id in std::mem::take(&mut self.refused) {
-                self.pending.entry(id).or_default();
-            }
+        let interval = self.config.node_timeout / RENEWALS_PER_LEASE;
+        if now >= self.retries_refused_at {
+            self.retries_refused_at = now + interval;
+            self.refused.drain().for_each(|id| self.pending.add(id));
         }
         let has_changes = !self.pending.is_empty() || !self.unconfirmed.is_empty();
         if !has_changes && !self.has_more_expired {
             // While the hub has members, a node without members makes requests too: the requests remove the members of nodes that are gone.
-            if list.is_empty() && self.held.is_empty() {
+            if list.is_empty() && self.held.is_empty() && self.refused.is_empty() {
                 return NextPresenceRequest::WithNextMember;
             }
-            if !is_renewal_due {
-                return NextPresenceRequest::At(self.renews_at);
+            let due = match self.refused.is_empty() {
+                true => self.renews_at,
+                false => self.renews_at.min(self.retries_refused_at),
+            };
+            if now < due {
+                return NextPresenceRequest::At(due);
             }
         }
-        self.renews_at = now + self.config.node_timeout / RENEWALS_PER_LEASE;
+        self.renews_at = now + interval;
         NextPresenceRequest::Now(self.make_request(list))
     }
 
@@ -192,9 +205,7 @@ impl LocalMembers {
         } else {
             // These members may have changed since the request that has failed.
             for (id, value) in &mut self.unconfirmed {
-                if let Some(newer) = self.pending.remove(id) {
-                    *value = newer.or(value.take());
-                }
+                *value = self.pending.remove(id).or(value.take());
             }
         }
         let mut changes = Vec::new();
@@ -253,8 +264,8 @@ impl LocalMembers {
                 {
                     let id = (change.topic.clone(), change.key.clone());
                     self.held.remove(&id);
-                    if self.refused.len() < self.config.max_total_members {
-                        self.refused.push(id);
+                    if self.table.has_member(&change.topic, &change.key) {
+                        self.refused.insert(id);
                     }
                 }
             }
@@ -276,13 +287,13 @@ impl LocalMembers {
         self.held.clear();
         self.refused.clear();
         for (id, value) in std::mem::take(&mut self.unconfirmed) {
-            let pending = self.pending.entry(id).or_default();
-            if pending.is_none() {
-                *pending = value;
+            match value.filter(|_| self.pending.value(&id).is_none()) {
+                Some(value) => self.pending.set_value(id, value),
+                None => self.pending.add(id),
             }
         }
         for id in self.table.member_ids() {
-            self.pending.entry(id).or_default();
+            self.pending.add(id);
         }
     }
 
@@ -304,4 +315,191 @@ impl LocalMembers {
 
 fn random_node_name() -> Arc<str> {
     format!("{:016x}{:016x}", random::bits(), random::bits()).into()
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Members with a lease of 30 s, which is renewed after 10 s.
+    fn local_members() -> LocalMembers {
+        LocalMembers::new(PresenceConfig {
+            node_timeout: 30 * SECOND,
+            max_members: 1000,
+            max_total_members: 1000,
+            topic_suffix: None,
+        })
+    }
+
+    fn topic() -> Topic {
+        Topic::new("room").unwrap()
+    }
+
+    fn enter(members: &mut LocalMembers, key: &str, value: &str) {
+        let value = Arc::new(Value::from(value));
+        let entered = members.enter(&topic(), &key.into(), value, &PresenceOptions::new());
+        entered.unwrap();
+    }
+
+    fn update(members: &mut LocalMembers, key: &str, value: &str) {
+        let value = Arc::new(Value::from(value));
+        members.update(&topic(), &key.into(), value).unwrap();
+    }
+
+    /// Returns the list of all nodes, which has these members.
+    fn list(keys: &[&str]) -> PresenceTable {
+        let mut list = PresenceTable::default();
+        for key in keys {
+            let value = Arc::new(Value::Null);
+            let entered = list.enter(&topic(), &(*key).into(), value, &PresenceOptions::new());
+            entered.unwrap();
+        }
+        list
+    }
+
+    fn request_at(
+        members: &mut LocalMembers,
+        now: Duration,
+        list: &PresenceTable,
+    ) -> PresenceRequest {
+        match members.next_request(now, list) {
+            NextPresenceRequest::Now(request) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Answers a request. The broker refuses the changes of the members with these keys.
+    fn answer(members: &mut LocalMembers, request: &PresenceRequest, refused_keys: &[&str]) {
+        let changes = request.changes.iter().enumerate();
+        let refused = changes.filter(|(_, change)| refused_keys.contains(&&*change.key));
+        let answer = PresenceAnswer::Applied {
+            refused: refused.map(|(index, _)| index).collect(),
+            has_more: false,
+        };
+        members.on_answer(request, &answer);
+    }
+
+    /// Returns the changes of a request: the key and the action of each.
+    fn changes(request: &PresenceRequest) -> Vec<String> {
+        let changes = request.changes.iter();
+        let describe = |change: &MemberChange| match &change.action {
+            MemberAction::Enter(value) => format!("{} enters with {value}", change.key),
+            MemberAction::Keep(_) => format!("{} stays", change.key),
+            MemberAction::Update(value) => format!("{} is {value}", change.key),
+            MemberAction::Leave => format!("{} leaves", change.key),
+        };
+        changes.map(describe).collect()
+    }
+
+    #[test]
+    fn refused_member_is_retried_on_busy_node() {
+        let mut members = local_members();
+        let others = list(&["other"]);
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &others);
+        answer(&mut members, &request, &["ada"]);
+        let mut retried_at = Vec::new();
+        for second in 1..=25 {
+            // Each of these requests renews the lease.
+            enter(&mut members, &format!("m{second}"), "1");
+            let request = request_at(&mut members, second * SECOND, &others);
+            if changes(&request).contains(&"ada stays".to_owned()) {
+                retried_at.push(second);
+            }
+            answer(&mut members, &request, &["ada"]);
+        }
+        assert_eq!(retried_at, [10, 20]);
+    }
+
+    #[test]
+    fn refused_member_is_retried_after_last_member_has_left() {
+        let mut members = local_members();
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &list(&["other"]));
+        answer(&mut members, &request, &["ada"]);
+        let NextPresenceRequest::At(time) = members.next_request(SECOND, &list(&[])) else {
+            panic!("no request is due");
+        };
+        let request = request_at(&mut members, time, &list(&[]));
+        assert_eq!(changes(&request), ["ada stays"]);
+        answer(&mut members, &request, &[]);
+    }
+
+    #[test]
+    fn refused_member_that_leaves_is_not_retried() {
+        let mut members = local_members();
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &list(&[]));
+        answer(&mut members, &request, &["ada"]);
+        assert!(!members.leave(&topic(), &"ada".into(), None, &list(&[])));
+        let next = members.next_request(60 * SECOND, &list(&[]));
+        assert!(matches!(next, NextPresenceRequest::WithNextMember));
+    }
+
+    #[test]
+    fn update_of_member_that_leaves_is_told() {
+        let mut members = local_members();
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &list(&[]));
+        answer(&mut members, &request, &[]);
+        let everywhere = list(&["ada"]);
+        update(&mut members, "ada", "2");
+        assert!(members.leave(&topic(), &"ada".into(), None, &everywhere));
+        let request = request_at(&mut members, SECOND, &everywhere);
+        assert_eq!(changes(&request), ["ada is \"2\"", "ada leaves"]);
+    }
+
+    #[test]
+    fn update_of_member_that_no_request_had_is_told_if_another_node_has_it() {
+        let mut members = local_members();
+        for (key, others) in [("ada", list(&["ada"])), ("bob", list(&["ada"]))] {
+            enter(&mut members, key, "1");
+            update(&mut members, key, "2");
+            let is_told = members.leave(&topic(), &key.into(), None, &others);
+            assert_eq!(is_told, key == "ada");
+        }
+        let request = request_at(&mut members, Duration::ZERO, &list(&["ada"]));
+        assert_eq!(changes(&request), ["ada is \"2\""]);
+    }
+
+    #[test]
+    fn connection_of_several_ends_without_request() {
+        let mut members = local_members();
+        enter(&mut members, "ada", "1");
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &list(&[]));
+        answer(&mut members, &request, &[]);
+        assert!(!members.leave(&topic(), &"ada".into(), None, &list(&["ada"])));
+        assert!(members.leave(&topic(), &"ada".into(), None, &list(&["ada"])));
+    }
+
+    #[test]
+    fn members_that_change_often_do_not_delay_others() {
+        let mut members = local_members();
+        let early: Vec<_> = (0..MAX_REQUEST_MEMBERS).map(|n| format!("a{n}")).collect();
+        early.iter().for_each(|key| enter(&mut members, key, "1"));
+        enter(&mut members, "z", "1");
+        let first = request_at(&mut members, Duration::ZERO, &list(&[]));
+        assert_eq!(first.changes.len(), MAX_REQUEST_MEMBERS);
+        early.iter().for_each(|key| update(&mut members, key, "2"));
+        answer(&mut members, &first, &[]);
+        let second = request_at(&mut members, SECOND, &list(&[]));
+        assert!(changes(&second).contains(&"z enters with \"1\"".to_owned()));
+    }
+
+    #[test]
+    fn members_are_told_again_after_lease_was_lost() {
+        let mut members = local_members();
+        enter(&mut members, "ada", "1");
+        let request = request_at(&mut members, Duration::ZERO, &list(&[]));
+        answer(&mut members, &request, &[]);
+        update(&mut members, "ada", "2");
+        let request = request_at(&mut members, SECOND, &list(&["ada"]));
+        members.on_answer(&request, &PresenceAnswer::LeaseLost);
+        let again = request_at(&mut members, SECOND, &list(&["ada"]));
+        assert_ne!(again.node, request.node);
+        assert_eq!(changes(&again), ["ada enters with \"2\""]);
+    }
 }

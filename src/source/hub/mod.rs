@@ -85,6 +85,8 @@ mod local_members;
 mod merged_batch;
 mod pattern_table;
 #[cfg(feature = "json")]
+mod pending_members;
+#[cfg(feature = "json")]
 mod presence_backend;
 #[cfg(feature = "json")]
 mod presence_options;

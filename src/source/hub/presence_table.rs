@@ -17,11 +17,14 @@ use crate::event::Topic;
 pub(super) struct PresenceTable {
     topics: HashMap<Topic, HashMap<Arc<str>, TopicMember>>,
     /// The members without a connection, in the order in which they leave.
-    departures: BTreeMap<DepartureKey, (Topic, Arc<str>)>,
+    departures: BTreeMap<DepartureKey, MemberId>,
     /// The number of members of all topics.
     member_count: usize,
     last_departure: u64,
 }
+
+/// A topic, and the key of a member of this topic.
+pub(super) type MemberId = (Topic, Arc<str>);
 
 /// A member of one topic.
 #[derive(Debug)]
@@ -172,7 +175,7 @@ impl PresenceTable {
     }
 
     /// Returns the topics and the keys of all members, in no order.
-    pub(super) fn member_ids(&self) -> impl Iterator<Item = (Topic, Arc<str>)> {
+    pub(super) fn member_ids(&self) -> impl Iterator<Item = MemberId> {
         let topics = self.topics.iter();
         topics.flat_map(|(topic, members)| members.keys().map(|key| (topic.clone(), key.clone())))
     }
