@@ -232,7 +232,7 @@ mod lag {
     }
 
     #[test]
-    fn lag_reason_ends_after_catching_up() {
+    fn gap_after_catching_up_has_reason_lagged() {
         let channel = Channel::builder().max_events(1).build();
         let ids = publish_numbers(&channel, [1]);
         let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));

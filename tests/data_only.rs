@@ -210,13 +210,13 @@ mod sse_cursors {
     async fn ready_event_carries_cursor() {
         let cursor = |text: &str| Item::Cursor(id(text));
         for (items, written) in [
-            // The client's own cursor.
+            // The first event or gap carries the cursor that the client has sent.
             (vec![event("x")], ":\nid: a-1\ndata: x\n\n"),
             (
                 vec![gap()],
                 ":\nevent: gap\nid: a-9\ndata: {\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":null}\n\n",
             ),
-            // Moves of the cursor.
+            // An event carries the last cursor that the source has yielded before it.
             (
                 vec![cursor("b"), cursor("c"), event("x")],
                 ":\nid: c\ndata: x\n\n",
@@ -229,7 +229,7 @@ mod sse_cursors {
                 vec![event("x"), cursor("b"), cursor("c")],
                 ":\nid: a-1\ndata: x\n\nid: c\n\n",
             ),
-            // An id of the event's own replaces all of them.
+            // The event's own id takes precedence over these cursors.
             (
                 vec![cursor("b"), Item::Event(event_with_all_fields())],
                 ":\nevent: next\ntopic: news\nid: a-2\ndata: one\n\n",

@@ -58,8 +58,8 @@ async fn wait_until_detached(server: &Server, streams: u64) {
     wait_until(detached, || format!("{:?}", server.counts())).await;
 }
 
-/// Asserts which streams the server has detached and kept.
-fn assert_kept(server: &Server, reason: NotDetachedReason, streams: u64) {
+/// Asserts that hyper has kept this number of streams, all of them for this reason.
+fn assert_all_kept(server: &Server, reason: NotDetachedReason, streams: u64) {
     let counts = server.counts();
     assert_eq!(
         counts.not_detached(reason),
@@ -365,8 +365,12 @@ async fn stream_without_guard_is_cut_at_deadline() {
 // --- which streams stay in hyper
 
 /// Opens the stream `/` with `request`, and waits until `reason` is counted once.
-async fn assert_stays<S>(settings: Server, app: S, request: &[u8], reason: NotDetachedReason)
-where
+async fn assert_stays_in_hyper<S>(
+    settings: Server,
+    app: S,
+    request: &[u8],
+    reason: NotDetachedReason,
+) where
     S: Service<Request<Incoming>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Response: IntoBoxedResponse,
     S::Future: Send,
@@ -380,7 +384,7 @@ where
     sleep(MS_100).await;
     drop(socket);
     wait_until(|| settings.counts().not_detached(reason) == 1, || "counted").await;
-    assert_kept(&settings, reason, 1);
+    assert_all_kept(&settings, reason, 1);
     assert_eq!(settings.counts().detached_streams, 0);
 }
 
@@ -406,12 +410,12 @@ fn idle() -> tower_push::layer::SourceService<Channel> {
 #[tokio::test]
 async fn streams_stay_in_hyper_for_each_reason() {
     let disabled = Server::builder().detach(false).build();
-    assert_stays(disabled, idle(), GET, NotDetachedReason::Disabled).await;
+    assert_stays_in_hyper(disabled, idle(), GET, NotDetachedReason::Disabled).await;
     let push = Push::new(Channel::new()).detach(false);
     let app = once(push).layer(PushLayer::new());
-    assert_stays(Server::new(), app, GET, NotDetachedReason::Disabled).await;
+    assert_stays_in_hyper(Server::new(), app, GET, NotDetachedReason::Disabled).await;
     let http1_0 = b"GET / HTTP/1.0\r\n\r\n";
-    assert_stays(
+    assert_stays_in_hyper(
         Server::new(),
         idle(),
         http1_0,
@@ -419,14 +423,14 @@ async fn streams_stay_in_hyper_for_each_reason() {
     )
     .await;
     let post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello";
-    assert_stays(Server::new(), idle(), post, NotDetachedReason::RequestBody).await;
+    assert_stays_in_hyper(Server::new(), idle(), post, NotDetachedReason::RequestBody).await;
     let short = once(Push::new(stream::iter(["short"]))).layer(PushLayer::new());
-    assert_stays(Server::new(), short, GET, NotDetachedReason::NotCompared).await;
+    assert_stays_in_hyper(Server::new(), short, GET, NotDetachedReason::NotCompared).await;
     let compressed = CompressionLayer::new()
         .compress_when(SizeAbove::new(0))
         .layer(idle());
     let gzip = b"GET / HTTP/1.1\r\nhost: x\r\naccept-encoding: gzip\r\n\r\n";
-    assert_stays(
+    assert_stays_in_hyper(
         Server::new(),
         compressed,
         gzip,
@@ -442,7 +446,7 @@ async fn http2_streams_stay_in_hyper() {
     let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut stream = client.get("/", &[]).await;
     stream.expect_bytes(":\n").await;
-    assert_kept(&settings, NotDetachedReason::HttpVersion, 1);
+    assert_all_kept(&settings, NotDetachedReason::HttpVersion, 1);
 }
 
 #[tokio::test]
@@ -487,13 +491,13 @@ async fn changed_bytes_stay_in_hyper() {
                 response.map(|body| body.map_frame(move |frame| frame.map_data(map)))
             })
             .service(once(Push::new(opening())).layer(TransportLayer::with(Sse::new())));
-        assert_stays(Server::new(), app, GET, NotDetachedReason::BytesChanged).await;
+        assert_stays_in_hyper(Server::new(), app, GET, NotDetachedReason::BytesChanged).await;
     }
 }
 
 // --- no byte reaches another client
 
-/// A service that answers with a stream that names the client forever.
+/// A service that responds with an endless stream, whose events name the client.
 fn named_stream(request: &Request<Incoming>) -> Push {
     let name = request.uri().path().to_owned();
     let opening = stream::iter([name.clone()]);
@@ -539,7 +543,7 @@ async fn crowd_of_streams_is_not_mixed() {
     assert_eq!(settings.counts().detached_streams, 200);
 }
 
-/// The response to the first of two requests, and the sender of the response that this request gets instead.
+/// The response that belongs to the first of two requests, and the sender of the response that the first request gets in its place.
 type WaitingResponse = (Response<PushBody>, oneshot::Sender<Response<PushBody>>);
 
 #[tokio::test]
@@ -572,7 +576,7 @@ async fn swapped_bodies_stay_in_hyper() {
         assert_reads_only(server.address, "/b", "/a", 20),
     );
     wait_for_connections(&settings).await;
-    assert_kept(&settings, NotDetachedReason::NotCompared, 2);
+    assert_all_kept(&settings, NotDetachedReason::NotCompared, 2);
     assert_eq!(settings.counts().detached_streams, 0);
 }
 

@@ -560,7 +560,7 @@ async fn disconnected_client_counts_as_left() {
     let guard = Guard::builder().drain(&drain).build();
     let server = TestServer::start(service(Channel::new()).transport(guard.wrap(Sse::new()))).await;
     let (socket, _) = send_raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
-    // The drain is spread over so much time that no stream's turn comes during the test.
+    // The drain is spread over so much time that it ends no stream during the test.
     drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     drop(socket);
     let drained = drain.wait().await;
@@ -615,7 +615,8 @@ async fn durable_sse_stream_is_drained_and_counted() {
     assert_eq!(counts.closed(CloseReason::Drained), 1);
 }
 
-/// Opens one stream over a guard, which ends after the start of the drain and before the stream's turn. Returns the outcome of the drain.
+/// Opens one stream over a guard, and starts a drain that would end the stream long after the test. The stream ends by itself after the start of the
+/// drain. Returns the outcome of the drain.
 async fn drain_outcome_of(
     guard: GuardBuilder,
     uri: &str,
@@ -626,9 +627,9 @@ async fn drain_outcome_of(
     let mut head = get_request_head(uri, &[]);
     let responding = transports.respond(&mut head, Push::new(source));
     let client = tokio::spawn(async move { responding.await.into_body().collect().await.is_ok() });
-    // Waits until the stream waits for its source.
+    // Meanwhile the stream opens, and waits for its source.
     tokio::time::sleep(SECOND / 2).await;
-    // The drain is spread over so much time that no stream's turn comes during the test.
+    // The drain is spread over so much time that it ends no stream during the test.
     drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     let drained = drain.wait().await;
     client.await.unwrap();
@@ -706,7 +707,7 @@ fn unanswering_source() -> impl PushSource + Send + 'static {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pending_subscription_is_refused_at_its_turn() {
+async fn pending_subscription_is_refused_when_drain_would_end_it() {
     let feed = GuardedFeed::new();
     let ask = |uri: &'static str, accept: &'static str| {
         let mut head = get_request_head(uri, &[("accept", accept)]);
@@ -726,7 +727,7 @@ async fn pending_subscription_is_refused_at_its_turn() {
     feed.drain.start(drain_plan());
     let drained = feed.drain.wait().await;
     assert_eq!((drained.notified, drained.left, drained.cut), (3, 0, 0));
-    // Each request is refused at its own turn, not at once.
+    // Each request is refused at its own time within the spread of the drain, not at once.
     assert!(start.elapsed() > Duration::ZERO && start.elapsed() <= 2 * SECOND);
     let (head, body) = sse.await.unwrap();
     assert_eq!(head.status, 200);
@@ -743,10 +744,9 @@ async fn pending_subscription_is_refused_at_its_turn() {
     );
 }
 
-/// If the poll were answered, the response would have no events, and its cursor would be that of a stream that is parked on a
-/// server that stops.
+/// If the poll got a batch, the batch would have no events, and its cursor would belong to a stream that is parked on a server that stops.
 #[tokio::test]
-async fn unpolled_long_poll_is_refused_after_its_turn() {
+async fn unpolled_long_poll_is_refused_when_drain_would_end_it() {
     let feed = GuardedFeed::new();
     let mut head = get_request_head("/?transport=long-poll", &[]);
     let texts = stream::iter(["one"]).chain(stream::pending());

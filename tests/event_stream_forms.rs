@@ -112,9 +112,9 @@ enum ClientResult {
     Error,
     /// The client yields less than the texts.
     Loss,
-    /// The client yields empty messages besides.
+    /// The client yields the texts, and empty messages.
     EmptyMessages,
-    /// The client yields something else besides.
+    /// The client yields the texts, and something else.
     Other,
 }
 

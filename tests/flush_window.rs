@@ -87,7 +87,7 @@ async fn later_events_arrive_together_at_end_of_window() {
             assert_time(second, start, WINDOW, headers);
             let third = client.expect("event-3").await;
             assert_time(third, start, WINDOW, headers);
-            // The flush began a window of its own.
+            // The flush of the events 2 and 3 has begun the next window.
             sleep(WINDOW / 2).await;
             channel.publish("event-4").unwrap();
             let fourth = client.expect("event-4").await;

@@ -337,7 +337,7 @@ mod tower_push_dialect {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn repeated_gap_waits() {
+    async fn poll_with_only_a_repeated_gap_waits() {
         let source = || source_fn(async |_| Ok(stream::pending::<Item>()));
         let began = Instant::now();
         let answer = poll(&LongPoll::new(), source(), "/", &[("last-event-id", "a b")]).await;

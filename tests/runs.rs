@@ -1,4 +1,5 @@
-//! Runs: subscribers at the same place of a log get the same bytes, and the same bytes as without runs.
+//! Runs: subscribers that have read a log up to the same event share the buffer with the next events, and its bytes are those that they would get one
+//! event at a time.
 
 use std::{
     pin::Pin,
@@ -93,7 +94,7 @@ async fn burst_of_a_relay_is_one_buffer_for_all() {
 }
 
 #[tokio::test]
-async fn readers_that_start_apart_meet_at_a_block() {
+async fn readers_that_start_apart_share_bytes_after_a_block() {
     let channel = Channel::new();
     let mut early = open(&sse(), channel.clone()).await;
     ready_frames(&mut early);
@@ -111,7 +112,7 @@ async fn readers_that_start_apart_meet_at_a_block() {
 
 /// The third event cannot be written.
 #[tokio::test]
-async fn unsendable_event_ends_the_stream_behind_its_predecessors() {
+async fn unsendable_event_ends_stream_after_earlier_events() {
     let guard = Guard::new();
     let channel = Channel::new();
     let mut body = open(&guard.wrap(sse()), channel.clone()).await;
@@ -127,7 +128,7 @@ async fn unsendable_event_ends_the_stream_behind_its_predecessors() {
         "{text}"
     );
     assert!(error.is_some());
-    // The event that could not be sent is counted, as without runs.
+    // The event that could not be sent is counted too, as if the events had been written one by one.
     assert_eq!(guard.counts().events, 3);
 }
 

@@ -136,7 +136,7 @@ async fn broadcast_loses_nothing_between_polls() {
 #[tokio::test]
 async fn watch_sends_current_value_and_changes() {
     let (sender, receiver) = watch::channel("1".to_owned());
-    // A value that the receiver has seen is current nevertheless.
+    // The client gets the current value, although the receiver has seen it before.
     let mut receiver = receiver;
     receiver.borrow_and_update();
     let source = WatchSource::new(receiver);

@@ -194,7 +194,7 @@ trait ReceivedCheck {
     fn begin_request(&mut self, random: &mut dyn FnMut(u64) -> u64, cursor: Option<&str>)
     -> String;
 
-    /// Returns how many numbers after the last one that the client has are always published, so that one of them is for the client.
+    /// Returns how many numbers the publisher must be ahead of the client, so that at least one of them is for the client.
     fn min_ahead(&self) -> u64 {
         1
     }
@@ -240,16 +240,17 @@ impl ReceivedCheck for AllNumbers {
 
 /// The client reads other topics in each request. It gets each number of its topics once, in order, or is told of a gap in the topic.
 struct ChangingTopics {
-    /// The number up to which the hub had published when it gave this id.
+    /// For each id: the last number that was published when the hub made the id.
     ids: Arc<Mutex<HashMap<String, u64>>>,
     first_cursor: EventId,
     may_have_gaps: bool,
     /// The last number that the client has got, or that of its cursor.
     last: u64,
-    /// For each topic of the request: the number up to which the client has the topic's numbers, or was told of a gap.
-    accounted: HashMap<&'static str, u64>,
+    /// For each topic of the request: the number up to which the client has got every number of the topic, or a gap in its place.
+    complete_up_to: HashMap<&'static str, u64>,
     received: HashSet<u64>,
-    /// The topics of the gaps since the last event. Such a gap includes the next number, if that has another gap or an event: see `extend_gaps`.
+    /// The topics of the gaps that the client has got since the last event. Such a gap may stand for one number more than its cursor says: see
+    /// `extend_gaps`.
     gap_topics: Vec<&'static str>,
     gap_count: u64,
 }
@@ -270,7 +271,7 @@ impl ChangingTopics {
             first_cursor: hub.publish("elsewhere", "x").unwrap(),
             may_have_gaps,
             last: 0,
-            accounted: HashMap::new(),
+            complete_up_to: HashMap::new(),
             received: HashSet::new(),
             gap_topics: Vec::new(),
             gap_count: 0,
@@ -292,19 +293,19 @@ impl ChangingTopics {
         self.ids.lock().unwrap().get(id).copied().unwrap_or(0)
     }
 
-    /// Returns the first number of a topic that the client has not got up to `end`, and was not told of.
+    /// Returns the first number of a topic, up to `end`, for which the client has got neither the number nor a gap.
     fn missing_number(&self, topic: &str, end: u64) -> Option<u64> {
         let is_missing =
             |number: &u64| topics_of(*number).contains(&topic) && !self.received.contains(number);
-        (self.accounted[topic] + 1..=end).find(is_missing)
+        (self.complete_up_to[topic] + 1..=end).find(is_missing)
     }
 
-    /// Extends the gaps since the last event by `number`, if they end before it. The cursor of a gap is before the last missing event if the
-    /// client gets this event from another topic, or the gap of another topic, next.
+    /// Extends the gaps since the last event by `number`, if they end directly before it. The cursor of a gap is before the last missing number if
+    /// this number is in several topics, and the client gets it, or a gap for it, from another topic next.
     fn extend_gaps(&mut self, number: u64) {
         for topic in &self.gap_topics {
-            if self.accounted[topic] + 1 == number {
-                self.accounted.insert(topic, number);
+            if self.complete_up_to[topic] + 1 == number {
+                self.complete_up_to.insert(topic, number);
             }
         }
     }
@@ -332,10 +333,10 @@ impl ReceivedCheck for ChangingTopics {
         let chosen = 1 + random(7);
         let chosen = (0..3).filter(|index| chosen & (1 << index) != 0);
         let chosen: Vec<_> = chosen.map(|index| TOPICS[index]).collect();
-        let accounted = chosen.iter().map(|topic| {
+        let complete_up_to = chosen.iter().map(|topic| {
             // A gap may follow an event of another topic. The client that returns before the gap gets the gap now.
             let is_owed = |topic: &&str| {
-                self.accounted.contains_key(*topic)
+                self.complete_up_to.contains_key(*topic)
                     && self.missing_number(topic, cursor_number).is_some()
             };
             assert!(
@@ -343,11 +344,11 @@ impl ReceivedCheck for ChangingTopics {
                 "the cursor has passed an event"
             );
             match is_owed(topic) {
-                true => (*topic, self.accounted[topic]),
+                true => (*topic, self.complete_up_to[topic]),
                 false => (*topic, cursor_number),
             }
         });
-        self.accounted = accounted.collect();
+        self.complete_up_to = complete_up_to.collect();
         self.gap_topics.clear();
         chosen
             .iter()
@@ -373,10 +374,10 @@ impl ReceivedCheck for ChangingTopics {
             let topic = gap["topic"].as_str().expect("the gap names its topic");
             let topic = TOPICS.into_iter().find(|name| *name == topic).unwrap();
             let end = self.number_of(gap["resumed"].as_str().unwrap());
-            assert!(end >= self.accounted[topic], "{gap}");
+            assert!(end >= self.complete_up_to[topic], "{gap}");
             self.extend_gaps(end);
             self.gap_topics.push(topic);
-            self.accounted.insert(topic, end);
+            self.complete_up_to.insert(topic, end);
             self.gap_count += 1;
             return;
         }
@@ -389,9 +390,9 @@ impl ReceivedCheck for ChangingTopics {
         self.extend_gaps(number);
         self.gap_topics.clear();
         for topic in topics_of(number) {
-            if self.accounted.contains_key(topic) && topics_of(number).len() == 1 {
+            if self.complete_up_to.contains_key(topic) && topics_of(number).len() == 1 {
                 assert_eq!(self.missing_number(topic, number), None, "before {number}");
-                self.accounted.insert(topic, number);
+                self.complete_up_to.insert(topic, number);
             }
         }
     }

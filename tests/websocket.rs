@@ -667,7 +667,7 @@ async fn source_may_stop_listening() {
 }
 
 #[tokio::test]
-async fn messages_after_source_stops_listening_are_flood() {
+async fn messages_after_source_stops_listening_count_as_flood() {
     let source = source_fn(|subscription: Subscription| async move {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))

@@ -455,7 +455,7 @@ async fn reader_of_many_topics_leaves_its_groups() {
 
 /// A stream of the application's own code is not moved to an event loop.
 #[test]
-fn application_streams_do_not_fit() {
+fn application_streams_get_tasks_of_their_own() {
     let channel = Channel::new().subscribe_from(StartPosition::Now);
     let mut stream = BoxItemStream::of(futures_util::StreamExt::map(channel, |item| item));
     assert!(matches!(

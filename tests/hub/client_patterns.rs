@@ -174,13 +174,13 @@ fn bad_patterns_are_refused_without_cost() {
     let refused = subscribe_with_long_form(&source, "pattern_prefix");
     assert_eq!(refused.unwrap_err().status(), 400);
     assert_eq!((asked.load(Ordering::Relaxed), hub.counts().topics), (0, 0));
-    // Repetitions count, and are one pattern.
+    // A pattern that is repeated four times counts four times for the limit of the request, and is authorized once.
     let repeated = format!("/?{}", ["pattern_prefix=a"; 4].join("&"));
     let _subscriber = subscribe_to(&source, &repeated).unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
-/// Clients choose more patterns than the hub allows. Those who have theirs keep them.
+/// Clients choose more patterns than the hub allows: a client with a new pattern is refused, and the patterns of other clients stay.
 #[test]
 fn patterns_of_all_clients_are_bounded() {
     let hub = hub();
@@ -225,7 +225,7 @@ fn revocation_of_a_topic_ends_patterns_that_match() {
     let hub = hub();
     let source = open_source(&hub);
     let mut mallory = subscribe_to(&source, "/mallory?pattern_prefix=room/").unwrap();
-    // One subscription that matches three times.
+    // This subscription matches `room/1` three times, and is ended once.
     let uri = "/mallory?topic=room/1&pattern_prefix=room/&pattern_segment=room/%0A";
     let mut second = subscribe_to(&source, uri).unwrap();
     let mut other = subscribe_to(&source, "/mallory?pattern_prefix=rooms/").unwrap();

@@ -291,7 +291,7 @@ async fn access_is_decided_anew_after_revocation() {
 
 /// Permission is revoked while the client is away. The client does not even get the events of the topic that it has missed before.
 #[tokio::test]
-async fn access_revoked_between_connections_sends_no_event_more() {
+async fn client_revoked_while_away_gets_no_more_events() {
     let hub = Hub::builder().start(StartPosition::Oldest).build();
     let is_allowed = Arc::new(AtomicBool::new(true));
     let source = |refusal: fn() -> TopicAccess| {
@@ -316,7 +316,7 @@ async fn access_revoked_between_connections_sends_no_event_more() {
     hub.publish("room", "later").unwrap();
     let refused = subscribe_to(&source(TopicAccess::refuse), &uri);
     assert_eq!(refused.unwrap_err().status(), 403);
-    // With its other topic, the client gets only what is in this topic.
+    // A client that is refused one of its topics gets only the events of its other topic.
     let partly = source(TopicAccess::refuse_topic);
     for uri in [
         &*uri,

@@ -154,7 +154,7 @@ async fn client_subscribes_and_unsubscribes() {
 }
 
 #[tokio::test]
-async fn further_topic_catches_up_with_cursors_to_come_back_with() {
+async fn further_topic_catches_up_with_resumable_cursors() {
     let hub = Hub::builder().start(StartPosition::Last(2)).build();
     let publish = |topic: &str| hub.publish(topic, "x").unwrap();
     let ids = ["b", "b", "b", "a"].map(publish);

@@ -93,7 +93,7 @@ struct Model {
     hub: Hub,
     /// The topics of each event.
     events: Vec<Vec<&'static str>>,
-    /// The number of events with history up to the event or cursor with this id.
+    /// For each id of an event or cursor: the number of events with history up to it.
     ids: HashMap<EventId, usize>,
     clients: [Client; CLIENTS],
     /// Whether every gap must stand for at least one missing event.
@@ -104,17 +104,17 @@ struct Model {
 struct Client {
     subscriber: Option<HubSubscriber>,
     cursor: Option<EventId>,
-    /// For each topic of the subscription: the number of events in the model up to which the client has the topic's events, or was told
-    /// of a gap.
-    accounted: HashMap<&'static str, usize>,
-    /// For each topic: like `accounted`, but without the gaps that name no topic. The count of a later gap in the topic may include events
-    /// before such a gap.
-    counted: HashMap<&'static str, usize>,
+    /// For each topic of the subscription: the number of the last event up to which the client has got every event of the topic, or a gap in its
+    /// place.
+    complete_up_to: HashMap<&'static str, usize>,
+    /// Like `complete_up_to`, but a gap that names no topic does not count: the number of missing events in a later gap of the topic may include the
+    /// events of such a gap.
+    counted_up_to: HashMap<&'static str, usize>,
     /// The numbers of the events that the client has got, each with the topics that were named.
     received: HashSet<(usize, &'static str)>,
     /// The numbers of the events that the subscription has got.
     received_now: HashSet<usize>,
-    /// The topics of the gaps since the last event. Such a gap includes the next event, if that has another gap or was received: see
+    /// The topics of the gaps that the client has got since the last event. Such a gap may stand for one event more than its cursor says: see
     /// `extend_gaps`.
     gap_topics: Vec<&'static str>,
     pattern: Option<TopicPattern>,
@@ -123,21 +123,21 @@ struct Client {
 }
 
 impl Client {
-    /// Extends the gaps since the last event by the event `number`, if they end before it. The cursor of a gap is before the last missing event
-    /// if the client gets this event from another topic next.
+    /// Extends the gaps since the last event by the event `number`, if they end directly before it. If the last missing event of a topic is also an
+    /// event of another topic, the client gets it there, directly after the gap, and the cursor of the gap is before it.
     fn extend_gaps(&mut self, number: usize) {
         self.extend_gaps_if(|next| next == number);
     }
 
-    /// Extends the gaps since the last event by the next event. The cursor of a gap is before the last missing event if the client gets the gap
-    /// of another topic, which also has lost the event, next.
+    /// Extends the gaps since the last event by the next event, if this event is in several topics. If another topic has lost this event too, the
+    /// client gets the other topic's gap next, and the cursor of the first gap is before the event.
     fn extend_gaps_before_gap(&mut self, resumed: usize, events: &[Vec<&'static str>]) {
         self.extend_gaps_if(|next| next <= resumed && events[next - 1].len() > 1);
     }
 
     fn extend_gaps_if(&mut self, includes: impl Fn(usize) -> bool) {
         for topic in &self.gap_topics {
-            for counts in [&mut self.accounted, &mut self.counted] {
+            for counts in [&mut self.complete_up_to, &mut self.counted_up_to] {
                 let up_to = counts.get_mut(topic).unwrap();
                 if includes(*up_to + 1) {
                     *up_to += 1;
@@ -169,31 +169,31 @@ impl Model {
         let (start, number) = match &self.clients[client].cursor {
             Some(id) => (StartPosition::After(id.clone()), self.ids[id]),
             None => {
-                self.clients[client].accounted.clear();
+                self.clients[client].complete_up_to.clear();
                 (StartPosition::Now, self.events.len())
             }
         };
         // A gap may follow an event of another topic. The client that returns before the gap gets the gap now.
-        let accounted = names.iter().map(|name| {
-            let before = self.clients[client].accounted.get(name);
+        let complete_up_to = names.iter().map(|name| {
+            let before = self.clients[client].complete_up_to.get(name);
             let is_owed = before.is_some() && self.unaccounted(client, name, number) > 0;
             (*name, before.filter(|_| is_owed).copied().unwrap_or(number))
         });
-        let accounted = accounted.collect();
+        let complete_up_to = complete_up_to.collect();
         let client = &mut self.clients[client];
         client.subscriber = None;
         client.pattern = pattern;
         client.subscribed_at = self.events.len();
         client.received_now.clear();
         client.gap_topics.clear();
-        client.counted = names.into_iter().map(|name| (name, number)).collect();
-        client.accounted = accounted;
+        client.counted_up_to = names.into_iter().map(|name| (name, number)).collect();
+        client.complete_up_to = complete_up_to;
         client.subscriber = source.subscribe_from(start).ok();
     }
 
-    /// Returns the number of events of a topic up to the event number `up_to` that the client has not got and was not told of.
+    /// Returns the number of events of a topic, up to the event number `up_to`, for which the client has got neither the event nor a gap.
     fn unaccounted(&self, client: usize, topic: &'static str, up_to: usize) -> usize {
-        let after = self.clients[client].accounted[topic];
+        let after = self.clients[client].complete_up_to[topic];
         self.missing(client, topic, after, up_to).count()
     }
 
@@ -225,7 +225,7 @@ impl Model {
     }
 
     fn check_is_up_to_date(&self, client: usize) {
-        for topic in self.clients[client].accounted.keys() {
+        for topic in self.clients[client].complete_up_to.keys() {
             assert_eq!(self.unaccounted(client, topic, self.events.len()), 0);
         }
     }
@@ -260,18 +260,18 @@ impl Model {
         client.extend_gaps(number);
         client.gap_topics.clear();
         for topic in topics {
-            let accounted = client.accounted.get_mut(topic).unwrap();
-            *accounted = number.max(*accounted);
-            *client.counted.get_mut(topic).unwrap() = number;
+            let complete_up_to = client.complete_up_to.get_mut(topic).unwrap();
+            *complete_up_to = number.max(*complete_up_to);
+            *client.counted_up_to.get_mut(topic).unwrap() = number;
             client.received.insert((number, topic));
         }
         assert!(client.received_now.insert(number), "a duplicate");
     }
 
     fn check_cursor(&mut self, client: usize, id: EventId) {
-        // A cursor that is of no event is the one before the first event.
+        // A cursor that is not the id of an event is the cursor before the first event.
         let number = *self.ids.entry(id).or_insert(0);
-        for topic in self.clients[client].accounted.keys() {
+        for topic in self.clients[client].complete_up_to.keys() {
             assert_eq!(self.unaccounted(client, topic, number), 0);
         }
     }
@@ -300,8 +300,8 @@ impl Model {
             let mut topics = topics.iter();
             let is_true = topics.any(|topic| {
                 let after = match gap.topic {
-                    Some(_) => self.clients[client].counted[topic],
-                    None => self.clients[client].accounted[topic],
+                    Some(_) => self.clients[client].counted_up_to[topic],
+                    None => self.clients[client].complete_up_to[topic],
                 };
                 self.missing(client, topic, after, up_to).next().is_some()
             });
@@ -310,7 +310,7 @@ impl Model {
             if let Some(missed) = gap.missed {
                 // In this model, the log of a pattern does not become full.
                 let topic = static_name(gap.topic.as_ref().unwrap().as_str());
-                let after = self.clients[client].counted[topic];
+                let after = self.clients[client].counted_up_to[topic];
                 let missing = self.missing(client, topic, after, up_to).count();
                 assert_eq!(missed, missing as u64);
             }
@@ -319,9 +319,9 @@ impl Model {
         client.extend_gaps_before_gap(resumed, &self.events);
         client.gap_topics.extend(&topics);
         for topic in topics {
-            *client.accounted.get_mut(topic).unwrap() = up_to;
+            *client.complete_up_to.get_mut(topic).unwrap() = up_to;
             if gap.topic.is_some() {
-                *client.counted.get_mut(topic).unwrap() = up_to;
+                *client.counted_up_to.get_mut(topic).unwrap() = up_to;
             }
         }
     }

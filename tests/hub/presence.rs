@@ -503,7 +503,7 @@ async fn run(steps: Vec<Step>, max_events: usize) {
 
 proptest! {
     #[test]
-    fn lists_and_events_fit(
+    fn list_with_later_events_gives_current_members(
         steps in proptest::collection::vec(step(), 1..80),
         max_events in prop_oneof![Just(3_usize), Just(256)],
     ) {

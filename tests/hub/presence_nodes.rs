@@ -166,12 +166,12 @@ impl Observer {
     }
 }
 
-/// A hold of a member by a server, as far as the test can know it.
+/// The time for which a server keeps a member in the list, as far as the test can know it.
 #[derive(Clone, Copy, Debug)]
 struct Hold {
-    /// Until when the member must be in the list. `None` while it has a connection.
+    /// The time up to which the member must be in the list. `None` while it has a connection.
     certain_until: Option<Instant>,
-    /// From when on the hold must be over.
+    /// The time from which the server must not keep the member any more. `None` while it has a connection.
     possible_until: Option<Instant>,
 }
 
@@ -226,7 +226,7 @@ impl Run {
                 let entered = room.enter(key.as_str(), value.clone()).unwrap();
                 self.values.insert(key.clone(), value);
                 let holds = self.holds.entry((key.clone(), node)).or_default();
-                // The node's hold goes on, unless its grace time is over.
+                // The node still keeps the member, unless the grace time of the earlier connection is over.
                 holds.retain(|hold| {
                     hold.possible_until
                         .is_some_and(|time| time > Instant::now())
@@ -312,7 +312,7 @@ impl Run {
             .collect();
         for (key, _) in keys {
             let possible = NODE_TIMEOUT + RENEWAL + DELAY;
-            // A hold whose grace time has begun lasts longer, because the server cannot tell of the end.
+            // A member whose grace time has begun stays for longer, because the dead server cannot tell the broker that the grace time is over.
             for hold in self.holds.get_mut(&(key.clone(), node)).unwrap() {
                 let is_over = hold
                     .possible_until
@@ -322,7 +322,7 @@ impl Run {
                 }
             }
             self.end_holds(&key, node, NODE_TIMEOUT - RENEWAL - DELAY, possible);
-            // What follows is about the new server.
+            // From here on, the number of this node is that of the new server. The holds of the dead server get the number `NODES`.
             let old = self.holds.remove(&(key.clone(), node)).unwrap();
             self.holds.entry((key, NODES)).or_default().extend(old);
         }

@@ -163,7 +163,8 @@ fn fresh_topics_begin_without_gap() {
     while let Poll::Ready(Some(Ok(item))) = poll_next(&mut subscriber) {
         cursors.push(item.cursor().unwrap().clone());
     }
-    // From its own id, the client would get the event after it again. After the last of them, it returns to its own cursor.
+    // A client that resumed after the id of an old event would get the events after it again, so the cursor of the old events stays back. After the
+    // last old event, the client's cursor is its own again.
     assert_eq!(cursors[..2], [ids[1].clone(), ids[3].clone()]);
     assert_eq!(cursors.len(), 3);
 }
@@ -419,7 +420,7 @@ fn cursor_of_quiet_subscriber_moves_on() {
     };
     assert_eq!(cursor, last);
     assert_eq!(read_ready_items(&mut quiet), [""; 0]);
-    // A subscriber that gets events needs no cursor besides.
+    // A subscriber that gets events gets no cursor without an event.
     (0..200).for_each(|_| drop(hub.publish("busy", "x").unwrap()));
     hub.publish("quiet", "y").unwrap();
     assert_eq!(read_ready_items(&mut quiet), ["y"]);

@@ -93,7 +93,7 @@ async fn pages_lead_to_log_without_hole_or_duplicate() {
     let mut relay = StoreRelay::new(100, 20, builder());
     let mut subscriber = relay.resume(45);
     assert_eq!(read_items(&mut subscriber).await, numbers(46..=100));
-    // 46 to 85. The log has the rest.
+    // The four pages have the events 46 to 85. The log has the rest.
     assert_eq!(relay.store.read_count(), 4);
     relay.store.append(1);
     relay.push_rest(100);
@@ -166,7 +166,7 @@ async fn upstream_gap_stands_before_its_page() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn scan_is_bounded_and_then_gap() {
+async fn client_far_behind_gets_gap_at_scan_limit() {
     let relay = StoreRelay::new(200, 20, builder().upstream_limits(limits().max_scan(35)));
     let items = read_items(&mut relay.resume(10)).await;
     let expected: Vec<_> = [numbers(11..=50), vec!["expired None".to_owned()]].concat();
@@ -175,10 +175,10 @@ async fn scan_is_bounded_and_then_gap() {
     assert_eq!(relay.relay.counts().lost_cursors, 1);
 }
 
-/// A store whose pages have at most three events, as if the events were large, and whose gaps do not say where the events go on.
-struct TersePages(Store);
+/// A store whose pages have at most three events, as if the events were large, and whose gaps have no cursor after the missing events.
+struct SmallPages(Store);
 
-impl Upstream for TersePages {
+impl Upstream for SmallPages {
     async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
         let page = self.0.read_page(request.with_max_events(3)).await?;
         let (gap, events) = page.into_parts();
@@ -193,15 +193,15 @@ impl Upstream for TersePages {
     }
 }
 
-/// Appends 100 events to a store with [`TersePages`], and pushes the last 20 of them to a relay.
-fn terse_relay(limits: UpstreamLimits) -> StoreRelay {
-    StoreRelay::with_upstream(100, 20, builder().upstream_limits(limits), TersePages)
+/// Appends 100 events to a store with [`SmallPages`], and pushes the last 20 of them to a relay.
+fn small_page_relay(limits: UpstreamLimits) -> StoreRelay {
+    StoreRelay::with_upstream(100, 20, builder().upstream_limits(limits), SmallPages)
 }
 
 /// The store has lost all events, and the log has the last ones.
 #[tokio::test(start_paused = true)]
 async fn gap_without_events_is_one_gap_and_then_the_log() {
-    let relay = terse_relay(limits());
+    let relay = small_page_relay(limits());
     relay.store.lock().trim(100);
     let items = read_items(&mut relay.resume(50)).await;
     assert_eq!(items[0], "expired None");
@@ -213,7 +213,7 @@ async fn gap_without_events_is_one_gap_and_then_the_log() {
 
 #[tokio::test(start_paused = true)]
 async fn gap_of_page_read_again_comes_once() {
-    let relay = terse_relay(limits().cache_bytes(1));
+    let relay = small_page_relay(limits().cache_bytes(1));
     relay.store.lock().trim(60);
     let mut slow = relay.resume(50);
     assert_eq!(
@@ -227,8 +227,8 @@ async fn gap_of_page_read_again_comes_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn scan_counts_each_event_once() {
-    let relay = terse_relay(limits().max_scan(35).cache_bytes(1));
+async fn scan_limit_counts_each_event_once() {
+    let relay = small_page_relay(limits().max_scan(35).cache_bytes(1));
     assert_eq!(read_items(&mut relay.resume(50)).await, numbers(51..=100));
     let mut slow = relay.resume(50);
     for number in 51..=80 {
@@ -242,7 +242,7 @@ async fn scan_counts_each_event_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn scan_bound_repeats_nothing_ahead_of_feed() {
+async fn scan_limit_ahead_of_feed_ends_stream() {
     let relay = StoreRelay::new(20, 20, builder().upstream_limits(limits().max_scan(20)));
     relay.store.append(100);
     let items = read_items(&mut relay.resume(40)).await;
@@ -332,7 +332,7 @@ async fn gap_of_feed_is_lost_cursor_for_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn herd_with_one_cursor_shares_reads() {
+async fn clients_with_one_cursor_share_upstream_reads() {
     let relay = StoreRelay::new(100, 20, builder());
     relay.store.lock().delay = Duration::from_millis(50);
     let mut subscribers: Vec<_> = (0..10_000).map(|_| relay.resume(40)).collect();

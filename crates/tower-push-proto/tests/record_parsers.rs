@@ -77,8 +77,9 @@ fn expected(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     items.chain([ReadRecord::End(end)]).collect()
 }
 
-/// Returns the records that a client must read from an event stream in base64. The cursor is written as the id, and every payload is binary. An
-/// event without an id has the cursor that has moved before it. An end is written if it says more than the end of the body.
+/// Returns the records that a client must read from an event stream in base64. An event's cursor arrives as the event's id, and every payload arrives
+/// as bytes. An event without an id arrives with the cursor that the stream wrote before it. An end arrives only if it says more than the end of the
+/// body.
 fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     let mut held_cursor: Option<String> = None;
     let mut records = Vec::new();

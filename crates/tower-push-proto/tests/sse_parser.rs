@@ -238,7 +238,7 @@ proptest! {
 
 /// The limit of the first line does not count a byte order mark, wherever the input is cut.
 #[test]
-fn byte_order_mark_does_not_count() {
+fn byte_order_mark_does_not_count_toward_limit() {
     let input = "\u{feff}data: 89\n\n";
     for max_line_len in [7, 8] {
         for piece_len in [1, 4, 100] {

@@ -60,7 +60,7 @@ const ENVELOPES: [&str; 4] = [
 ];
 
 #[test]
-fn json_formats_have_members() {
+fn json_formats_write_topic_and_cursor_as_members() {
     let lines = written(&mut *encoder(Ndjson::new()), items());
     assert_eq!(lines, ENVELOPES.map(|json| format!("{json}\n")));
     let records = written(&mut *encoder(JsonSeq::new()), items());
@@ -70,14 +70,14 @@ fn json_formats_have_members() {
 }
 
 #[test]
-fn bare_formats_have_neither() {
+fn data_only_formats_leave_out_topic_and_cursor() {
     let bare = written(&mut *encoder(Ndjson::data_only()), items());
     assert_eq!(bare, ["\"hi\"\n"; 4]);
     assert_eq!(written(&mut *encoder(Raw::new()), items()), ["hi\n"; 4]);
 }
 
 #[test]
-fn multipart_has_headers() {
+fn multipart_writes_topic_and_cursor_as_headers() {
     for format in [Multipart::mixed(), Multipart::replace()] {
         let parts = written(&mut *encoder(format), items());
         for (part, headers) in parts.iter().zip([
@@ -154,7 +154,7 @@ fn gaps_name_their_topic() -> Result<(), Error> {
 
 #[cfg(feature = "websocket")]
 #[test]
-fn websocket_messages_have_members_or_lines() {
+fn websocket_messages_have_topic_and_cursor() {
     use tower_push_proto::websocket::{
         DecoderConfig, DecoderEvent, FrameDecoder, FrameEncoder, Message, MessageFormat, Role,
     };

@@ -185,7 +185,7 @@ fn reader_ahead_of_log_joins_at_its_cursor() {
                     let index = log.id_index().expect("the log has an index");
                     (log.last_position(), index.position_of(&41.into()))
                 };
-                // As in an upstream resume: the position that is waited for is read before, or with, the search.
+                // The position from which the reader waits is read together with the search. An upstream resume reads it before the search.
                 let (last_position, found) = log.inspect(Duration::ZERO, find);
                 if let Some(position) = found {
                     return Poll::Ready(position);

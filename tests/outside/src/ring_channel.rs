@@ -89,7 +89,7 @@ impl RingChannel {
     /// # Errors
     /// [`Error::is_closed`] after [`close`](Self::close).
     pub fn publish(&self, event: impl Into<Event>) -> Result<EventId, Error> {
-        // The copy of an event with clones is not made under the lock.
+        // If the event has clones, it is copied before the lock is taken.
         let event = event.into().into_unshared();
         let mut log = self.0.lock();
         if log.is_closed {

@@ -142,7 +142,7 @@ fn ndjson() -> Box<dyn Encoder> {
 /// A log, whose readers at the same position get the same run.
 struct Log {
     events: Vec<Event>,
-    /// No history and no run crosses a multiple of this position.
+    /// The positions are divided into blocks of this length. A run and its history lie within one block.
     block_len: usize,
     runs: HashMap<usize, EventRun>,
 }

@@ -109,7 +109,7 @@ fn text(text: &str) -> Decoded {
     Decoded::Text(text.to_owned())
 }
 
-/// Decodes byte by byte. Returns the number of bytes up to the error, and the close code. Returns `None` if there is no error.
+/// Decodes byte by byte up to the first error. Returns the number of bytes up to the error, and the close code. Returns `None` if there is no error.
 fn failure(config: DecoderConfig, bytes: &[u8]) -> Option<(usize, u16)> {
     let mut decoder = FrameDecoder::new(config);
     for (len, byte) in (1..).zip(bytes) {
