@@ -388,7 +388,7 @@ impl Drop for AdmittedStreamLifecycle {
         #[cfg(feature = "tracing")]
         drop(self.span.take());
         drop(std::mem::take(&mut self.permit));
-        // The stream leaves the drain last, so that a task that waits for the drain finds no open streams in the counts, and the spans closed.
+        // Deregister the stream from the drain last: a task that waits for the drain then finds the stream no longer counted, and its span closed.
         if let Some(drain) = &self.drain {
             let has_whole_response = *self.has_non_streaming_response.get_mut();
             drain.deregister(reason.notifies_client() || has_whole_response);

@@ -88,8 +88,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (stream, error);
     }
 
-    /// Called when the client closes its WebSocket, with the client's close frame, before the stream has ended.
-    /// [`on_close`](Self::on_close) follows with [`CloseReason::ClosedByClient`], unless the source fails in the meantime.
+    /// Called when the client closes its WebSocket before the stream has ended. `frame` is the client's close frame. [`on_close`](Self::on_close)
+    /// follows with [`CloseReason::ClosedByClient`], unless the source fails in the meantime.
     ///
     /// The reason in the frame is text that the client chose.
     fn on_client_close(&self, stream: &StreamInfo, frame: &CloseFrame) {
