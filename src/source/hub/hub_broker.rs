@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{cmp, fmt, sync::Arc, time::Duration};
 
 #[cfg(feature = "json")]
 use super::presence_sync::BrokerPresence;
@@ -150,6 +150,17 @@ impl HubBroker {
 
     pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
         lock_for_reading(&self.ids).position_of(id)
+    }
+
+    /// Returns whether the feed has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker cannot
+    /// compare it with the id at `published_position`.
+    pub(super) fn is_ahead_of_feed(&self, id: &EventId, published_position: u64) -> bool {
+        if let Some(position) = self.position_of(id) {
+            return position > published_position;
+        }
+        let last_id = self.id_at(published_position);
+        let order = last_id.and_then(|last_id| self.upstream.compare_ids(id, &last_id));
+        order.is_none_or(cmp::Ordering::is_gt)
     }
 
     /// Returns the position of the oldest event whose id is known.

@@ -788,16 +788,26 @@ impl HubReader {
         let Some(topics) = resume.topics_of_multi_topic_event(&event) else {
             return event;
         };
+        // Checked before the logs are searched, so that an event that the feed pushes meanwhile is found there.
+        let is_ahead_of_feed = self.is_ahead_of_feed(&event);
         let mut names = event.topics().to_vec();
         let is_unread = |topic: &&Topic| {
-            let mut readers = self.topics.iter();
-            readers.any(|reader| reader.has_unread(topic, &event))
+            let mut readers = self.topics.iter().filter(|reader| reader.reads(topic));
+            readers.any(|reader| is_ahead_of_feed || reader.has_unread(&event))
         };
         names.extend(topics.iter().filter(is_unread).cloned());
         match names.len() == event.topics().len() {
             true => event,
             false => event.with_topics(names),
         }
+    }
+
+    /// Returns whether the logs will get this event of a page later.
+    fn is_ahead_of_feed(&self, event: &Event) -> bool {
+        let (Some(broker), Some(id)) = (self.hub.broker(), event.id()) else {
+            return false;
+        };
+        broker.is_ahead_of_feed(id, self.hub.published_position())
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
@@ -1047,13 +1057,15 @@ impl TopicReader {
         Some(end.retained.saturating_sub(self.ordinals.retained))
     }
 
-    /// Returns whether the reader will find an event of `topic` in this log.
-    fn has_unread(&self, topic: &Topic, event: &Event) -> bool {
+    /// Returns whether this is the log of `topic`, or of a pattern that matches `topic`.
+    fn reads(&self, topic: &Topic) -> bool {
         let pattern = self.topic.pattern();
-        let is_log = self.topic.topic_name() == Some(topic);
-        if !is_log && pattern.is_none_or(|pattern| !pattern.matches(topic)) {
-            return false;
-        }
+        self.topic.topic_name() == Some(topic)
+            || pattern.is_some_and(|pattern| pattern.matches(topic))
+    }
+
+    /// Returns whether the reader will find an event in this log, which has the event already.
+    fn has_unread(&self, event: &Event) -> bool {
         let mut ordinals = self.ordinals;
         let log = self.topic.log();
         log.skip_missed(&mut ordinals);
