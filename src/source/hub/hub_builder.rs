@@ -59,7 +59,7 @@ pub(super) struct HubConfig {
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
     #[cfg(feature = "json")]
-    pub(super) presence: PresenceOptions,
+    pub(super) presence: Arc<PresenceOptions>,
 }
 
 impl HubConfig {
@@ -106,7 +106,7 @@ impl HubBuilder {
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
                 #[cfg(feature = "json")]
-                presence: PresenceOptions::new(),
+                presence: Arc::new(PresenceOptions::new()),
             },
         }
     }
@@ -240,7 +240,7 @@ impl HubBuilder {
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn presence(mut self, presence: PresenceOptions) -> Self {
-        self.config.presence = presence;
+        self.config.presence = Arc::new(presence);
         self
     }
 

@@ -17,7 +17,6 @@ use super::{
     HubCounts, PublishOptions, control_events,
     hub_state::{HubState, UnfinishedPublication},
     local_members::LocalMembers,
-    presence_backend::PresenceConfig,
     presence_table::{PresenceChange, PresenceTable, TooManyMembers},
 };
 use crate::{
@@ -105,11 +104,11 @@ impl Drop for LockedPresence {
 }
 
 impl HubPresence {
-    /// Creates the state of a hub without members. `config` is that of a hub with a presence backend.
-    pub(super) fn new(config: Option<PresenceConfig>) -> Self {
+    /// Creates the state of a hub without members. `local` is that of a hub with a presence backend.
+    pub(super) fn new(local: Option<LocalMembers>) -> Self {
         Self(Mutex::new(LockedPresence {
             table: PresenceTable::default(),
-            local: config.map(|config| Box::new(LocalMembers::new(config))),
+            local: local.map(Box::new),
             loaded_up_to: None,
             departure_task: None,
             request_task: None,
@@ -195,7 +194,7 @@ impl HubState {
                     if !presence.table.has_member(topic, key) {
                         presence.table.check_room(topic, options).map_err(full)?;
                     }
-                    local.enter(topic, key, value, options).map_err(full)?;
+                    local.enter(topic, key, value).map_err(full)?;
                     self.tell_broker_of_members(presence);
                     None
                 }

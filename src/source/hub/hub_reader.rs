@@ -25,6 +25,7 @@ use std::{
     collections::VecDeque,
     fmt,
     ops::RangeInclusive,
+    slice,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -393,10 +394,17 @@ impl HubReader {
             .into_iter()
             .partition(|reader| reader.history_end.is_some());
         self.topics = kept;
-        for reader in &left {
-            reader.topic.deregister_reader(reader.key.as_ref());
+        self.leave(&left);
+    }
+
+    /// Leaves topics and patterns that are no longer the reader's.
+    pub(super) fn leave(&self, readers: &[TopicReader]) {
+        for reader in readers {
+            if let Some(key) = &reader.key {
+                reader.topic.deregister_reader(key);
+            }
         }
-        self.hub.leave(left.iter().map(|reader| &*reader.topic));
+        self.hub.leave(readers.iter().map(|reader| &*reader.topic));
     }
 
     fn pop_item(&mut self) -> Option<Item> {
@@ -967,7 +975,7 @@ impl HubReader {
         presence: &PresenceAccess,
         is_new: bool,
     ) -> Result<Option<Event>, JoinError> {
-        let requests = std::slice::from_ref(request);
+        let requests = slice::from_ref(request);
         let mut deferred_drops = DeferredDrops::default();
         let (joined, members) = match presence.lists_members && self.hub.publishes_presence() {
             true => {
@@ -1008,8 +1016,7 @@ impl HubReader {
             .position(|reader| reader.topic.topic_name() == Some(topic));
         if let Some(index) = index {
             let reader = self.topics.swap_remove(index);
-            reader.topic.deregister_reader(reader.key.as_ref());
-            self.hub.leave(std::iter::once(&*reader.topic));
+            self.leave(slice::from_ref(&reader));
         }
     }
 
@@ -1126,11 +1133,7 @@ impl Drop for HubReader {
         if let Some(revocable) = &self.revocable {
             self.hub.revocations.deregister(revocable);
         }
-        for reader in &self.topics {
-            reader.topic.deregister_reader(reader.key.as_ref());
-        }
-        self.hub
-            .leave(self.topics.iter().map(|reader| &*reader.topic));
+        self.leave(&self.topics);
     }
 }
 

@@ -6,8 +6,6 @@ use std::{
 
 use tokio::time::Instant;
 
-#[cfg(feature = "json")]
-use super::hub_presence::HubPresence;
 use super::{
     HubEvent,
     hub_broker::{FeedGap, HubBroker},
@@ -23,6 +21,8 @@ use super::{
     topic_state::{TopicEvent, TopicState},
     topic_table::{DeferredDrops, TopicTable},
 };
+#[cfg(feature = "json")]
+use super::{hub_presence::HubPresence, local_members::LocalMembers};
 use crate::{
     Error,
     event::{Event, EventId, Item, Topic},
@@ -124,7 +124,10 @@ impl HubState {
         #[cfg(feature = "json")]
         let presence = {
             let backend = broker.as_ref().and_then(|broker| broker.presence.as_ref());
-            HubPresence::new(backend.map(|_| config.presence_config()))
+            let has_events = config.publishes_presence();
+            HubPresence::new(
+                backend.map(|_| LocalMembers::new(config.presence.clone(), has_events)),
+            )
         };
         Self {
             epoch: Epoch::random(),
@@ -426,14 +429,18 @@ impl HubState {
         Some(inspect(&topic, table.subscriber_count(topic.index)))
     }
 
-    /// Returns the number of subscribers of a topic or a pattern that a reader has joined.
+    /// Returns the number of subscribers of each of these topics and patterns, which a reader has joined.
     #[cfg(feature = "server")]
-    pub(super) fn subscriber_count(&self, topic: &TopicState) -> usize {
+    pub(super) fn subscriber_counts<'a>(
+        &self,
+        topics: impl Iterator<Item = &'a TopicState>,
+    ) -> Vec<usize> {
         let table = lock(&self.table);
-        match topic.pattern() {
+        let counts = topics.map(|topic| match topic.pattern() {
             Some(pattern) => table.patterns.subscriber_count(pattern),
             None => table.subscriber_count(topic.index),
-        }
+        });
+        counts.collect()
     }
 
     /// Returns the position of the newest event that a removed topic may have had; 0 if the topic has had no event.

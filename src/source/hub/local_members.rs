@@ -8,9 +8,7 @@ use serde_json::Value;
 
 use super::{
     pending_members::PendingMembers,
-    presence_backend::{
-        MemberAction, MemberChange, PresenceAnswer, PresenceConfig, PresenceRequest,
-    },
+    presence_backend::{MemberAction, MemberChange, PresenceAnswer, PresenceRequest},
     presence_options::PresenceOptions,
     presence_table::{MemberId, PresenceTable, TooManyMembers},
 };
@@ -53,7 +51,9 @@ pub(super) struct LocalMembers {
     renews_at: Duration,
     /// Whether the broker still has members of nodes whose lease has ended.
     has_more_expired: bool,
-    config: Arc<PresenceConfig>,
+    options: Arc<PresenceOptions>,
+    /// Whether clients get the events of members.
+    has_event_topics: bool,
 }
 
 /// The result of [`LocalMembers::next_request`].
@@ -74,7 +74,8 @@ const MAX_REQUEST_MEMBERS: usize = 128;
 const RENEWALS_PER_LEASE: u32 = 3;
 
 impl LocalMembers {
-    pub(super) fn new(config: PresenceConfig) -> Self {
+    /// Creates the members of a node without connections. `has_event_topics` says whether clients get the events of members.
+    pub(super) fn new(options: Arc<PresenceOptions>, has_event_topics: bool) -> Self {
         Self {
             table: PresenceTable::default(),
             pending: PendingMembers::default(),
@@ -87,7 +88,8 @@ impl LocalMembers {
             acknowledged_number: 0,
             renews_at: Duration::ZERO,
             has_more_expired: false,
-            config: Arc::new(config),
+            options,
+            has_event_topics,
         }
     }
 
@@ -100,9 +102,8 @@ impl LocalMembers {
         topic: &Topic,
         key: &Arc<str>,
         value: Arc<Value>,
-        options: &PresenceOptions,
     ) -> Result<(), TooManyMembers> {
-        self.table.enter(topic, key, value.clone(), options)?;
+        (self.table).enter(topic, key, value.clone(), &self.options)?;
         self.pending.set_value((topic.clone(), key.clone()), value);
         Ok(())
     }
@@ -119,7 +120,7 @@ impl LocalMembers {
     ) -> Result<(), TooManyMembers> {
         let id = (topic.clone(), key.clone());
         let is_known = self.table.has_member(topic, key) || self.pending.contains(&id);
-        if !is_known && self.pending.len() >= self.config.max_total_members {
+        if !is_known && self.pending.len() >= self.options.max_total_members {
             return Err(TooManyMembers);
         }
         self.table.update(topic, key, value.clone());
@@ -174,7 +175,7 @@ impl LocalMembers {
         now: Duration,
         list: &PresenceTable,
     ) -> NextPresenceRequest {
-        let interval = self.config.node_timeout / RENEWALS_PER_LEASE;
+        let interval = self.options.node_timeout / RENEWALS_PER_LEASE;
         if now >= self.retries_refused_at {
             self.retries_refused_at = now + interval;
             self.refused.drain().for_each(|id| self.pending.add(id));
@@ -241,7 +242,8 @@ impl LocalMembers {
             number: self.last_number,
             acknowledged_number: self.acknowledged_number,
             changes,
-            config: self.config.clone(),
+            options: self.options.clone(),
+            has_event_topics: self.has_event_topics,
         }
     }
 
@@ -325,12 +327,8 @@ mod tests {
 
     /// Members with a lease of 30 s, which is renewed after 10 s.
     fn local_members() -> LocalMembers {
-        LocalMembers::new(PresenceConfig {
-            node_timeout: 30 * SECOND,
-            max_members: 1000,
-            max_total_members: 1000,
-            topic_suffix: None,
-        })
+        let options = PresenceOptions::new().node_timeout(30 * SECOND);
+        LocalMembers::new(Arc::new(options), true)
     }
 
     fn topic() -> Topic {
@@ -339,7 +337,7 @@ mod tests {
 
     fn enter(members: &mut LocalMembers, key: &str, value: &str) {
         let value = Arc::new(Value::from(value));
-        let entered = members.enter(&topic(), &key.into(), value, &PresenceOptions::new());
+        let entered = members.enter(&topic(), &key.into(), value);
         entered.unwrap();
     }
 

@@ -270,10 +270,7 @@ impl TopicTable {
                 .topic_name()
                 .is_some_and(|name| pattern.matches(name))
             {
-                let log = joined.topic.log();
-                let history_end = log.history_end_at(self.last_position());
-                drop(log);
-                joined.history_end = Some(history_end);
+                joined.history_end = Some(joined.topic.history_end_at(self.last_position()));
             }
         }
         joined.push(live);

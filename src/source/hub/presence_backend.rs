@@ -2,7 +2,9 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
-use super::{HubEvent, control_events, presence_table::PresenceChange};
+use super::{
+    HubEvent, control_events, presence_options::PresenceOptions, presence_table::PresenceChange,
+};
 use crate::{
     Error,
     event::{EventId, Topic},
@@ -55,17 +57,9 @@ pub struct PresenceRequest {
     pub(super) number: u64,
     pub(super) acknowledged_number: u64,
     pub(super) changes: Vec<MemberChange>,
-    pub(super) config: Arc<PresenceConfig>,
-}
-
-/// The settings of a hub that are the same in all of its requests to a [`PresenceBackend`].
-#[derive(Debug)]
-pub(super) struct PresenceConfig {
-    pub(super) node_timeout: Duration,
-    pub(super) max_members: usize,
-    pub(super) max_total_members: usize,
-    /// `None` if clients do not get the events of members.
-    pub(super) topic_suffix: Option<Box<str>>,
+    pub(super) options: Arc<PresenceOptions>,
+    /// Whether clients get the events of members.
+    pub(super) has_event_topics: bool,
 }
 
 /// A change of one member, in a [`PresenceRequest`].
@@ -155,7 +149,7 @@ impl PresenceRequest {
 
     /// Returns the time from this request to the end of the node's lease.
     pub fn node_timeout(&self) -> Duration {
-        self.config.node_timeout
+        self.options.node_timeout
     }
 
     /// Returns the changes of members, in their order.
@@ -165,18 +159,19 @@ impl PresenceRequest {
 
     /// Returns the maximum number of members of one topic. A change that would make one more is refused.
     pub fn max_members(&self) -> usize {
-        self.config.max_members
+        self.options.max_members
     }
 
     /// Returns the maximum number of members of all topics. A change that would make one more is refused.
     pub fn max_total_members(&self) -> usize {
-        self.config.max_total_members
+        self.options.max_total_members
     }
 
     /// Returns the suffix of the topics of the members' events: the events of a topic's members are published to the topic's name with this suffix.
     /// Returns `None` if these events have no topic, because clients do not get them.
     pub fn topic_suffix(&self) -> Option<&str> {
-        self.config.topic_suffix.as_deref()
+        let suffix = &*self.options.topic_suffix;
+        self.has_event_topics.then_some(suffix)
     }
 
     /// Returns the event of a member that joins a topic.

@@ -20,8 +20,7 @@ use super::{
     hub_state::HubState,
     local_members::NextPresenceRequest,
     presence_backend::{
-        ErasedPresenceBackend, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceConfig,
-        PresenceRequest,
+        ErasedPresenceBackend, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceRequest,
     },
     presence_options::PresenceOptions,
     presence_table::{PresenceAction, PresenceChange, PresenceTable},
@@ -54,20 +53,6 @@ impl HubConfig {
     /// Returns whether clients would get the events of members: not in a hub whose topics have no history, or their last value only.
     pub(super) fn publishes_presence(&self) -> bool {
         !self.has_no_history() && !self.is_last_value
-    }
-
-    /// Returns the settings that each request to a presence backend has.
-    pub(super) fn presence_config(&self) -> PresenceConfig {
-        let options = &self.presence;
-        let suffix = self
-            .publishes_presence()
-            .then(|| options.topic_suffix.clone());
-        PresenceConfig {
-            node_timeout: options.node_timeout,
-            max_members: options.max_members,
-            max_total_members: options.max_total_members,
-            topic_suffix: suffix,
-        }
     }
 }
 

@@ -27,17 +27,16 @@ impl HubReader {
     /// A topic that the reader reads only up to a `history_end` is not returned. The reader leaves such a topic early, and the event loop would
     /// continue to poll the reader for this topic.
     pub(super) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
+        let topics = self.topics.iter().map(|reader| &*reader.topic);
+        let counts = self.hub().subscriber_counts(topics);
         let mut logs: Vec<Arc<dyn WatchedLog>> = Vec::new();
-        for index in 0..self.topics.len() {
-            let reader = &self.topics[index];
-            if reader.history_end.is_some()
-                || self.hub().subscriber_count(&reader.topic) < MIN_GROUP_SUBSCRIBERS
-            {
+        for (reader, subscribers) in self.topics.iter_mut().zip(counts) {
+            if reader.history_end.is_some() || subscribers < MIN_GROUP_SUBSCRIBERS {
                 continue;
             }
-            let reader = &mut self.topics[index];
-            let key = reader.key.take();
-            reader.topic.deregister_reader(key.as_ref());
+            if let Some(key) = reader.key.take() {
+                reader.topic.deregister_reader(&key);
+            }
             logs.push(reader.topic.clone());
         }
         logs

@@ -50,8 +50,7 @@ impl HubReader {
             let name = reader.topic.topic_name();
             let is_matching = name.is_some_and(|name| request.pattern.matches(name));
             if is_matching && reader.history_end.is_none() {
-                let end = reader.topic.log().history_end_at(published);
-                reader.history_end = Some(end);
+                reader.history_end = Some(reader.topic.history_end_at(published));
             }
         }
         let new = JoinedTopics {
@@ -90,8 +89,8 @@ impl HubReader {
                     self.hub().leave(std::iter::once(&*topic.topic));
                     continue;
                 }
-                let end = topic.topic.log().history_end_at(joined.published_position);
-                topic.history_end.get_or_insert(end);
+                let end = || topic.topic.history_end_at(joined.published_position);
+                topic.history_end.get_or_insert_with(end);
             }
             self.add_topic(topic, cursor);
         }
@@ -145,15 +144,6 @@ impl HubReader {
         let lost = self.return_to_topics(&pattern_reader, subscribed);
         self.leave(slice::from_ref(&pattern_reader));
         lost
-    }
-
-    /// Leaves topics and patterns that are no longer the reader's.
-    fn leave(&self, readers: &[TopicReader]) {
-        for reader in readers {
-            reader.topic.deregister_reader(reader.key.as_ref());
-        }
-        let topics = readers.iter().map(|reader| &*reader.topic);
-        self.hub().leave(topics);
     }
 
     /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer, but has not left yet.

@@ -182,7 +182,7 @@ impl ReaderRequest {
         let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let published = joined.published_position;
         #[cfg(feature = "json")]
-        let listed_topics = self.listed_topics();
+        let listed_topics = self.listed_topics().cloned().collect();
         let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
         let is_up_to_date = reader.has_yielded_all_up_to(published);
         // The lists precede the cursor: a client whose connection breaks in between gets them again.
@@ -287,10 +287,10 @@ impl ReaderRequest {
 
     /// Returns the topics for which the client gets lists of members.
     #[cfg(feature = "json")]
-    fn listed_topics(&self) -> Vec<Topic> {
+    fn listed_topics(&self) -> impl Iterator<Item = &Topic> {
         let listed = self.topics.iter();
         let listed = listed.filter(|allowed| allowed.presence.lists_members);
-        listed.map(|allowed| allowed.topic.clone()).collect()
+        listed.map(|allowed| &allowed.topic)
     }
 
     /// Joins the topics. For each topic that is new for the client (`is_new`) and whose members it may list, also makes the list of members. A
@@ -303,10 +303,8 @@ impl ReaderRequest {
         patterns: &[PatternRequest],
         is_new: impl Fn(&Topic) -> bool,
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
-        let listed = |allowed: &&AllowedTopic| {
-            allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
-        };
-        let mut listed = self.topics.iter().filter(listed).peekable();
+        let is_listed = |topic: &&Topic| hub.publishes_presence() && is_new(topic);
+        let mut listed = self.listed_topics().filter(is_listed).peekable();
         let mut deferred_drops = DeferredDrops::default();
         if listed.peek().is_none() {
             return Ok((
@@ -317,12 +315,11 @@ impl ReaderRequest {
         let (joined, lists) = {
             let presence = hub.lock_presence();
             let joined = hub.join(requests, patterns, &mut deferred_drops)?;
-            let members = |topic: &Topic| presence.members(&hub.base_topic_of(topic));
-            let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
-            (joined, listed.map(list).collect::<Vec<_>>())
+            let members = |topic| (topic, presence.members(&hub.base_topic_of(topic)));
+            (joined, listed.map(members).collect::<Vec<_>>())
         };
         let lists = lists.into_iter();
-        let lists = lists.map(|(topic, members)| control_events::members(&topic, members));
+        let lists = lists.map(|(topic, members)| control_events::members(topic, members));
         Ok((joined, lists.collect()))
     }
 }

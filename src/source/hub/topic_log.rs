@@ -44,6 +44,19 @@ struct EphemeralEvents {
     last_ordinal: u64,
 }
 
+impl EphemeralEvents {
+    /// Returns the ordinal of the newest event that was dropped; 0 if there is none.
+    fn last_dropped_ordinal(&self) -> u64 {
+        self.last_ordinal - self.entries.len() as u64
+    }
+
+    /// Returns the events after `ordinal` that were not dropped, oldest first.
+    fn entries_after(&self, ordinal: u64) -> vec_deque::Iter<'_, TopicLogEntry> {
+        let index = ordinal.saturating_sub(self.last_dropped_ordinal());
+        self.entries.range(index as usize..)
+    }
+}
+
 /// One event in a [`TopicLog`].
 #[derive(Debug)]
 pub(super) struct TopicLogEntry {
@@ -303,11 +316,8 @@ impl TopicLog {
         position: u64,
     ) -> impl Iterator<Item = &TopicLogEntry> {
         let ephemeral = self.ephemeral.as_ref();
-        let unread = ephemeral.into_iter().flat_map(move |log| {
-            let unread_len = log.last_ordinal.saturating_sub(ordinals.ephemeral);
-            let read_len = (log.entries.len() as u64).saturating_sub(unread_len);
-            log.entries.range(read_len as usize..)
-        });
+        let unread = ephemeral.into_iter();
+        let unread = unread.flat_map(move |log| log.entries_after(ordinals.ephemeral));
         unread.take_while(move |entry| entry.position <= position)
     }
 
@@ -441,10 +451,8 @@ impl TopicLog {
     pub(super) fn unread_entries(&self, ordinals: &mut ReaderOrdinals) -> UnreadEntries<'_> {
         let index = ordinals.retained - self.last_dropped_ordinal();
         let ephemeral = self.ephemeral.as_deref().map(|ephemeral| {
-            let dropped = ephemeral.last_ordinal - ephemeral.entries.len() as u64;
-            ordinals.ephemeral = ordinals.ephemeral.max(dropped);
-            let index = ordinals.ephemeral - dropped;
-            ephemeral.entries.range(index as usize..).peekable()
+            ordinals.ephemeral = ordinals.ephemeral.max(ephemeral.last_dropped_ordinal());
+            ephemeral.entries_after(ordinals.ephemeral).peekable()
         });
         UnreadEntries {
             retained: self.entries.range(index as usize..),

@@ -5,7 +5,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{hub_builder::HubConfig, topic_log::TopicLog, topic_pattern::TopicPattern};
+use super::{
+    hub_builder::HubConfig,
+    topic_log::{HistoryEnd, TopicLog},
+    topic_pattern::TopicPattern,
+};
 #[cfg(feature = "server")]
 use crate::source::WatchedLog;
 use crate::{
@@ -178,6 +182,11 @@ impl TopicState {
         self.wake_readers();
     }
 
+    /// Returns the end of the topic's history when `position` was the newest position of the hub.
+    pub(super) fn history_end_at(&self, position: u64) -> HistoryEnd {
+        self.log().history_end_at(position)
+    }
+
     pub(super) fn set_last_position(&self, position: u64) {
         self.last_position.store(position, Ordering::Release);
     }
@@ -192,11 +201,8 @@ impl TopicState {
         self.wait_list.register(0)
     }
 
-    /// Removes a reader. `key` is the reader's key in the wait list, and `None` if the reader has delegated its wakeups.
-    pub(super) fn deregister_reader(&self, key: Option<&WaiterKey>) {
-        if let Some(key) = key {
-            self.wait_list.deregister(key);
-        }
+    pub(super) fn deregister_reader(&self, key: &WaiterKey) {
+        self.wait_list.deregister(key);
     }
 
     pub(super) fn store_waker_unless(
@@ -233,7 +239,7 @@ impl WatchedLog for TopicState {
     }
 
     fn deregister_waiter(&self, waiter: &WaiterKey) {
-        self.deregister_reader(Some(waiter));
+        self.deregister_reader(waiter);
     }
 
     fn store_waker_unless_changed(
