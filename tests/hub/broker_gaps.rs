@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use testkit::read_ready_items;
+use testkit::{next_item, read_ready_items};
 use tower_push::{
     EventId, Hub, Item,
     source::{
@@ -43,11 +43,6 @@ fn describe_gap(item: &Item) -> (Option<&str>, Option<EventId>, Option<u64>) {
     };
     let topic = gap.topic.as_ref().map(|topic| topic.as_str());
     (topic, gap.resumed.clone(), gap.missed)
-}
-
-async fn next_item(subscriber: &mut HubSubscriber) -> Item {
-    let item = tokio::time::timeout(Duration::from_secs(60), subscriber.next()).await;
-    item.expect("no item").expect("the end").unwrap()
 }
 
 /// The server has lost an event of `b` that is older than those of `a`.

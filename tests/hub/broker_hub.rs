@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use testkit::{HttpConnection, HttpVersion, TestServer};
+use testkit::{HttpConnection, HttpVersion, TestServer, next_item};
 use tower::ServiceExt;
 use tower_push::{
     EventId, GapReason, Hub, Item, PushBody,
@@ -36,11 +36,6 @@ async fn next_text(subscriber: &mut HubSubscriber) -> String {
             other => panic!("{other:?}"),
         }
     }
-}
-
-async fn next_item(subscriber: &mut HubSubscriber) -> Item {
-    let item = tokio::time::timeout(Duration::from_secs(60), subscriber.next()).await;
-    item.expect("no item").expect("the end").unwrap()
 }
 
 #[tokio::test(start_paused = true)]

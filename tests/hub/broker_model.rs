@@ -26,7 +26,10 @@ use tower_push::{
     },
 };
 
-use crate::broker::{Broker, Node, split_id};
+use crate::{
+    broker::{Broker, Node, split_id},
+    paused_clock::block_on_paused,
+};
 
 const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: usize = 3;
@@ -498,13 +501,7 @@ async fn run_steps(limits: Limits, steps: Vec<Step>) {
 }
 
 fn run_to_end(limits: Limits, steps: Vec<Step>) {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(run_steps(limits, steps));
+    block_on_paused(run_steps(limits, steps));
 }
 
 /// Does the random runs that follow from a number.

@@ -3,17 +3,12 @@
 
 use std::{ops::Range, time::Duration};
 
-use futures_util::StreamExt;
 use testkit::{
-    TEST_TIMEOUT, describe_item,
+    describe_item, next_item,
     pipe_client::{PipeClient, SSE, WEBSOCKET},
     read_ready_items,
 };
-use tokio::{
-    runtime::Handle,
-    task::yield_now,
-    time::{Instant, timeout},
-};
+use tokio::{runtime::Handle, task::yield_now, time::Instant};
 use tower_push::{
     Drain, Guard, Hub,
     guard::DrainPlan,
@@ -278,8 +273,8 @@ async fn poll_is_bounded_without_events_for_reader() {
     }
     hub.publish("a", "last").unwrap();
     assert_eq!(read_ready_items(&mut subscriber), [""; 0]);
-    let next = timeout(TEST_TIMEOUT, subscriber.next()).await.unwrap();
-    assert_eq!(describe_item(next.unwrap()), "last");
+    let next = next_item(&mut subscriber).await;
+    assert_eq!(describe_item(Ok(next)), "last");
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ mod event_loops;
 mod model;
 mod pattern_commands;
 mod patterns;
+mod paused_clock;
 mod presence;
 mod presence_ledger;
 mod presence_nodes;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::mpsc, task::Poll, time::Duration};
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testkit::{get_request_head, poll_next, read_ready_items};
+use testkit::{ObservedMembers, get_request_head, poll_next, read_ready_items};
 use tokio::time::{Instant, sleep};
 use tower_push::{
     Event, Hub, Item, PushSource,
@@ -15,6 +15,8 @@ use tower_push::{
         hub::{ClientTopicsSource, HubSubscriber, PresenceOptions, TopicAccess, Topics},
     },
 };
+
+use crate::paused_clock::block_on_paused;
 
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
@@ -333,22 +335,6 @@ struct Observer {
     cursor: Option<String>,
 }
 
-/// The members as a page sees them.
-pub(crate) struct ObservedMembers {
-    pub(crate) members: BTreeMap<String, Value>,
-    /// Whether each event must change the list. After a gap, the list can be newer than the next events.
-    pub(crate) is_exact: bool,
-}
-
-impl Default for ObservedMembers {
-    fn default() -> Self {
-        Self {
-            members: BTreeMap::new(),
-            is_exact: true,
-        }
-    }
-}
-
 impl Observer {
     fn subscribe(hub: &Hub) -> Self {
         Self {
@@ -372,59 +358,11 @@ impl Observer {
             let Poll::Ready(item) = poll_next(&mut self.subscriber) else {
                 break;
             };
-            match item.unwrap().unwrap() {
-                Item::Event(event) => {
-                    self.cursor = event.id().map(|id| id.to_string()).or(self.cursor.take());
-                    self.list.apply(&event);
-                }
-                Item::EventWithCursor { event, cursor } => {
-                    self.cursor = Some(cursor.to_string());
-                    self.list.apply(&event);
-                }
-                Item::Cursor(cursor) => self.cursor = Some(cursor.to_string()),
-                Item::Gap(gap) => {
-                    self.list.is_exact = false;
-                    self.cursor = gap.resumed.map(|id| id.to_string()).or(self.cursor.take());
-                }
-                other => panic!("{other:?}"),
+            let item = item.unwrap().unwrap();
+            if let Some(cursor) = item.cursor() {
+                self.cursor = Some(cursor.to_string());
             }
-        }
-    }
-}
-
-impl ObservedMembers {
-    pub(crate) fn apply(&mut self, event: &Event) {
-        let Some(event_type) = event.event_type() else {
-            return;
-        };
-        let data = data(event);
-        let name = |data: &Value| data["member"].as_str().unwrap().to_owned();
-        match event_type.as_str() {
-            "hub.members" => {
-                let members = data["members"].as_array().unwrap();
-                self.members = members
-                    .iter()
-                    .map(|data| (name(data), data["value"].clone()))
-                    .collect();
-                assert_eq!(
-                    self.members.len(),
-                    members.len(),
-                    "a member is listed twice"
-                );
-            }
-            "hub.leave" => {
-                let left = self.members.remove(&name(&data));
-                assert!(left.is_some() || !self.is_exact, "{data}");
-            }
-            action => {
-                let value = data["value"].clone();
-                let old = self.members.insert(name(&data), value.clone());
-                let is_change = match action {
-                    "hub.join" => old.is_none(),
-                    _ => old.is_some_and(|old| old != value),
-                };
-                assert!(is_change || !self.is_exact, "{action} {data}");
-            }
+            self.list.apply(&item);
         }
     }
 }
@@ -507,8 +445,6 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..80),
         max_events in prop_oneof![Just(3_usize), Just(256)],
     ) {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(run(steps, max_events));
+        block_on_paused(run(steps, max_events));
     }
 }

@@ -1,13 +1,11 @@
 //! A client of topics that moves from hub to hub, as the clients of several servers behind a load balancer do.
 
-use futures_util::StreamExt;
-use tokio::time::timeout;
 use tower_push::{
     Event, EventId, Hub, Item,
     source::{StartPosition, hub::HubSubscriber},
 };
 
-use crate::{TEST_TIMEOUT, item::describe_item};
+use crate::item::{describe_item, next_item};
 
 /// A client of one of several hubs that show the same events.
 #[derive(Debug)]
@@ -47,11 +45,9 @@ impl HubClient {
         self.cursor.clone().expect("the client has no cursor")
     }
 
-    /// Returns the next item. Panics if there is no item within [`TEST_TIMEOUT`].
+    /// Returns the next item. Panics if there is no item within [`TEST_TIMEOUT`](crate::TEST_TIMEOUT).
     pub async fn next_item(&mut self) -> Item {
-        let next = timeout(TEST_TIMEOUT, self.subscriber.next()).await;
-        let item = next.expect("no item in time").expect("the stream ended");
-        let item = item.unwrap();
+        let item = next_item(&mut self.subscriber).await;
         self.cursor = item.cursor().cloned().or(self.cursor.take());
         item
     }

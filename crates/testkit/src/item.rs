@@ -3,7 +3,10 @@
 use std::task::{Context, Poll};
 
 use futures_util::{Stream, StreamExt, task::noop_waker};
+use tokio::time::timeout;
 use tower_push::{BoxError, Item};
+
+use crate::TEST_TIMEOUT;
 
 /// Returns an event's payload, a gap's reason and number of missed events, or the kind of any other item.
 pub fn describe_item(item: Result<Item, BoxError>) -> String {
@@ -23,6 +26,16 @@ where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
     stream.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
+}
+
+/// Returns the next item. Panics if there is no item within [`TEST_TIMEOUT`], and at an error or the end.
+pub async fn next_item<S>(stream: &mut S) -> Item
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    let next = timeout(TEST_TIMEOUT, stream.next()).await;
+    let item = next.expect("no item in time").expect("the stream ended");
+    item.unwrap()
 }
 
 /// Reads the items that are ready, described by [`describe_item`].

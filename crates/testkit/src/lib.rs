@@ -13,6 +13,7 @@
 //! | [`record_client`] | a client that reads the records of one response |
 //! | [`request`], [`headers`] | requests without a body, and headers from bytes |
 //! | [`body`], [`item`] | response bodies and items as values that a test can compare |
+//! | [`observed_members`] | the list of a topic's members that a client keeps |
 //! | [`live_counter`] | a count of the streams that are alive |
 //! | [`wait`] | waiting for a condition |
 //! | [`example_process`] | the examples as processes |
@@ -41,6 +42,7 @@ pub mod item;
 pub mod live_counter;
 pub mod nats_server;
 pub mod nginx;
+pub mod observed_members;
 pub mod pipe_client;
 pub mod programs;
 pub mod published_numbers;
@@ -68,10 +70,11 @@ pub use self::{
     example_process::ExampleProcess,
     headers::parse_headers,
     hub_client::HubClient,
-    item::{describe_item, poll_next, read_ready_items},
+    item::{describe_item, next_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     nats_server::NatsServer,
     nginx::Nginx,
+    observed_members::ObservedMembers,
     published_numbers::PublishedNumbers,
     random::Random,
     record_client::RecordClient,

@@ -8,11 +8,12 @@ use std::{
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use testkit::{
-    Random, RedisProgram, RedisServer, TEST_TIMEOUT, get_request_head, poll_next, wait_until,
+    ObservedMembers, Random, RedisProgram, RedisServer, TEST_TIMEOUT, get_request_head, poll_next,
+    wait_until,
 };
 use tokio::time::sleep;
 use tower_push::{
-    Event, Hub, Item, PushSource,
+    Hub, PushSource,
     event::Topic,
     source::{
         Subscription,
@@ -280,10 +281,8 @@ async fn idle_servers_make_few_requests() {
 struct Observer {
     subscriber: HubSubscriber,
     node: usize,
-    members: BTreeMap<String, Value>,
+    list: ObservedMembers,
     cursor: Option<String>,
-    /// Whether each event must change the list.
-    is_exact: bool,
 }
 
 impl Observer {
@@ -306,9 +305,8 @@ impl Observer {
         Self {
             subscriber: subscriber.unwrap(),
             node,
-            members: BTreeMap::new(),
+            list: ObservedMembers::default(),
             cursor,
-            is_exact: true,
         }
     }
 
@@ -317,9 +315,9 @@ impl Observer {
         let new = Self::subscribe(nodes, node, self.cursor.clone());
         let old = std::mem::replace(self, new);
         if self.cursor.is_some() {
-            self.members = old.members;
+            self.list = old.list;
             // The list of a client whose cursor the server does not know can be newer than the next events.
-            self.is_exact = false;
+            self.list.is_exact = false;
         }
     }
 
@@ -334,33 +332,7 @@ impl Observer {
             if let Some(cursor) = item.cursor() {
                 self.cursor = Some(cursor.to_string());
             }
-            match &item {
-                Item::Event(event) | Item::EventWithCursor { event, .. } => self.apply(event),
-                Item::Gap(_) => self.is_exact = false,
-                _ => {}
-            }
-        }
-    }
-
-    fn apply(&mut self, event: &Event) {
-        let data: Value = serde_json::from_slice(event.payload().as_bytes()).unwrap();
-        let key = |data: &Value| data["member"].as_str().unwrap().to_owned();
-        match event.event_type().unwrap().as_str() {
-            "hub.members" => {
-                let members = data["members"].as_array().unwrap().iter();
-                self.members = members
-                    .map(|data| (key(data), data["value"].clone()))
-                    .collect();
-            }
-            "hub.leave" => {
-                let left = self.members.remove(&key(&data));
-                assert!(left.is_some() || !self.is_exact, "{data}");
-            }
-            action => {
-                let old = self.members.insert(key(&data), data["value"].clone());
-                let is_change = old.is_none() == (action == "hub.join");
-                assert!(is_change || !self.is_exact, "{action} {data}");
-            }
+            self.list.apply(&item);
         }
     }
 }
@@ -461,7 +433,7 @@ impl Run {
                 && self
                     .observers
                     .iter()
-                    .all(|observer| observer.members == listed);
+                    .all(|observer| observer.list.members == listed);
             if is_listed {
                 return;
             }
@@ -469,7 +441,7 @@ impl Run {
             let observers: Vec<_> = self
                 .observers
                 .iter()
-                .map(|observer| &observer.members)
+                .map(|observer| &observer.list.members)
                 .collect();
             assert!(
                 Instant::now() < deadline,
