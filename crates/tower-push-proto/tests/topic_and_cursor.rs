@@ -108,8 +108,8 @@ fn sse_writes_the_cursor_as_the_id() {
         let expected = [
             "event: greeting\nid: a1\n",
             "event: greeting\ntopic: chat/\"1\"\nid: a1\n",
-            "event: greeting\nid: b9\n",
-            "event: greeting\ntopic: chat/\"1\"\nid: b9\n",
+            "event: greeting\nid: b9\nevent_id: a1\n",
+            "event: greeting\ntopic: chat/\"1\"\nid: b9\nevent_id: a1\n",
         ];
         assert_eq!(
             events,
@@ -208,7 +208,7 @@ fn several_topics_are_named_after_the_first() {
     let sse = |id: &str| {
         format!("event: greeting\ntopic: a \"1\"\ntopics: a \"1\"\té,b\tc\nid: {id}\ndata: hi\n\n")
     };
-    let (own, cursor) = (sse("a1"), sse("b9"));
+    let (own, cursor) = (sse("a1"), sse("b9\nevent_id: a1"));
     let mut encoder = SseEncoder::new(Arc::default(), None);
     assert_written_with_topics(&mut encoder, [&own, &cursor]);
 
@@ -255,6 +255,38 @@ fn several_topics_are_read_back() {
         let names: Vec<_> = event.topics().iter().map(Topic::as_str).collect();
         assert_eq!(names, topics, "{json}");
     }
+}
+
+/// On SSE, the field `id` is the cursor, so an event whose id is another one has its id in a field of its own.
+#[test]
+fn sse_names_id_that_is_not_cursor() {
+    let write = |config: SseConfig, event: Event| {
+        let mut out = FrameBuffer::default();
+        let mut encoder = SseEncoder::new(Arc::new(config), None);
+        encoder
+            .event_with_cursor(&event, &7.into(), &mut out)
+            .unwrap();
+        out.into_bytes()
+    };
+    let event = || Event::text("x").with_topic("a").unwrap();
+    for (id, fields) in [
+        (Some(3), "id: 7\nevent_id: 3\n"),
+        (Some(7), "id: 7\n"),
+        (None, "id: 7\n"),
+    ] {
+        let event = match id {
+            Some(id) => event().with_id(id).unwrap(),
+            None => event(),
+        };
+        let written = write(SseConfig::new(), event);
+        assert_eq!(written, format!("topic: a\n{fields}data: x\n\n"));
+    }
+    // Strict readers know no other fields than those of the standard.
+    let with_id = event().with_id(3).unwrap();
+    let written = write(SseConfig::data_only(), with_id.clone());
+    assert_eq!(written, "data: x\n\n");
+    let omitted = SseConfig::new().topic_form(TopicForm::Omitted);
+    assert_eq!(write(omitted, with_id), "id: 7\ndata: x\n\n");
 }
 
 /// Clients that get one event with another cursor for each share the bytes of its payload.

@@ -5,8 +5,8 @@ use super::{
     lines::{
         SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding,
         SseEventWithoutTopicEncoding, SsePayloadEncoding, SseTopicAsTypeEncoding, write_comment,
-        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
-        write_retry_and_type, write_topic_as_type,
+        write_cursor, write_event, write_event_id, write_fields_before_payload, write_id,
+        write_retry, write_retry_and_type, write_topic_as_type,
     },
 };
 use crate::{
@@ -66,6 +66,9 @@ impl SseEncoder {
         match self.config.topic_form {
             TopicForm::Field => {
                 write_fields_before_payload(event.fields(), Some(id), out.buffer());
+                if let Some(own_id) = event.id().filter(|own_id| *own_id != id) {
+                    write_event_id(own_id.as_str(), out.buffer());
+                }
             }
             TopicForm::EventType => {
                 write_topic_as_type(event.fields(), out.buffer());

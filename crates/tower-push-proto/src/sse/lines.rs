@@ -195,6 +195,12 @@ pub fn write_id(id: &str, out: &mut BytesMut) {
     write_field(b"id: ", id.as_bytes(), out);
 }
 
+/// Appends the field `event_id`: the id of an event whose field `id` is a cursor. A client that drops repetitions needs it. The standard has no such
+/// field: an `EventSource` ignores it.
+pub(super) fn write_event_id(id: &str, out: &mut BytesMut) {
+    write_field(b"event_id: ", id.as_bytes(), out);
+}
+
 fn write_event_type(event_type: &EventType, out: &mut BytesMut) {
     write_field(b"event: ", event_type.as_str().as_bytes(), out);
 }
