@@ -131,19 +131,35 @@ fn hub_source(hub: &Hub) -> ClientTopicsSource {
         .commands(HubCommands::new())
 }
 
+/// Returns the routes of a hub: one for its clients, and one for each topic, which publishes and counts subscribers.
+fn hub_routes(path: &str, start: StartPosition) -> Router {
+    let hub = Hub::builder().start(start).max_patterns(100).build();
+    let topics = async |State(hub): State<Hub>| Push::new(hub_source(&hub));
+    // The names of several topics are separated by commas.
+    let publish = async |State(hub): State<Hub>,
+                         PathParameter(topic): PathParameter<String>,
+                         text: String| {
+        let topics: Vec<_> = topic.split(',').collect();
+        hub.publish(topics, text).unwrap().to_string()
+    };
+    let subscribers = async |State(hub): State<Hub>,
+                             PathParameter(topic): PathParameter<String>| {
+        hub.topic(topic).unwrap().subscriber_count().to_string()
+    };
+    Router::new()
+        .route(path, any(topics))
+        .route(&format!("{path}/{{topic}}"), post(publish).get(subscribers))
+        .with_state(hub)
+}
+
 #[derive(Clone)]
 struct ServerState {
-    hub: Hub,
     channel: Channel,
     answers: Resumable,
 }
 
 fn app() -> Router {
     let state = ServerState {
-        hub: Hub::builder()
-            .start(StartPosition::Last(1))
-            .max_patterns(100)
-            .build(),
         channel: Channel::builder()
             .max_events(1000)
             .start(StartPosition::Oldest)
@@ -163,19 +179,6 @@ fn app() -> Router {
         let text = String::from_utf8_lossy(&body).into_owned();
         state.channel.publish(text).unwrap().to_string()
     };
-    let topics = async |State(state): State<ServerState>| Push::new(hub_source(&state.hub));
-    // The names of several topics are separated by commas.
-    let publish_to_topic = async |State(state): State<ServerState>,
-                                  PathParameter(topic): PathParameter<String>,
-                                  text: String| {
-        let topics: Vec<_> = topic.split(',').collect();
-        state.hub.publish(topics, text).unwrap().to_string()
-    };
-    let topic_subscribers =
-        async |State(state): State<ServerState>, PathParameter(topic): PathParameter<String>| {
-            let topic = state.hub.topic(topic).unwrap();
-            topic.subscriber_count().to_string()
-        };
     let subscribers =
         async |State(state): State<ServerState>| state.channel.subscriber_count().to_string();
     Router::new()
@@ -190,11 +193,6 @@ fn app() -> Router {
         .route("/feed", any(feed))
         .route("/ending", any(ending))
         .route("/channel", any(channel))
-        .route("/topics", any(topics))
-        .route(
-            "/topics/{topic}",
-            post(publish_to_topic).get(topic_subscribers),
-        )
         .route("/publish", post(publish))
         .route("/subscribers", get(subscribers))
         .route("/answer", post(answer))
@@ -204,6 +202,10 @@ fn app() -> Router {
             tower_push::service(source_fn(bytes)).transport(Sse::new().base64()),
         )
         .with_state(state)
+        .merge(hub_routes("/topics", StartPosition::Last(1)))
+        .merge(hub_routes("/topics-last-3", StartPosition::Last(3)))
+        .merge(hub_routes("/topics-now", StartPosition::Now))
+        .merge(hub_routes("/topics-oldest", StartPosition::Oldest))
         .layer(PushLayer::with(transports))
 }
 
@@ -280,6 +282,11 @@ async fn tabs_with_any_cursor_share_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tabs_with_other_topics_share_connection() {
     run_node_tests("shared_topics.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tabs_agree_about_leaders() {
+    run_node_tests("leadership.test.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

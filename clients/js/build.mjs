@@ -17,7 +17,7 @@ const MAX_CORE_LEN = 5 * 1024;
 
 /** Names of properties that no user of the package sees, and that nothing but the package has. */
 const INTERNAL_NAMES = new RegExp(
-  "^(abortReason|again|consequence|emit|hasWorked|isBetweenEvents|isProbe|items|onBlock|onOpen|onRead|onRecord|onRetry|receive|" +
+  "^(abortReason|again|consequence|emit|freshTopics|hasItsId|hasWorked|isBetweenEvents|isProbe|items|onBlock|onOpen|onRead|onRecord|onRetry|receive|" +
     "reconnect|restart|streamUrl|suspend|tick|whenReady)$",
 );
 
@@ -75,7 +75,8 @@ async function buildInto(directory) {
 
 /** esbuild bundles and mangles names; terser makes the result 2 % smaller. */
 async function writeMinified({ outputFiles: [file] }, isModule) {
-  const compress = { ecma: 2022, passes: 3, unsafe_arrows: true };
+  // Unsafe for programs that convert symbols to texts, or that use arrow functions as constructors.
+  const compress = { ecma: 2022, passes: 3, unsafe: true, unsafe_arrows: true };
   const { code } = await minify(file.text, { module: isModule, ecma: 2022, compress, format: { comments: false } });
   writeFileSync(file.path, `${code}\n`);
 }

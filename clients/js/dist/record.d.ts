@@ -2,6 +2,8 @@ import type { Gap } from "./types.js";
 /** An envelope as it arrives: an event, a cursor, a gap or an end. */
 export interface PushRecord {
     id?: string;
+    /** The event's own id on SSE, if `id` is another cursor. */
+    event_id?: string;
     /** The cursor to come back with, if it is not the id. */
     cursor?: string;
     event?: string;

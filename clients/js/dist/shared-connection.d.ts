@@ -10,9 +10,9 @@ import { type ConnectOptions, type PushConnection, type PushEvent, type PushGap,
  */
 export declare class SharedConnection implements PushConnection {
     #private;
-    state: State;
-    cursor: string | undefined;
     constructor(url: URL, key: string, lease: number, options: ConnectOptions);
+    get state(): State;
+    get cursor(): string | undefined;
     get transport(): string | undefined;
     on(name: string, listener: (value: any) => void): () => void;
     send(message: unknown): boolean;

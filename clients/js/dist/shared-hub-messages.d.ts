@@ -1,8 +1,9 @@
-import type { Gap, PushEvent, State } from "./index.js";
-import type { ErrorFields, Position } from "./tab-group.js";
+import type { PushEvent, State } from "./index.js";
+import type { ErrorFields, Report } from "./reports.js";
+import type { Position } from "./tab-group.js";
 import type { PublicationOptions } from "./topics.js";
-/** What the leader's connection reports. */
-export type Report = ["event", PushEvent] | ["gap", Gap] | ["cursor", string | undefined] | ["state", State] | ["refused", PushEvent] | ["finished", undefined] | ["error", ErrorFields];
+/** What the leader's connection to a hub reports. */
+export type HubReport = Report | ["refused", PushEvent];
 export interface LeaderMessage {
     kind: "leader";
     position: Position;
@@ -12,7 +13,7 @@ export interface LeaderMessage {
     state: State;
     /** The topics of the stream. */
     topics: string[];
-    /** The topics that begin in the stream after `position`, as for a new client. */
+    /** The topics that begin in the stream after `position`, as for a new client, or have begun while the cursor is not yet valid for them. */
     begun: string[];
 }
 export interface ReportMessage {
@@ -20,9 +21,11 @@ export interface ReportMessage {
     position: Position;
     /** The cursor of the leader's connection after the report. */
     cursor: string | undefined;
+    /** The topics for which `cursor` is not yet valid. Absent if there is none. */
+    begun: string[] | undefined;
     /** Whether the event's id is its own: it may be the cursor with which an event stream began. */
     hasOwnId: boolean;
-    report: Report;
+    report: HubReport;
 }
 /** What a tab has: its topics, and the cursor at `position`. No position if the tab misses events. */
 export interface CountMessage {
@@ -34,8 +37,15 @@ export interface CountMessage {
     position: Position | undefined;
     cursor: string | undefined;
 }
+/** The topics of a tab have changed, or there is a new leader. */
+export interface TopicsMessage {
+    kind: "topics";
+    tab: string;
+    topics: string[];
+    resumed: string[];
+}
 /** A message between tabs. */
-export type Message = LeaderMessage | ReportMessage | CountMessage
+export type Message = LeaderMessage | ReportMessage | CountMessage | TopicsMessage
 /** Is a leader there? */
  | {
     kind: "ping";
@@ -43,13 +53,6 @@ export type Message = LeaderMessage | ReportMessage | CountMessage
 /** A new leader asks what the others have. */
  | {
     kind: "census";
-}
-/** The topics of a tab have changed, or there is a new leader. */
- | {
-    kind: "topics";
-    tab: string;
-    topics: string[];
-    resumed: string[];
 } | {
     kind: "send";
     message: unknown;
@@ -62,7 +65,12 @@ export type Message = LeaderMessage | ReportMessage | CountMessage
     kind: "published";
     tab: string;
     ref: number;
-    id?: string;
-    error?: ErrorFields;
+    result: PublicationResult;
 };
 export type Publication = [topic: string, data: unknown, options: PublicationOptions];
+/** The id of the published event, or why it was not published. */
+export type PublicationResult = {
+    id: string;
+} | {
+    error: ErrorFields;
+};

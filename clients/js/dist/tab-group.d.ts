@@ -15,13 +15,6 @@ export type Position = [term: string, sequence: number];
 export declare const isBefore: (one: Position | undefined, other: Position | undefined) => boolean;
 /** Returns the term of `tab` that follows `term`. Terms are compared as texts. Two tabs never have the same term. */
 export declare const nextTerm: (term: string, tab: string) => string;
-/** The fields of an error that the leader sends to the other tabs. */
-export interface ErrorFields {
-    message: string;
-    final: boolean;
-    status?: number | undefined;
-    code?: number | undefined;
-}
 /** How long a new leader waits for the positions of the other tabs, in milliseconds. */
 export declare const CENSUS_TIME = 200;
 /**
@@ -32,10 +25,8 @@ export declare class TabGroup<M> {
     #private;
     /** Joins no group yet. The tab will send `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
     constructor(name: string, lease: number, ping: M, member: TabGroupMember<M>);
-    /** Whether this tab has got a message of the leader within the lease. */
+    /** Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none. */
     get hasLeader(): boolean;
-    /** An object that differs each time that this tab becomes the leader. `undefined` if this tab is not the leader. */
-    get lead(): object | undefined;
     /** Aborted when this tab leaves for good: see `stop`. */
     get stopped(): AbortSignal;
     /** Joins the group, and requests the lock, with which this tab becomes the leader. */

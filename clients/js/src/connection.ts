@@ -327,7 +327,8 @@ export class Connection implements PushConnection {
       this.cursor = cursor || undefined;
       this.#listeners.emit("cursor", this.cursor);
     }
-    const { id, gap, end } = record;
+    const { gap, end } = record;
+    const id = record.event_id ?? record.id;
     if (end?.finished) return this.#close(undefined, true);
     if (end) {
       if (end.retry! > 0) this.#minDelay = +end.retry!;

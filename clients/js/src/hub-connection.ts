@@ -1,10 +1,8 @@
 import type { Connection } from "./connection.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
 import { randomKey } from "./random-key.js";
+import { RecentEvents } from "./recent-events.js";
 import type { PublicationOptions, TopicConnection, TopicOptions, TopicPattern } from "./topics.js";
-
-/** The number of events whose repetitions are dropped. */
-const MAX_RECENT_EVENTS = 256;
 
 /** The number of commands that may wait for their answers. */
 const MAX_UNANSWERED_COMMANDS = 1024;
@@ -56,8 +54,7 @@ export class HubConnection implements TopicConnection {
   #commands = new Map<number, Command>();
   #lastRef = 0;
   #resendTimer: ReturnType<typeof setTimeout> | undefined;
-  /** The ids and topics of the last events. A topic belongs to it, because SSE sends the cursor as the id. */
-  #recentEvents = new Set<string>();
+  #recentEvents = new RecentEvents();
   /** The cursor with which the open stream began. */
   #requestedCursor: string | undefined;
   /** The answers of the hub, which only listeners of their type get. */
@@ -97,6 +94,19 @@ export class HubConnection implements TopicConnection {
     return [...this.#progress.keys()];
   }
 
+  /** The topics for which the cursor is not valid: they begin in the stream as for a new client. Only other modules of this package read it. */
+  get freshTopics(): string[] {
+    return this.topics.filter((topic) => this.cursor == null || this.#progress.get(topic) !== "resumable");
+  }
+
+  /**
+   * Returns whether the event's id is its own. On SSE, the first event of a stream carries the cursor of the request as its id if it has no id. Only
+   * other modules of this package call it.
+   */
+  hasItsId({ id }: PushEvent): boolean {
+    return this.transport !== "sse" || id !== this.#requestedCursor;
+  }
+
   on(name: string, listener: (value: any) => void): () => void {
     return this.#connection.on(name, (value) => this.#isPassedOn(name, value) && listener(value));
   }
@@ -120,8 +130,7 @@ export class HubConnection implements TopicConnection {
   subscribe(...topics: string[]): void {
     const added = new Set(topics.filter((topic) => !this.#progress.has(topic)));
     for (const topic of added) this.#progress.set(topic, "streaming");
-    // A topic that was removed before begins anew, with events that the client has had.
-    for (const key of this.#recentEvents) if (added.has(key.slice(key.indexOf(" ") + 1))) this.#recentEvents.delete(key);
+    this.#recentEvents.forget(added);
     this.#changeTopics(added, "subscribe");
   }
 
@@ -213,8 +222,13 @@ export class HubConnection implements TopicConnection {
   /** The server has sent a cursor, which may be the same as before. The cursor is valid for the topics that the stream has. */
   #onCursor(): void {
     this.#checkTransport();
-    for (const [topic, progress] of this.#progress) if (progress === "streaming") this.#progress.set(topic, "resumable");
-    this.#updateUrl();
+    let isChanged = false;
+    for (const [topic, progress] of this.#progress) {
+      if (progress !== "streaming") continue;
+      this.#progress.set(topic, "resumable");
+      isChanged = true;
+    }
+    if (isChanged) this.#updateUrl();
   }
 
   #onEvent(event: PushEvent): void {
@@ -226,11 +240,7 @@ export class HubConnection implements TopicConnection {
     // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
     if (id == null || type === "hub.members") return;
     this.#onCursor();
-    if (id === this.#requestedCursor) return;
-    const key = `${id} ${topic}`;
-    if (this.#recentEvents.has(key)) this.#repeated.add(event);
-    this.#recentEvents.add(key);
-    if (this.#recentEvents.size > MAX_RECENT_EVENTS) this.#recentEvents.delete(this.#recentEvents.values().next().value!);
+    if (this.hasItsId(event) && !this.#recentEvents.add(id, topic)) this.#repeated.add(event);
   }
 
   #onAnswer(type: string, topic: string | undefined, data: unknown): void {

@@ -1,16 +1,10 @@
-import type { Gap, PushEvent, State } from "./index.js";
-import type { ErrorFields, Position } from "./tab-group.js";
+import type { PushEvent, State } from "./index.js";
+import type { ErrorFields, Report } from "./reports.js";
+import type { Position } from "./tab-group.js";
 import type { PublicationOptions } from "./topics.js";
 
-/** What the leader's connection reports. */
-export type Report =
-  | ["event", PushEvent]
-  | ["gap", Gap]
-  | ["cursor", string | undefined]
-  | ["state", State]
-  | ["refused", PushEvent]
-  | ["finished", undefined]
-  | ["error", ErrorFields];
+/** What the leader's connection to a hub reports. */
+export type HubReport = Report | ["refused", PushEvent];
 
 export interface LeaderMessage {
   kind: "leader";
@@ -21,7 +15,7 @@ export interface LeaderMessage {
   state: State;
   /** The topics of the stream. */
   topics: string[];
-  /** The topics that begin in the stream after `position`, as for a new client. */
+  /** The topics that begin in the stream after `position`, as for a new client, or have begun while the cursor is not yet valid for them. */
   begun: string[];
 }
 
@@ -30,9 +24,11 @@ export interface ReportMessage {
   position: Position;
   /** The cursor of the leader's connection after the report. */
   cursor: string | undefined;
+  /** The topics for which `cursor` is not yet valid. Absent if there is none. */
+  begun: string[] | undefined;
   /** Whether the event's id is its own: it may be the cursor with which an event stream began. */
   hasOwnId: boolean;
-  report: Report;
+  report: HubReport;
 }
 
 /** What a tab has: its topics, and the cursor at `position`. No position if the tab misses events. */
@@ -46,19 +42,29 @@ export interface CountMessage {
   cursor: string | undefined;
 }
 
+/** The topics of a tab have changed, or there is a new leader. */
+export interface TopicsMessage {
+  kind: "topics";
+  tab: string;
+  topics: string[];
+  resumed: string[];
+}
+
 /** A message between tabs. */
 export type Message =
   | LeaderMessage
   | ReportMessage
   | CountMessage
+  | TopicsMessage
   /** Is a leader there? */
   | { kind: "ping" }
   /** A new leader asks what the others have. */
   | { kind: "census" }
-  /** The topics of a tab have changed, or there is a new leader. */
-  | { kind: "topics"; tab: string; topics: string[]; resumed: string[] }
   | { kind: "send"; message: unknown }
   | { kind: "publish"; tab: string; ref: number; publication: Publication }
-  | { kind: "published"; tab: string; ref: number; id?: string; error?: ErrorFields };
+  | { kind: "published"; tab: string; ref: number; result: PublicationResult };
 
 export type Publication = [topic: string, data: unknown, options: PublicationOptions];
+
+/** The id of the published event, or why it was not published. */
+export type PublicationResult = { id: string } | { error: ErrorFields };

@@ -48,7 +48,7 @@ export function createSseParser(
     if (name === "data") {
       length += value.length + 1;
       block.data = block.data == null ? value : `${block.data}\n${value}`;
-    } else if (name === "event" || name === "topic" || (name === "id" && !value.includes("\0"))) block[name] = value;
+    } else if (name === "event" || name === "event_id" || name === "topic" || (name === "id" && !value.includes("\0"))) block[name] = value;
     else if (name === "topics") block[name] = value.split("\t");
     else if (name === "retry" && /^\d+$/.test(value)) onRetry(+value);
   };

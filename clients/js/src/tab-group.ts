@@ -20,14 +20,6 @@ export const isBefore = (one: Position | undefined, other: Position | undefined)
 /** Returns the term of `tab` that follows `term`. Terms are compared as texts. Two tabs never have the same term. */
 export const nextTerm = (term: string, tab: string) => `${String(parseInt(term || "0", 10) + 1).padStart(10, "0")} ${tab}`;
 
-/** The fields of an error that the leader sends to the other tabs. */
-export interface ErrorFields {
-  message: string;
-  final: boolean;
-  status?: number | undefined;
-  code?: number | undefined;
-}
-
 /** How long a new leader waits for the positions of the other tabs, in milliseconds. */
 export const CENSUS_TIME = 200;
 
@@ -42,6 +34,8 @@ export class TabGroup<M> {
   #channel: BroadcastChannel | undefined;
   #stopped = new AbortController();
   #hasLeader = false;
+  /** Whether a message of the leader has arrived in this lease. */
+  #hasHeardLeader = false;
   #release: (() => void) | undefined;
   /** Aborted when this tab leaves. `undefined` while the tab is not in the group. */
   #session: AbortController | undefined;
@@ -64,14 +58,9 @@ export class TabGroup<M> {
     listen(globalThis.document, "resume", () => this.join());
   }
 
-  /** Whether this tab has got a message of the leader within the lease. */
+  /** Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none. */
   get hasLeader(): boolean {
     return this.#hasLeader;
-  }
-
-  /** An object that differs each time that this tab becomes the leader. `undefined` if this tab is not the leader. */
-  get lead(): object | undefined {
-    return this.#release;
   }
 
   /** Aborted when this tab leaves for good: see `stop`. */
@@ -99,7 +88,7 @@ export class TabGroup<M> {
 
   /** Records that a message of the leader has arrived. */
   hearLeader(): void {
-    this.#hasLeader = true;
+    this.#hasLeader = this.#hasHeardLeader = true;
   }
 
   post(message: M): void {
@@ -148,10 +137,11 @@ export class TabGroup<M> {
   async #watchLease(signal: AbortSignal): Promise<void> {
     let silences = 0;
     while (!signal.aborted) {
-      this.#hasLeader = false;
+      this.#hasHeardLeader = false;
       await new Promise((resolve) => (this.#leaseTimer = setTimeout(resolve, this.#lease * (1 + Math.random() / 2))));
-      silences = this.#hasLeader || this.#release ? 0 : silences + 1;
+      silences = this.#hasHeardLeader || this.#release ? 0 : silences + 1;
       if (signal.aborted || silences === 0) continue;
+      if (silences > 1) this.#hasLeader = false;
       this.post(this.#ping);
       if (silences > 2) {
         silences = 0;

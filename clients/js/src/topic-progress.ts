@@ -6,7 +6,7 @@ import type { Position } from "./tab-group.js";
 export interface TopicProgress {
   /**
    * Waits for a stream of the leader that has the topic; reads older events than the stream has; or follows the stream. A topic that begins in the
-   * stream is `begun` until the cursor has moved: if there is another leader before, the topic begins again.
+   * stream is `begun` until the cursor is valid for it: if there is another leader before, the topic begins again.
    */
   step: "wanted" | "loading" | "begun" | "followed";
   /** The cursor after which the tab has not got the topic's events. Without one, the topic begins as for a new client. */
@@ -14,11 +14,19 @@ export interface TopicProgress {
   load: TopicLoad | undefined;
   /** The last event, and where it was in the stream of the leader: at this position, or anywhere before it if it was read from the server. */
   last: { id: string; position: Position; isRead?: boolean } | undefined;
-  /** The id of the last event that the stream will repeat. Up to this event, the tab drops the topic's events. */
-  repeatedUpTo: string | undefined;
-  /** The number of events that were dropped as repetitions. */
-  repeated: number;
+  /** Events that the stream repeats. */
+  repetition: Repetition | undefined;
 }
+
+/** Events of a topic that the tab drops, because it has got them before. */
+export interface Repetition {
+  /** The id of the last event that the stream will repeat. */
+  upTo: string;
+  /** The number of events that were dropped. */
+  dropped: number;
+}
+
+export const repetitionUpTo = (id: string | undefined): Repetition | undefined => (id == null ? undefined : { upTo: id, dropped: 0 });
 
 /** Topics that a tab reads from the server while the leader's stream goes on. */
 export interface TopicLoad {

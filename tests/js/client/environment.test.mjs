@@ -5,14 +5,13 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { afterEach, test } from "node:test";
-import { CuttingProxy, SERVER, next, open } from "./support.mjs";
+import { CuttingProxy, SERVER, next, open, wait } from "./support.mjs";
 
 const page = new EventTarget();
 globalThis.addEventListener = page.addEventListener.bind(page);
 globalThis.document = Object.assign(new EventTarget(), { hidden: false });
 
 const happen = (target, type, fields = {}) => target.dispatchEvent(Object.assign(new Event(type), fields));
-const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 const closers = [];
 afterEach(() => {

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/shared.js";
 import "./locks.mjs";
-import { SERVER, next } from "./support.mjs";
+import { SERVER, next, range, wait } from "./support.mjs";
 
 /** What distinguishes the events of this run from older ones of the channel. */
 const RUN = Math.random().toString(36).slice(2);
@@ -17,8 +17,6 @@ async function publish() {
   ids.push(await response.text());
 }
 
-const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
-const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 let count = 0;
 /** A tab that begins after the event of this number, or where the others are. */

@@ -1,39 +1,31 @@
 // Tabs with topics of their own that share a connection, in one process. tests/js/client_browser.mjs has real tabs, which freeze.
 
 import assert from "node:assert/strict";
-import { randomUUID } from "node:crypto";
 import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/shared-topics.js";
 import "./locks.mjs";
-import { SERVER, next } from "./support.mjs";
+import { CuttingProxy, SERVER, namesOf, next, range, until, wait } from "./support.mjs";
 
 const TRANSPORTS = ["websocket", "sse", "long-poll"];
-
-/** Returns names of topics that no other test has, also if the server is used again. */
-const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
 
 /** The numbers of the events of each topic. */
 const published = new Map();
 
 /** Publishes the next event of these topics: its data says which event of each topic it is. */
-async function publish(...topics) {
+const publish = (...topics) => publishTo("/topics", ...topics);
+
+async function publishTo(path, ...topics) {
   const numbers = {};
   for (const topic of topics) {
     numbers[topic] = (published.get(topic) ?? 0) + 1;
     published.set(topic, numbers[topic]);
   }
-  const response = await fetch(new URL(`/topics/${topics}`, SERVER), { method: "POST", body: JSON.stringify({ numbers }) });
+  const response = await fetch(new URL(`${path}/${topics}`, SERVER), { method: "POST", body: JSON.stringify({ numbers }) });
   return response.text();
 }
 
-const subscribers = async (topic) => Number(await (await fetch(new URL(`/topics/${topic}`, SERVER))).text());
-const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
-const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-async function until(condition) {
-  while (!(await condition())) await wait(20);
-}
+const subscribers = async (topic, path = "/topics") => Number(await (await fetch(new URL(`${path}/${topic}`, SERVER))).text());
 
 let count = 0;
 const newName = () => `name ${++count}`;
@@ -43,8 +35,8 @@ class Tab {
   seen = new Map();
   events = [];
 
-  constructor(name, topics, transport, options) {
-    this.push = connect(new URL("/topics", SERVER), {
+  constructor(name, topics, transport, { url = new URL("/topics", SERVER), ...options } = {}) {
+    this.push = connect(url, {
       shared: name,
       topics,
       transports: [transport],
@@ -189,20 +181,26 @@ for (const transport of TRANSPORTS) {
     }
   });
 
-  test(`${transport}: tabs and topics that come and go at random miss and repeat nothing`, async () => {
-    const random = (max) => Math.floor(Math.random() * max);
-    const names = namesOf("r1", "r2", "r3", "r4");
-    const choose = () => names.filter(() => random(2));
-    for (let round = 0; round < 2; round++) {
+  // Where the topics begin for a new client.
+  for (const path of ["/topics", "/topics-last-3", "/topics-now", "/topics-oldest"]) {
+    test(`${transport}, ${path}: tabs and topics that come and go at random miss and repeat nothing`, async () => {
+      const proxy = await CuttingProxy.to(SERVER);
+      const options = { url: proxy.url(path) };
+      const random = (max) => Math.floor(Math.random() * max);
+      const [noise, ...names] = namesOf("noise", "r1", "r2", "r3", "r4");
+      const choose = () => names.filter(() => random(2));
       const name = newName();
       const all = [];
       const open = [];
       for (let step = 0; step < 50; step++) {
         const topics = choose();
-        if (topics.length) await publish(...topics);
+        if (topics.length && random(2)) await publishTo(path, ...topics);
+        // The cursor moves on without an event of the tabs.
+        if (!random(3)) await publishTo(path, noise);
+        if (!random(8)) proxy.cut();
         if (open.length < 5 && random(2)) {
           const own = choose();
-          const tab = new Tab(name, own.length ? own : names, transport);
+          const tab = new Tab(name, own.length ? own : names, transport, options);
           all.push(tab);
           open.push(tab);
         } else if (open.length > 1 && !random(3)) open.splice(random(2) ? 0 : random(open.length), 1)[0].push.close();
@@ -215,13 +213,14 @@ for (const transport of TRANSPORTS) {
         await wait(random(4) ? random(20) : 300);
       }
       await wait(500);
-      await publish(...names);
+      await publishTo(path, ...names);
       for (const tab of open) for (const topic of tab.push.topics) await tab.hasSeen(topic);
       for (const tab of open) tab.push.close();
-      for (const tab of all) for (const topic of tab.seen.keys()) tab.check(topic);
-      for (const topic of names) await until(async () => (await subscribers(topic)) === 0);
-    }
-  });
+      for (const tab of all) for (const topic of tab.seen.keys()) tab.check(topic, path === "/topics-oldest" ? 1 : undefined);
+      for (const topic of names) await until(async () => (await subscribers(topic, path)) === 0);
+      proxy.close();
+    });
+  }
 }
 
 test("publications of all tabs go over the leader's connection", async () => {

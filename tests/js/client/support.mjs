@@ -1,6 +1,7 @@
 // What the tests of the JavaScript client share. SERVER is the address of a server of tests/js_client.rs.
 
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { connect as connectSocket, createServer } from "node:net";
 import { EventSource } from "eventsource";
 import { WebSocket } from "ws";
@@ -129,6 +130,19 @@ export class CuttingProxy {
     this.cut();
   }
 }
+
+export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+/** Waits for a condition, which may return a promise. */
+export async function until(condition) {
+  while (!(await condition())) await wait(20);
+}
+
+/** The whole numbers from `from` to `to`. */
+export const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
+
+/** Returns names of topics that no other test has, also if the server is used again. */
+export const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
 
 /** Resolves with the first value of an event of a connection that a condition accepts. */
 export function next(push, name, condition = () => true) {

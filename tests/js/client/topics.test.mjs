@@ -1,11 +1,10 @@
 // Connections to topics of a hub, which change while the connection is open.
 
 import assert from "node:assert/strict";
-import { randomUUID } from "node:crypto";
 import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/topics.js";
-import { CuttingProxy, SERVER, next } from "./support.mjs";
+import { CuttingProxy, SERVER, inParallel, namesOf, next, range } from "./support.mjs";
 
 /** How topics change: by commands, or by a new request. */
 const MODES = [
@@ -15,14 +14,11 @@ const MODES = [
   ["long-polling", { transports: ["long-poll"] }],
 ];
 
-/** Returns names of topics that no other test has, also if the server is used again. */
-const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
-
 const open = (topics, options, server = SERVER) =>
-  connect(new URL("/topics", server), { WebSocket, minDelay: 1, maxDelay: 20, topics, ...options });
+  connect(new URL(new URL(server).pathname === "/" ? "/topics" : "", server), { WebSocket, minDelay: 1, maxDelay: 20, topics, ...options });
 
-async function publish(topic, text) {
-  const response = await fetch(new URL(`/topics/${topic}`, SERVER), { method: "POST", body: String(text) });
+async function publish(topic, text, path = "/topics") {
+  const response = await fetch(new URL(`${path}/${topic}`, SERVER), { method: "POST", body: String(text) });
   return response.text();
 }
 
@@ -52,8 +48,6 @@ class Seen {
     return this.texts.filter((text) => text.startsWith(`${topic} `)).map((text) => Number(text.split(" ")[1]));
   }
 }
-
-const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
 
 for (const [mode, options] of MODES) {
   test(`${mode}: a further topic begins with its last value, and nothing is lost or repeated`, async () => {
@@ -208,6 +202,45 @@ function streams(...bodies) {
   };
   return { queries, options: { transports: ["sse"], fetch } };
 }
+
+test("SSE: first events that are cut anywhere are not lost, and those of other topics not repeated", async () => {
+  const path = "/topics-last-3";
+  await inParallel(8, range(0, 40), async (step) => {
+    const [a, b, c, other] = namesOf("a", "b", "c", "other");
+    for (const topic of [c, b, a]) for (const n of [1, 2, 3]) await publish(topic, n, path);
+    await publish(other, 1, path);
+    /** How many bytes the next response has before its end. */
+    let budget = Infinity;
+    const fetch = async (url, init) => {
+      const response = await globalThis.fetch(url, init);
+      let left = budget;
+      budget = Infinity;
+      const cut = new TransformStream({
+        transform(chunk, controller) {
+          controller.enqueue(chunk.subarray(0, left));
+          if ((left -= chunk.length) <= 0) controller.terminate();
+        },
+      });
+      return new Response(response.body.pipeThrough(cut), response);
+    };
+    const push = open([a], { transports: ["sse"], fetch }, new URL(path, SERVER));
+    const seen = new Seen(push);
+    await seen.has(`${a} 3`);
+    push.subscribe(b);
+    // The last of the first events carries the cursor of the hub in place of its id.
+    await seen.has(`${b} 3`);
+    budget = step * 10;
+    // The first events of this topic are older than those of the others, which the server repeats after a cut.
+    push.subscribe(c);
+    await seen.has(`${c} 3`);
+    for (const topic of [a, b, c]) await publish(topic, 4, path);
+    for (const topic of [a, b, c]) {
+      await seen.has(`${topic} 4`);
+      assert.deepEqual(seen.of(topic), range(1, 4), `cut after ${step * 10} bytes`);
+    }
+    push.close();
+  });
+});
 
 test("SSE: an answer with the cursor of the request does not move new topics on", async () => {
   const { queries, options } = streams(

@@ -1,0 +1,16 @@
+import type { Gap, PushConnection, PushError, PushEvent, State } from "./index.js";
+/** The fields of an error that a tab can send to another tab. */
+export interface ErrorFields {
+    message: string;
+    final: boolean;
+    status: number | undefined;
+    code: number | undefined;
+}
+export declare const errorFields: ({ message, final, status, code }: PushError) => ErrorFields;
+/** What a connection reports, as its tab sends it to the other tabs. */
+export type Report = ["event", PushEvent] | ["gap", Gap] | ["cursor", string | undefined] | ["state", State] | ["finished", undefined] | ["error", ErrorFields];
+/**
+ * Calls `onReport` with everything that a connection reports, until the connection is closed. An event or a gap that moves the cursor is one report,
+ * and no report of the cursor precedes it: so no tab has the cursor of an event that it has not got.
+ */
+export declare function listenToReports(connection: PushConnection, onReport: (...report: Report) => void): void;

@@ -1,0 +1,283 @@
+// The messages of tabs that share a connection: what a tab does with those of any leader, and what its own ones say. The test is one of the tabs.
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { after, test } from "node:test";
+import { WebSocket, WebSocketServer } from "ws";
+import { connect as connectShared } from "../../../clients/js/dist/shared.js";
+import { connect as connectTopics } from "../../../clients/js/dist/shared-topics.js";
+import "./locks.mjs";
+import { SERVER, next, range, readAll, until, wait } from "./support.mjs";
+
+const LEASE = 600_000;
+
+const closers = [];
+after(() => {
+  for (const close of closers) close();
+});
+
+let count = 0;
+
+/** The test as a tab: it may hold the lock, and sends the messages of a leader. */
+class FakeTab {
+  messages = [];
+  #channel;
+  #release = () => {};
+
+  /** `prefix` is the beginning of the names of the module's groups. */
+  constructor(prefix, url, key) {
+    this.name = `${prefix} ${JSON.stringify([url, key])}`;
+    this.#channel = new BroadcastChannel(this.name);
+    this.#channel.onmessage = ({ data }) => this.messages.push(data);
+    closers.push(() => {
+      this.#release();
+      this.#channel.close();
+    });
+  }
+
+  /** Becomes the leader before another tab does. */
+  async lead() {
+    await new Promise((held) => {
+      navigator.locks.request(this.name, { signal: new AbortController().signal }, () => {
+        held();
+        return new Promise((resolve) => (this.#release = resolve));
+      });
+    });
+  }
+
+  post(message) {
+    this.#channel.postMessage(message);
+  }
+
+  /** Resolves with the first message from now on that a condition accepts. */
+  async hears(condition) {
+    const from = this.messages.length;
+    let found;
+    await until(() => (found = this.messages.slice(from).find(condition)));
+    return found;
+  }
+}
+
+function topicTab(key, topics, options) {
+  const push = connectTopics(new URL("/topics", SERVER), { shared: key, lease: LEASE, topics, transports: ["websocket"], WebSocket, ...options });
+  closers.push(() => push.close());
+  return push;
+}
+
+const position = (term, sequence) => [`${String(term).padStart(10, "0")} test`, sequence];
+const leader = (term, sequence, fields) => ({ kind: "leader", position: position(term, sequence), state: "open", begun: [], ...fields });
+const report = (term, sequence, cursor, ...report) => ({ kind: "report", position: position(term, sequence), cursor, hasOwnId: true, report });
+const event = (id, topic = "a") => ["event", { type: "message", data: id, id, topic }];
+
+/** Returns a leader that is played by the test, and a tab that follows it after the cursor `c0`. */
+async function followed(topics = ["a"]) {
+  const key = `followed ${++count}`;
+  const fake = new FakeTab("tower-push topics", new URL("/topics", SERVER).href, key);
+  await fake.lead();
+  const push = topicTab(key, topics, { since: "c0" });
+  const items = [];
+  push.on("event", ({ id }) => items.push(id));
+  push.on("gap", ({ reason }) => items.push(reason));
+  await fake.hears(({ kind }) => kind === "ping");
+  fake.post(leader(1, 0, { topics, cursor: "c0" }));
+  fake.post(report(1, 1, "e1", ...event("e1")));
+  await next(push, "event");
+  return { fake, push, items };
+}
+
+for (const [connect, path, options] of [
+  [connectShared, "/channel", {}],
+  [connectTopics, "/topics", { topics: ["a"] }],
+]) {
+  test(`${path}: a tab can send while the leader has nothing to say`, async () => {
+    const all = { shared: `quiet ${++count}`, lease: 60, transports: ["websocket"], WebSocket, ...options };
+    const tabs = [0, 1].map(() => connect(new URL(path, SERVER), all));
+    await until(() => tabs.every(({ state }) => state === "open"));
+    const follower = tabs.find(({ transport }) => !transport);
+    for (let n = 0; n < 60; n++) {
+      assert.equal(follower.send("hello"), true, `message ${n}`);
+      await wait(10);
+    }
+    for (const push of tabs) push.close();
+  });
+
+  test(`${path}: a tab sends nothing to a leader that does not answer`, async () => {
+    const key = `silent ${++count}`;
+    const fake = new FakeTab(path === "/topics" ? "tower-push topics" : "tower-push", new URL(path, SERVER).href, key);
+    await fake.lead();
+    const push = connect(new URL(path, SERVER), { shared: key, lease: 40, transports: ["websocket"], WebSocket, ...options });
+    await fake.hears(({ kind }) => kind === "ping");
+    fake.post(leader(1, 0, { topics: ["a"] }));
+    await next(push, "state", (state) => state === "open");
+    assert.equal(push.send("hello"), true);
+    await until(() => !push.send("hello"));
+    push.close();
+  });
+
+  test(`${path}: a loop over a connection that was never opened ends`, async () => {
+    const push = connect(new URL(path, SERVER), { shared: "aborted", signal: AbortSignal.abort(), ...options });
+    assert.equal(push.state, "closed");
+    assert.deepEqual(await readAll(push), []);
+  });
+
+  test(`${path}: nothing changes the state of a closed connection`, async () => {
+    const push = connect(new URL(path, SERVER), { shared: `closed ${++count}`, lease: LEASE, WebSocket, ...options });
+    const states = [];
+    push.on("state", (state) => {
+      states.push(state);
+      if (state === "open") push.close();
+    });
+    await next(push, "state", (state) => state === "closed");
+    await wait(300);
+    assert.deepEqual(states.slice(-2), ["open", "closed"]);
+  });
+
+  test(`${path}: a leader that hears of a later one still speaks for its own term`, async () => {
+    const key = `deposed ${++count}`;
+    const push = connect(new URL(path, SERVER), { shared: key, lease: LEASE, transports: ["websocket"], WebSocket, ...options });
+    const fake = new FakeTab(path === "/topics" ? "tower-push topics" : "tower-push", new URL(path, SERVER).href, key);
+    await next(push, "state", (state) => state === "open");
+    fake.post(leader(7, 5, { topics: ["b"], cursor: "x" }));
+    fake.post({ kind: "ping" });
+    const { position } = await fake.hears(({ kind }) => kind === "leader");
+    assert.match(position[0], /^0000000001 /);
+    push.close();
+  });
+}
+
+test("repetitions are counted anew under each leader", async () => {
+  const { fake, push, items } = await followed();
+  let term = 1;
+  // Each leader repeats less than a tab drops at most, and two of them together more.
+  for (const from of [position(1, 0), position(2, 0)]) {
+    fake.post(leader(++term, 0, { topics: ["a"], cursor: "c0", from }));
+    for (const n of range(1, 600)) fake.post(report(term, n, `old${n}`, ...event(`old${n}`)));
+  }
+  fake.post(report(term, 601, "e1", ...event("e1")));
+  fake.post(report(term, 602, "e2", ...event("e2")));
+  while (items.at(-1) !== "e2") await next(push, "event");
+  assert.deepEqual(items, ["e1", "e2"]);
+  push.close();
+});
+
+test("a new leader of which only a report arrives is asked for its topics, and gets all publications", async () => {
+  const { fake, push } = await followed();
+  const publication = push.publish("a", "text");
+  await fake.hears(({ kind }) => kind === "publish");
+  const heard = Promise.all(["topics", "ping", "publish"].map((wanted) => fake.hears(({ kind }) => kind === wanted)));
+  fake.post(report(2, 5, "c5", "state", "open"));
+  const [topics, , { tab, ref }] = await heard;
+  assert.deepEqual([topics.topics, topics.resumed], [["a"], ["a"]]);
+  fake.post({ kind: "published", tab, ref, result: { id: "p1" } });
+  assert.equal(await publication, "p1");
+  push.close();
+});
+
+// The requests of a leader, to a hub that the test plays.
+
+/** A hub that says nothing by itself. */
+class FakeHub {
+  /** For each request, its query and its socket. */
+  requests = [];
+  commands = [];
+
+  static async start() {
+    const hub = new FakeHub();
+    // A tab that begins later reads by polls that no topic has an event.
+    const server = createServer((_, response) => response.writeHead(200, { "content-type": "application/json" }).end("[]"));
+    closers.push(() => server.close());
+    server.listen(0, "127.0.0.1");
+    new WebSocketServer({ server }).on("connection", (socket, { url }) => {
+      hub.requests.push({ query: new URL(url, "http://hub").searchParams, socket });
+      socket.on("message", (message) => hub.commands.push(JSON.parse(message)));
+    });
+    await once(server, "listening");
+    hub.url = new URL(`http://127.0.0.1:${server.address().port}/`);
+    return hub;
+  }
+
+  open(key, topics, since) {
+    const options = { shared: key, lease: LEASE, topics, since, transports: ["websocket"], WebSocket, minDelay: 1, maxDelay: 5 };
+    const push = connectTopics(this.url, options);
+    closers.push(() => push.close());
+    return push;
+  }
+
+  send(record) {
+    this.requests.at(-1).socket.send(JSON.stringify(record));
+  }
+
+  /** What request number `index` asks for: the cursor, the topics, and those that begin anew. */
+  async asked(index) {
+    await until(() => this.requests.length > index);
+    const { query } = this.requests[index];
+    return [query.get("last_event_id"), query.getAll("topic").sort(), query.getAll("fresh")];
+  }
+}
+
+test("a topic that the stream has not begun is new in the next leader's stream, although the cursor has moved", async () => {
+  const hub = await FakeHub.start();
+  const leader = hub.open("begun", ["a"]);
+  await hub.asked(0);
+  hub.send({ id: "1", topic: "a", data: 1 });
+  await next(leader, "event");
+  const follower = hub.open("begun", ["a", "b"]);
+  await until(() => hub.commands.some(({ subscribe }) => subscribe?.topic === "b"));
+  // This event was on its way before the server got the command.
+  const moved = next(follower, "event");
+  hub.send({ id: "2", topic: "a", data: 2 });
+  await moved;
+  leader.close();
+  assert.deepEqual(await hub.asked(1), ["2", ["a", "b"], ["b"]]);
+  follower.close();
+});
+
+test("a topic that has begun goes on after the cursor in the next leader's stream", async () => {
+  const hub = await FakeHub.start();
+  const leader = hub.open("goes on", ["a"]);
+  await hub.asked(0);
+  hub.send({ id: "1", topic: "a", data: 1 });
+  await next(leader, "event");
+  const follower = hub.open("goes on", ["a", "b"]);
+  await until(() => hub.commands.length);
+  hub.send({ topic: "b", event: "hub.subscribed", data: { ref: hub.commands[0].ref } });
+  // The topic has no event, and the cursor is valid for it.
+  const moved = next(follower, "cursor", (cursor) => cursor === "2");
+  hub.send({ id: "2" });
+  await moved;
+  leader.close();
+  assert.deepEqual(await hub.asked(1), ["2", ["a", "b"], []]);
+  follower.close();
+});
+
+test("a topic that the stream has not begun is new in a connection that replaces it", async () => {
+  const hub = await FakeHub.start();
+  const leader = hub.open("replaced", ["a"]);
+  await hub.asked(0);
+  hub.send({ id: "1", topic: "a", data: 1 });
+  await next(leader, "event");
+  leader.subscribe("b");
+  await until(() => hub.commands.length);
+  // A topic after a cursor needs another connection.
+  const late = hub.open("replaced", ["c"], "0");
+  assert.deepEqual(await hub.asked(1), ["1", ["a", "b", "c"], ["b"]]);
+  leader.close();
+  late.close();
+});
+
+test("a leader whose topics all begin anew sends no cursor", async () => {
+  const hub = await FakeHub.start();
+  const leader = hub.open("no cursor", ["a"]);
+  await hub.asked(0);
+  hub.send({ id: "1", topic: "a", data: 1 });
+  await next(leader, "event");
+  const follower = hub.open("no cursor", ["a"]);
+  await next(follower, "cursor");
+  follower.subscribe("b");
+  follower.unsubscribe("a");
+  await until(() => hub.commands.length);
+  leader.close();
+  assert.deepEqual(await hub.asked(1), [null, ["b"], []]);
+  follower.close();
+});
