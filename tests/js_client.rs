@@ -4,10 +4,10 @@
 use std::{convert::Infallible, path::PathBuf, process::Stdio, time::Duration};
 
 use axum::{
-    Router,
+    BoxError, Router,
     body::Bytes,
     extract::{Path as PathParameter, State},
-    http::header::CONTENT_TYPE,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{
         Html,
         sse::{Event as AxumEvent, Sse as AxumSse},
@@ -72,6 +72,24 @@ async fn feed() -> Push {
         });
         let items = stream::iter([Ok(first)]).chain(events);
         Ok(items.chain(stream::iter([Ok::<_, Error>(Item::Finished)])))
+    }))
+}
+
+/// Returns the feed, cut after every second event.
+async fn cut_feed() -> Push {
+    Push::new(source_fn(async |subscription: Subscription| {
+        let cursor = subscription
+            .cursor()
+            .and_then(|id| id.as_str().parse().ok());
+        let after = cursor.unwrap_or(0u64);
+        let events = (after + 1..=FEED_LEN)
+            .take(2)
+            .map(|n| feed_event(n).map(Item::Event).map_err(BoxError::from));
+        let last = match after + 2 < FEED_LEN {
+            true => Err("the stream is cut".into()),
+            false => Ok(Item::Finished),
+        };
+        Ok(stream::iter(events.chain([last]).collect::<Vec<_>>()))
     }))
 }
 
@@ -169,10 +187,13 @@ fn app() -> Router {
     let transports = Negotiate::new()
         .add_transport(Sse::new().keep_alive(KeepAlive::new().interval(Duration::from_millis(50))))
         .add_transport(LongPoll::new().wait_time_range(Duration::ZERO..=Duration::from_secs(30)));
-    let javascript = |file: &str| {
-        let content = std::fs::read(programs::repository_path("clients/js/dist").join(file));
-        let content = content.expect("clients/js/dist is in the repository");
-        get(async move || ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], content))
+    // Serves the scripts of a directory.
+    let scripts = |directory: &'static str| {
+        get(async move |PathParameter(file): PathParameter<String>| {
+            let content = std::fs::read(programs::repository_path(directory).join(file));
+            let content = content.map_err(|_| StatusCode::NOT_FOUND)?;
+            Ok::<_, StatusCode>(([(CONTENT_TYPE, "text/javascript; charset=utf-8")], content))
+        })
     };
     let channel = async |State(state): State<ServerState>| Push::new(state.channel);
     let publish = async |State(state): State<ServerState>, body: Bytes| {
@@ -186,11 +207,10 @@ fn app() -> Router {
             "/",
             get(async || Html("<!doctype html><title>test</title>")),
         )
-        .route("/dist/index.js", javascript("index.js"))
-        .route("/dist/shared.js", javascript("shared.js"))
-        .route("/dist/topics.js", javascript("topics.js"))
-        .route("/dist/shared-topics.js", javascript("shared-topics.js"))
+        .route("/dist/{file}", scripts("clients/js/dist"))
+        .route("/client/{file}", scripts("tests/js/client"))
         .route("/feed", any(feed))
+        .route("/cut-feed", any(cut_feed))
         .route("/ending", any(ending))
         .route("/channel", any(channel))
         .route("/publish", post(publish))
@@ -233,6 +253,16 @@ async fn run_node_tests(file: &str) {
     let path: PathBuf = programs::repository_path("tests/js/client").join(file);
     let mut command = Command::new("node");
     command.args(["--test", "--test-reporter=tap"]).arg(path);
+    assert_passes(command).await;
+}
+
+/// Runs the tests of `runtime.mjs` in a JavaScript runtime, and in a worker of it.
+async fn run_in_runtime(program: PathBuf, arguments: &[&str]) {
+    programs::installed_path("tests/js/node_modules/ws");
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg(programs::repository_path("tests/js/client/runtime.mjs"));
     assert_passes(command).await;
 }
 
@@ -287,6 +317,37 @@ async fn tabs_with_other_topics_share_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tabs_agree_about_leaders() {
     run_node_tests("leadership.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_runs_in_node() {
+    run_in_runtime("node".into(), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_runs_in_deno() {
+    let deno = programs::installed_path("tests/js/node_modules/.bin/deno");
+    run_in_runtime(
+        deno,
+        &[
+            "run",
+            "--allow-all",
+            "--no-lock",
+            "--node-modules-dir=manual",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_runs_in_bun() {
+    let bun = programs::installed_path("tests/js/node_modules/.bin/bun");
+    run_in_runtime(bun, &["run"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_runs_in_workers_of_chromium() {
+    assert_passes(programs::browser_script("client_workers.mjs").into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
