@@ -9,7 +9,11 @@ use std::{
     thread,
 };
 
-use crate::{TEST_TIMEOUT, programs::repository_path, signal::send_signal};
+use crate::{
+    TEST_TIMEOUT,
+    programs::repository_path,
+    signal::{send_signal, stop_process},
+};
 
 /// A running example. Dropping this value kills the process.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ impl ExampleProcess {
 
     /// Stops the process with SIGSTOP until [`resume`](Self::resume).
     pub fn pause(&self) {
-        send_signal(&self.process, "-STOP");
+        stop_process(&self.process);
     }
 
     /// Lets the process go on after [`pause`](Self::pause).

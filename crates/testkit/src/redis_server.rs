@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{TEST_TIMEOUT, programs::repository_path, signal::send_signal};
+use crate::{
+    TEST_TIMEOUT,
+    programs::repository_path,
+    signal::{send_signal, stop_process},
+};
 
 /// The program that a [`RedisServer`] runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +182,7 @@ impl RedisServer {
 
     /// Stops the server with SIGSTOP: it answers nothing until [`resume`](Self::resume).
     pub fn pause(&self) {
-        send_signal(&self.process, "-STOP");
+        stop_process(&self.process);
     }
 
     /// Lets the server go on after [`pause`](Self::pause).

@@ -1,5 +1,6 @@
 //! Streams on real servers, and what clients get when the servers fail.
 
+mod broker_away;
 mod connecting;
 mod faults;
 mod feed;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{EventStreamClient, RedisProgram, RedisServer, wait_until};
+use testkit::{EventStreamClient, RedisProgram, RedisServer};
 use tower_push::{Event, Hub, source::hub::PublishOptions};
 use tower_push_redis::{
     Error, ReaderState, ReaderStatus, RedisHub, RedisStream, RedisStreamBuilder,
@@ -112,16 +112,13 @@ async fn redis_is_away(absence: Absence, is_hub: bool) {
         error.is_unavailable() && !error.may_be_published(),
         "{error}"
     );
-    let waiting = tokio::spawn(async move {
-        // An event that the server may have got is not published again, so this publication begins without a connection.
-        let is_lost = || patient.status().state == ReaderState::Reconnecting;
-        wait_until(is_lost, || "the connection lives").await;
-        patient.publish("waited").await.map(|()| patient)
-    });
-    // The reader finds out within the time for which it waits for entries.
-    while node.status().state != ReaderState::Reconnecting {
+    // The readers find out within the time for which they wait for the server.
+    let is_lost = |node: &Node| node.status().state == ReaderState::Reconnecting;
+    while !is_lost(&node) || !is_lost(&patient) {
         client.expect_heartbeats(1).await;
     }
+    // An event that the server may have got is not published again, so this publication begins without a connection.
+    let waiting = tokio::spawn(async move { patient.publish("waited").await.map(|()| patient) });
     client.expect_heartbeats(HEARTBEATS).await;
     let status = node.status();
     assert_eq!(status.state, ReaderState::Reconnecting);
