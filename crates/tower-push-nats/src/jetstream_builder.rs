@@ -278,8 +278,8 @@ impl JetStreamBuilder {
         let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
         let position =
             retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
-        let upstream = JetStreamUpstream::new(api.clone());
         let metrics = Arc::new(ReaderMetrics::new());
+        let upstream = JetStreamUpstream::new(api.clone(), metrics.clone());
         let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
         let (sink, log) = make_log(position.to_event_id(), upstream, publisher.clone());
         let limits = self.log_limits;

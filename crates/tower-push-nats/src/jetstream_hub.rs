@@ -53,7 +53,7 @@ use crate::{Error, ReaderStatus, StreamConnection};
 /// If a client's cursor is older than the hub's logs, the hub reads pages of the stream. If the client has at most 32 topics, and the page is far
 /// from the end of the stream, the hub reads only the messages of the subjects of these topics, and the messages of several topics. Such a page costs
 /// up to 7 requests, and up to 3 more for each topic; the messages of other topics cost nothing. For all other pages, the hub reads the messages of
-/// all topics, and leaves out those that are not for the client. The hub also reads the messages of all topics if single messages were deleted from the
+/// all topics, and leaves out those that are not for the client. Such a page costs two requests. The hub also reads the messages of all topics if single messages were deleted from the
 /// stream, for example by a limit for each subject: then the sequence numbers do not say whether a message of the client's topics is missing.
 #[derive(Clone, Debug)]
 pub struct JetStreamHub {

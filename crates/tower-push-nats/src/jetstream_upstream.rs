@@ -9,8 +9,8 @@ use tower_push::{
 };
 
 use crate::{
-    api_response::StreamInfo, stream_api::StreamApi, stream_cursor::StreamCursor,
-    stream_message::StreamMessage, topic_page::TopicPageReader,
+    api_response::StreamInfo, reader_status::ReaderMetrics, stream_api::StreamApi,
+    stream_cursor::StreamCursor, stream_message::StreamMessage, topic_page::TopicPageReader,
 };
 
 /// The [`Upstream`] of a stream: reads the messages after a client's cursor, if the client may resume there.
@@ -29,11 +29,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct JetStreamUpstream {
     api: Arc<StreamApi>,
+    metrics: Arc<ReaderMetrics>,
 }
 
 impl JetStreamUpstream {
-    pub(crate) fn new(api: Arc<StreamApi>) -> Self {
-        Self { api }
+    pub(crate) fn new(api: Arc<StreamApi>, metrics: Arc<ReaderMetrics>) -> Self {
+        Self { api, metrics }
     }
 
     /// Adds the first message after the cursor, from the stream's leader, to messages that have none. The server that was asked first may lag behind
@@ -45,7 +46,7 @@ impl JetStreamUpstream {
         messages: &mut Vec<StreamMessage>,
     ) -> Result<(), UpstreamError> {
         let last = info.state.last_seq;
-        if messages.is_empty() && last >= cursor.sequence && cursor.sequence > 0 {
+        if messages.is_empty() && last >= cursor.sequence {
             messages.extend(self.api.message_at(cursor.sequence).await?);
         }
         let has_later = messages
@@ -65,7 +66,7 @@ impl JetStreamUpstream {
         &self,
         request: &PageRequest,
     ) -> Result<Page<HubEvent>, UpstreamError> {
-        if let Some(reader) = TopicPageReader::new(&self.api, request)
+        if let Some(reader) = TopicPageReader::new(&self.api, request, self.metrics.position())
             && let Some(page) = reader.read().await?
         {
             return Ok(page);

@@ -32,16 +32,17 @@ pub(crate) struct StreamApi {
     name: Arc<str>,
     /// The configuration with which a missing stream is created. `None` if a missing stream is an error.
     new_stream: Option<StreamConfig>,
-    /// The parts of the stream's last description that publications need.
+    /// The parts of the stream's last description that publications and pages need.
     description: Mutex<StreamDescription>,
 }
 
-/// The parts of a stream's description that publications need.
+/// The parts of a stream's description that publications and pages need.
 #[derive(Debug)]
 struct StreamDescription {
     fingerprint: Fingerprint,
     /// The subjects, with wildcards.
     subjects: Vec<String>,
+    has_holes: bool,
 }
 
 /// The time after which the server removes a consumer whose process does not read.
@@ -70,6 +71,7 @@ impl StreamApi {
             description: Mutex::new(StreamDescription {
                 fingerprint: Fingerprint::from_bits(0),
                 subjects: Vec::new(),
+                has_holes: false,
             }),
         }
     }
@@ -82,6 +84,12 @@ impl StreamApi {
     /// Returns the fingerprint of the stream, from its last description.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         self.lock_description().fingerprint
+    }
+
+    /// Returns whether the stream had [holes](crate::api_response::StreamContents::has_holes) when it was described last. The reader of this process
+    /// asks for a description every 5 s.
+    pub(crate) fn had_holes(&self) -> bool {
+        self.lock_description().has_holes
     }
 
     fn lock_description(&self) -> MutexGuard<'_, StreamDescription> {
@@ -138,6 +146,7 @@ impl StreamApi {
         *self.lock_description() = StreamDescription {
             fingerprint: info.fingerprint(),
             subjects: info.config.subjects.clone(),
+            has_holes: info.state.has_holes(),
         };
         Ok(info)
     }
@@ -160,9 +169,13 @@ impl StreamApi {
         }
     }
 
-    /// Reads the message with this sequence number from the stream's leader. Returns `None` if there is no such message.
+    /// Reads the message with this sequence number from the stream's leader. Returns `None` if there is no such message. No message has the
+    /// sequence number 0.
     pub(crate) async fn message_at(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
-        self.read_from_leader(json!({ "seq": sequence })).await
+        match sequence {
+            0 => Ok(None),
+            sequence => self.read_from_leader(json!({ "seq": sequence })).await,
+        }
     }
 
     /// Reads the first message with at least this sequence number, and with a subject that `filter` matches, from the stream's leader.

@@ -140,12 +140,13 @@ impl StreamMessage {
 
     /// Returns the message as an event of a hub. A message without a valid topic has no topics: it reaches no client.
     pub(crate) fn to_hub_event(&self, stream: Fingerprint, subjects: &SubjectMapping) -> HubEvent {
-        let topics = match subjects.is_of_several_topics(&self.subject) {
-            true => self.hub_headers.topics(),
-            false => TopicSet::new(subjects.exact_topic_of(&self.subject)),
+        let event = self.to_event(stream, subjects);
+        let topics = match event.topic() {
+            Some(topic) if subjects.is_exact(&self.subject, topic) => TopicSet::from(topic),
+            None if subjects.is_of_several_topics(&self.subject) => self.hub_headers.topics(),
+            _ => TopicSet::new([]),
         };
-        let event = HubEvent::new(topics, self.to_event(stream, subjects));
-        self.hub_headers.apply_to(event)
+        self.hub_headers.apply_to(HubEvent::new(topics, event))
     }
 
     /// Returns the message as an event whose id is the message's cursor.

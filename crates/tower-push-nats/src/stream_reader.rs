@@ -207,10 +207,7 @@ impl<S: MessageSink> StreamReader<S> {
     }
 
     async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<StreamContinuity, Error> {
-        let message = match self.position.sequence {
-            0 => None,
-            sequence => self.api.message_at(sequence).await?,
-        };
+        let message = self.api.message_at(self.position.sequence).await?;
         let message = message.map(|message| message.fingerprint);
         let stream = info.fingerprint();
         Ok(check_continuity(self.position, stream, info.state, message))
@@ -310,10 +307,7 @@ async fn cursor_at_sequence(
     sequence: u64,
     stream: Fingerprint,
 ) -> Result<StreamCursor, Error> {
-    let message = match sequence {
-        0 => None,
-        sequence => api.message_at(sequence).await?,
-    };
+    let message = api.message_at(sequence).await?;
     Ok(StreamCursor {
         sequence,
         stream,

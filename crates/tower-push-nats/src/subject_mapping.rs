@@ -79,12 +79,10 @@ impl SubjectMapping {
         }
     }
 
-    /// Returns the topic whose [subject](Self::subject_of) is `subject`. Unlike [`topic_of`](Self::topic_of), this function accepts only one
-    /// subject for each topic, so that the topic's messages can be selected by this subject.
-    pub(crate) fn exact_topic_of(&self, subject: &str) -> Option<Topic> {
-        let topic = self.topic_of(subject)?;
-        let is_exact = self.subject_of(Some(&topic)).as_deref() == Some(subject);
-        is_exact.then_some(topic)
+    /// Returns whether `subject` is the [subject](Self::subject_of) of the topic. Several subjects can have the same [topic](Self::topic_of), but only
+    /// one of them is that of the topic, so the topic's messages can be selected by this subject.
+    pub(crate) fn is_exact(&self, subject: &str, topic: &Topic) -> bool {
+        self.subject_of(Some(topic)).as_deref() == Some(subject)
     }
 
     /// Returns the topic of a message. Returns `None` for the subject without a topic, for that of several topics, and for a subject that is no
@@ -218,8 +216,10 @@ mod tests {
     #[test]
     fn each_topic_has_one_exact_subject() {
         let topic = |prefix, subject: &str| {
-            let topic = SubjectMapping::new(prefix).exact_topic_of(subject);
-            topic.map(|topic| topic.as_str().to_owned())
+            let mapping = SubjectMapping::new(prefix);
+            let topic = mapping.topic_of(subject);
+            let exact = topic.filter(|topic| mapping.is_exact(subject, topic));
+            exact.map(|topic| topic.as_str().to_owned())
         };
         assert_eq!(topic("events", "events.a.b").as_deref(), Some("a.b"));
         assert_eq!(topic("events", "events.x%20y").as_deref(), Some("x y"));
@@ -297,7 +297,7 @@ mod tests {
             prop_assert!(!mapping.is_of_several_topics(&subject));
             let read = mapping.topic_of(&subject).unwrap();
             prop_assert_eq!(read.as_str(), topic);
-            prop_assert_eq!(mapping.exact_topic_of(&subject), Some(read));
+            prop_assert!(mapping.is_exact(&subject, &read));
         }
     }
 }

@@ -57,10 +57,19 @@ struct MergedMessages {
 const MAX_SELECTED_TOPICS: usize = 32;
 
 impl<'a> TopicPageReader<'a> {
-    /// Returns `None` if the page cannot be selected by topics.
-    pub(crate) fn new(api: &'a StreamApi, request: &'a PageRequest) -> Option<Self> {
+    /// Returns `None` if a page of all topics costs fewer requests: if the page cannot be selected by topics, begins near the end of the stream, or
+    /// would probably not be complete. `read_before` is the sequence number up to which the reader of this process has read the stream.
+    ///
+    /// This function sends no request, because most pages are near the end.
+    pub(crate) fn new(
+        api: &'a StreamApi,
+        request: &'a PageRequest,
+        read_before: u64,
+    ) -> Option<Self> {
         let topics = request.topics()?;
-        if topics.len() > MAX_SELECTED_TOPICS {
+        let cursor = StreamCursor::parse(request.after())?;
+        let is_far = is_far_before(cursor, read_before, request);
+        if topics.len() > MAX_SELECTED_TOPICS || !is_far || api.had_holes() {
             return None;
         }
         let mut subjects = vec![api.subjects.subject_of_several_topics()];
@@ -70,19 +79,18 @@ impl<'a> TopicPageReader<'a> {
         Some(Self {
             api,
             request,
-            cursor: StreamCursor::parse(request.after())?,
+            cursor,
             subjects,
         })
     }
 
-    /// Reads the page. Returns `None` if the caller must read the messages of all topics: if a check of the invariant fails, or if the page is near
-    /// the end of the stream, where a page of all topics costs fewer requests.
+    /// Reads the page. Returns `None` if the caller must read the messages of all topics, because a check of the invariant fails.
     pub(crate) async fn read(&self) -> Result<Option<Page<HubEvent>>, UpstreamError> {
         let Some(last) = self.stream_end_if_selectable().await? else {
             return Ok(None);
         };
-        let own = self.message_at(self.cursor.sequence);
-        let end = self.message_at(last);
+        let own = self.api.message_at(self.cursor.sequence);
+        let end = self.api.message_at(last);
         let subjects = self.subjects.iter();
         let reads = try_join_all(subjects.map(|subject| self.read_subject(subject, last)));
         let (own, end, reads) = tokio::try_join!(own, end, reads)?;
@@ -109,17 +117,9 @@ impl<'a> TopicPageReader<'a> {
             info => info?,
         };
         let last = info.state.last_seq;
-        let is_far = last.saturating_sub(self.cursor.sequence) > self.request.max_events() as u64;
+        let is_far = is_far_before(self.cursor, last, self.request);
         let is_same = info.fingerprint() == self.cursor.stream;
         Ok((is_same && is_far && !info.state.has_holes()).then_some(last))
-    }
-
-    /// Returns the message with this sequence number. Returns `None` if the number is 0, or if there is no such message.
-    async fn message_at(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
-        match sequence {
-            0 => Ok(None),
-            sequence => self.api.message_at(sequence).await,
-        }
     }
 
     /// Reads messages of one subject. They are complete up to `last` at most. Returns `None` if the first message of the server that answers is not
@@ -181,6 +181,11 @@ impl<'a> TopicPageReader<'a> {
             false => page,
         })
     }
+}
+
+/// Returns whether more messages follow the cursor, up to the sequence number `last`, than a page has.
+fn is_far_before(cursor: StreamCursor, last: u64, request: &PageRequest) -> bool {
+    last.saturating_sub(cursor.sequence) > request.max_events() as u64
 }
 
 /// Merges the messages of several subjects after `cursor`, in a stream that had the messages up to `last` when the reads began, and that has

@@ -265,6 +265,47 @@ async fn cold_resumes_read_only_their_topics() {
     assert!(requests <= 8 + 10, "{requests} requests");
 }
 
+/// Near the end of the stream, a page of topics costs no more than a page of all topics.
+#[tokio::test]
+async fn page_near_end_costs_two_requests() {
+    let server = NatsServer::start("");
+    let node = hub(&server).await;
+    let mut cursors = Vec::new();
+    for number in 0..40 {
+        cursors.push(publish(&node, &["a"], &number.to_string()).await);
+    }
+    let late = hub_with(&server, Hub::builder(), 1).await;
+    let operator = Operator::connect(&server).await;
+    let mut requests = operator.subscribe("$JS.API.*.*.EVENTS").await;
+    for (number, cursor) in cursors[..20].iter().enumerate() {
+        let mut client = HubClient::resume(late.hub(), &["a"], cursor);
+        client.expect_texts(&[&(number + 1).to_string()]).await;
+    }
+    let pages = late.hub().counts().backend_reads;
+    // The server delivers this message after all requests.
+    operator.send("$JS.API.END.END.EVENTS", "").await;
+    let mut counts = std::collections::HashMap::new();
+    loop {
+        let request = requests.next().await.unwrap().subject.to_string();
+        match request.strip_prefix("$JS.API.").unwrap() {
+            "END.END.EVENTS" => break,
+            request => *counts.entry(request.to_owned()).or_insert(0) += 1,
+        }
+    }
+    assert_eq!(
+        counts.remove("DIRECT.GET.EVENTS"),
+        Some(pages),
+        "{counts:?}"
+    );
+    // The readers of both nodes ask for a description every 5 s.
+    let descriptions = counts.remove("STREAM.INFO.EVENTS").unwrap();
+    assert!(
+        (pages..pages + 10).contains(&descriptions),
+        "{descriptions} for {pages}"
+    );
+    assert!(pages >= 20 && counts.is_empty(), "{pages} {counts:?}");
+}
+
 #[tokio::test]
 async fn trimmed_cursor_is_gap_and_rest_of_topic() {
     let server = NatsServer::start("");
