@@ -23,6 +23,7 @@
 //! | [`epoch_ids`], [`published_numbers`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub |
+//! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
@@ -38,6 +39,7 @@ pub mod event_stream_client;
 pub mod example_process;
 pub mod headers;
 pub mod hub_client;
+pub mod hub_members;
 pub mod item;
 pub mod live_counter;
 pub mod nats_server;
@@ -70,6 +72,7 @@ pub use self::{
     example_process::ExampleProcess,
     headers::parse_headers,
     hub_client::HubClient,
+    hub_members::{MembersBroker, enter, expect_members, members, run_members_randomly},
     item::{describe_item, next_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     nats_server::NatsServer,

@@ -41,6 +41,8 @@ impl ApiError {
     pub(crate) const STREAM_NAME_EXIST: u32 = 10058;
     pub(crate) const STREAM_NOT_FOUND: u32 = 10059;
     pub(crate) const STREAM_NOT_MATCH: u32 = 10060;
+    pub(crate) const STREAM_WRONG_LAST_SEQUENCE: u32 = 10071;
+    pub(crate) const STREAM_WRONG_LAST_SEQUENCE_CONSTANT: u32 = 10164;
     pub(crate) const STREAM_SUBJECT_OVERLAP: u32 = 10065;
     pub(crate) const JETSTREAM_NOT_ENABLED: u32 = 10076;
     pub(crate) const STREAM_STORE_FAILED: u32 = 10077;

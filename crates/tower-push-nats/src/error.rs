@@ -40,6 +40,8 @@ enum ErrorKind {
     TooLarge,
     InvalidServers,
     MissingTopic,
+    /// The message that a publication expects to be the last one of its subject is not the last one.
+    Conflict,
     Unsupported,
     Other,
 }
@@ -171,6 +173,11 @@ impl Error {
         self.kind == ErrorKind::MissingTopic
     }
 
+    /// Returns whether another process has added a message before a message that was to follow the last one.
+    pub(crate) fn is_conflict(&self) -> bool {
+        self.kind == ErrorKind::Conflict
+    }
+
     /// Returns whether the server is older than NATS 2.11, or has no JetStream.
     pub fn is_unsupported(&self) -> bool {
         self.kind == ErrorKind::Unsupported
@@ -201,6 +208,8 @@ impl From<ApiError> for Error {
             ApiError::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ApiError::STREAM_HEADER_EXCEEDS_MAXIMUM => {
                 ErrorKind::TooLarge
             }
+            ApiError::STREAM_WRONG_LAST_SEQUENCE
+            | ApiError::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => ErrorKind::Conflict,
             ApiError::JETSTREAM_NOT_ENABLED | ApiError::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
                 ErrorKind::Unsupported
             }
@@ -269,6 +278,7 @@ impl fmt::Display for Error {
             ErrorKind::TooLarge => "the event is too large",
             ErrorKind::InvalidServers => "the addresses of the servers are invalid",
             ErrorKind::MissingTopic => "the event has no topic, and so no subject",
+            ErrorKind::Conflict => "another process has added a message meanwhile",
             ErrorKind::Unsupported => "the server is not NATS 2.11 or later with JetStream",
             ErrorKind::Other => "the NATS server has failed",
         })?;

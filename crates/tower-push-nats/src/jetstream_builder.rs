@@ -17,6 +17,7 @@ use crate::{
     jetstream_hub::JetStreamHub,
     jetstream_publisher::JetStreamPublisher,
     jetstream_upstream::JetStreamUpstream,
+    member_log::{MemberLog, members_stream},
     nats_connection::NatsConnection,
     nats_servers::NatsServers,
     reader_status::ReaderMetrics,
@@ -223,12 +224,18 @@ impl JetStreamBuilder {
     /// # Errors
     /// The same as those of [`connect`](Self::connect).
     pub async fn connect_hub(self, hub: HubBuilder) -> Result<JetStreamHub, Error> {
-        let build = |start, upstream, publisher| {
-            let backend = StreamBackend::new(publisher, upstream);
-            let (feed, hub) = hub.build_with_backend(backend, start);
-            (HubSink(feed), hub)
+        let node = self.connect_to_stream().await?;
+        let members = Arc::new(self.member_log(&node));
+        // The description of the stream, with which the log begins, is older than the snapshot. So the log has all events after the snapshot.
+        let snapshot = retry_until(node.ends_at, || members.read_members()).await?;
+        let publisher = node.publisher.clone();
+        let build = |start, upstream| {
+            let backend = StreamBackend::new(publisher, upstream, members.clone());
+            let (mut feed, hub) = hub.build_with_presence(backend, start);
+            feed.set_members(snapshot);
+            (HubSink { feed, members }, hub)
         };
-        let (hub, connection) = self.connect_sink(build).await?;
+        let (hub, connection) = node.start_reader(self.log_limits, build).await?;
         Ok(JetStreamHub::new(hub, connection))
     }
 
@@ -266,37 +273,33 @@ impl JetStreamBuilder {
         self,
         make_log: impl FnOnce(EventId, JetStreamUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
-        let make_log = |start, upstream, _publisher| make_log(start, upstream);
-        self.connect_sink(make_log).await
+        let node = self.connect_to_stream().await?;
+        node.start_reader(self.log_limits, make_log).await
     }
 
-    async fn connect_sink<S: MessageSink, T>(
-        self,
-        make_log: impl FnOnce(EventId, JetStreamUpstream, JetStreamPublisher) -> (S, T),
-    ) -> Result<(T, StreamConnection), Error> {
+    /// Connects, and describes or creates the stream.
+    async fn connect_to_stream(&self) -> Result<StartingNode, Error> {
         let ends_at = Instant::now() + self.connect_wait;
-        let (api, info) = retry_until(ends_at, || self.connect_to_stream()).await?;
-        let position =
-            retry_until(ends_at, || log_start_cursor(&api, &info, self.log_limits)).await?;
+        let (api, info) = retry_until(ends_at, || self.try_connect()).await?;
         let metrics = Arc::new(ReaderMetrics::new());
-        let upstream = JetStreamUpstream::new(api.clone(), metrics.clone());
         let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);
-        let (sink, log) = make_log(position.to_event_id(), upstream, publisher.clone());
-        let limits = self.log_limits;
-        let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
-        let consumer = reader.fill_log_until(ends_at).await?;
-        let task = tokio::spawn(reader.run(consumer));
-        Ok((log, StreamConnection::new(publisher, api, metrics, task)))
+        Ok(StartingNode {
+            api,
+            info,
+            metrics,
+            publisher,
+            ends_at,
+        })
     }
 
-    async fn connect_to_stream(&self) -> Result<(Arc<StreamApi>, StreamInfo), Error> {
+    async fn try_connect(&self) -> Result<(Arc<StreamApi>, StreamInfo), Error> {
         let connection = NatsConnection::connect(&self.servers, self.request_timeout).await?;
         let prefix = self.subject_prefix.as_deref().unwrap_or(&self.stream);
         let subjects = SubjectMapping::new(prefix);
         let new_stream = self.new_stream.config(&self.stream, &subjects);
         let domain = self.domain.as_deref();
         let api = StreamApi::new(
-            connection,
+            Arc::new(connection),
             self.stream.clone(),
             subjects,
             domain,
@@ -304,6 +307,60 @@ impl JetStreamBuilder {
         );
         let info = api.info_or_create().await?;
         Ok((Arc::new(api), info))
+    }
+
+    /// Returns the log of the members of a hub on the stream. The log's stream is created with the first member.
+    fn member_log(&self, node: &StartingNode) -> MemberLog {
+        let (name, subject) = members_stream(&self.stream);
+        let subjects = SubjectMapping::new(&subject);
+        let without_limits = NewStream {
+            max_len: None,
+            max_age: None,
+            ..self.new_stream.clone()
+        };
+        let new_stream = without_limits.config(&name, &subjects);
+        let api = StreamApi::new(
+            node.api.connection.clone(),
+            name.into(),
+            subjects,
+            self.domain.as_deref(),
+            new_stream,
+        );
+        MemberLog::new(node.api.clone(), api, node.publisher.clone())
+    }
+}
+
+/// The parts of a node that connects, before its reader starts.
+struct StartingNode {
+    api: Arc<StreamApi>,
+    info: StreamInfo,
+    metrics: Arc<ReaderMetrics>,
+    publisher: JetStreamPublisher,
+    /// The time until which requests are tried again while the server is not available.
+    ends_at: Instant,
+}
+
+impl StartingNode {
+    /// Fills a log with the newest events, and starts the reader.
+    async fn start_reader<S: MessageSink, T>(
+        self,
+        limits: LogTailLimits,
+        make_log: impl FnOnce(EventId, JetStreamUpstream) -> (S, T),
+    ) -> Result<(T, StreamConnection), Error> {
+        let Self {
+            api,
+            info,
+            metrics,
+            publisher,
+            ends_at,
+        } = self;
+        let position = retry_until(ends_at, || log_start_cursor(&api, &info, limits)).await?;
+        let upstream = JetStreamUpstream::new(api.clone(), metrics.clone());
+        let (sink, log) = make_log(position.to_event_id(), upstream);
+        let mut reader = StreamReader::new(api.clone(), sink, position, limits, metrics.clone());
+        let consumer = reader.fill_log_until(ends_at).await?;
+        let task = tokio::spawn(reader.run(consumer));
+        Ok((log, StreamConnection::new(publisher, api, metrics, task)))
     }
 }
 

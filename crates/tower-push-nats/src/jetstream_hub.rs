@@ -48,6 +48,7 @@ use crate::{Error, ReaderStatus, StreamConnection};
 /// | `Event-Topic` | a topic of an event that has several |
 /// | `Event-Except` | the sender that does not get the event |
 /// | `Event-History` | `no` for an event without history |
+/// | `Event-Members` | the topic whose list of [members](tower_push::Hub::presence) the event changes |
 ///
 /// # Clients with an old cursor
 /// If a client's cursor is older than the hub's logs, the hub reads pages of the stream. If the client has at most 32 topics, and the page is far

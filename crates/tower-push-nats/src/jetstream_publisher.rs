@@ -185,6 +185,8 @@ impl NewMessage {
         let subject = match event.topics().as_slice() {
             topics if topics.len() > MAX_TOPICS => return Err(Error::too_large()),
             [_, _, ..] => subjects.subject_of_several_topics(),
+            // No client gets the event. It has a subject even if there is no prefix.
+            [] if event.members_topic().is_some() => subjects.subject_of_several_topics(),
             topics => {
                 let subject = subjects.subject_of(topics.first());
                 subject.ok_or_else(Error::missing_topic)?

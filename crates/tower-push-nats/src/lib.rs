@@ -59,6 +59,13 @@
 //! A [`JetStreamHub`] shows a stream as a [`Hub`](tower_push::Hub): many topics, one cursor for any of them. One hub is one stream. An event of several
 //! topics is one message with headers for its topics; the docs of [`JetStreamHub`] describe these messages.
 //!
+//! # Members of topics
+//! The members of a hub's topics ([`Hub::presence`](tower_push::Hub::presence)) are in a stream beside that of the hub: `EVENTS_MEMBERS`. It is a log of the
+//! requests by which nodes change their members. Each node applies all of them, and so knows all members. A node that has members, or knows of some,
+//! makes three requests within the [node timeout](tower_push::source::hub::PresenceOptions::node_timeout): by default, one in 10 s. Without members, there
+//! are no requests, and no such stream. The event of a change is a message with the header `Event-Members`, which names the topic whose list
+//! changes.
+//!
 //! # What this crate does not promise
 //! A server acknowledges an event before the event is on its disk. By default, it writes to its disk every two minutes (`sync_interval`): if the
 //! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not got
@@ -81,6 +88,7 @@
 //! | `$JS.API.CONSUMER.CREATE.EVENTS.>`, `$JS.API.CONSUMER.MSG.NEXT.EVENTS.>` | following |
 //! | `$JS.API.STREAM.CREATE.EVENTS` | creating the stream, unless [`create_stream`](JetStreamBuilder::create_stream) is `false` |
 //! | `events`, `events.>` | publishing |
+//! | `$JS.API.STREAM.INFO.EVENTS_MEMBERS`, `$JS.API.DIRECT.GET.EVENTS_MEMBERS`, `$JS.API.STREAM.CREATE.EVENTS_MEMBERS`, `$JS.API.STREAM.PURGE.EVENTS_MEMBERS`, `$MEMBERS.EVENTS`, `$MEMBERS.EVENTS.part` | the members of a hub's topics |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -94,6 +102,8 @@ mod jetstream_builder;
 mod jetstream_hub;
 mod jetstream_publisher;
 mod jetstream_upstream;
+mod member_ledger;
+mod member_log;
 mod message_time;
 mod nats_connection;
 mod nats_servers;

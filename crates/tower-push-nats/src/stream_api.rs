@@ -25,7 +25,7 @@ use crate::{
 /// The requests that concern one stream.
 #[derive(Debug)]
 pub(crate) struct StreamApi {
-    pub(crate) connection: NatsConnection,
+    pub(crate) connection: Arc<NatsConnection>,
     pub(crate) subjects: SubjectMapping,
     /// The prefix of the API's subjects.
     api_prefix: String,
@@ -53,7 +53,7 @@ const MIN_SERVER_VERSION: (i64, i64, i64) = (2, 11, 0);
 
 impl StreamApi {
     pub(crate) fn new(
-        connection: NatsConnection,
+        connection: Arc<NatsConnection>,
         name: Arc<str>,
         subjects: SubjectMapping,
         domain: Option<&str>,
@@ -266,6 +266,15 @@ impl StreamApi {
         });
         let subject = format!("{}.{name}", self.api_subject("CONSUMER.CREATE"));
         Ok(self.call(subject, request.to_string().into()).await??)
+    }
+
+    /// Removes the messages before a sequence number.
+    pub(crate) async fn purge_before(&self, sequence: u64) -> Result<(), Error> {
+        let subject = self.api_subject("STREAM.PURGE");
+        let request = json!({ "seq": sequence }).to_string();
+        let purged = self.call::<serde_json::Value>(subject, request.into());
+        purged.await??;
+        Ok(())
     }
 
     /// Publishes a message, and waits until the stream has it.

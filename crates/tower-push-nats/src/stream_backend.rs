@@ -1,9 +1,9 @@
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use tower_push::{
     EventId, Gap,
     source::{
-        hub::{HubBackend, HubEvent, HubFeed},
+        hub::{HubBackend, HubEvent, HubFeed, PresenceAnswer, PresenceBackend, PresenceRequest},
         relay::{Page, PageRequest, PushError, Upstream, UpstreamError},
     },
 };
@@ -11,20 +11,27 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
     error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
-    stream_message::StreamMessage, stream_reader::MessageSink, subject_mapping::SubjectMapping,
+    member_log::MemberLog, stream_message::StreamMessage, stream_reader::MessageSink,
+    subject_mapping::SubjectMapping,
 };
 
-/// The backend of a hub on a stream: publishes messages, and reads the messages that are older than the hub's logs.
+/// The backend of a hub on a stream: publishes messages, reads the messages that are older than the hub's logs, and keeps the members of topics.
 pub(crate) struct StreamBackend {
     publisher: JetStreamPublisher,
     upstream: JetStreamUpstream,
+    members: Arc<MemberLog>,
 }
 
 impl StreamBackend {
-    pub(crate) fn new(publisher: JetStreamPublisher, upstream: JetStreamUpstream) -> Self {
+    pub(crate) fn new(
+        publisher: JetStreamPublisher,
+        upstream: JetStreamUpstream,
+        members: Arc<MemberLog>,
+    ) -> Self {
         Self {
             publisher,
             upstream,
+            members,
         }
     }
 }
@@ -50,6 +57,16 @@ impl HubBackend for StreamBackend {
     }
 }
 
+impl PresenceBackend for StreamBackend {
+    async fn update_members(
+        &self,
+        request: PresenceRequest,
+    ) -> Result<PresenceAnswer, tower_push::Error> {
+        let answer = self.members.run(&request).await;
+        answer.map_err(tower_push::Error::publish_failed)
+    }
+}
+
 /// Returns the hub's error for a publication that has failed, whose source is `error`.
 fn publish_error(error: Error) -> tower_push::Error {
     match error.is_too_large() {
@@ -59,7 +76,10 @@ fn publish_error(error: Error) -> tower_push::Error {
 }
 
 /// The feed of a hub, which the reader of the stream fills.
-pub(crate) struct HubSink(pub(crate) HubFeed);
+pub(crate) struct HubSink {
+    pub(crate) feed: HubFeed,
+    pub(crate) members: Arc<MemberLog>,
+}
 
 impl MessageSink for HubSink {
     fn push_message(
@@ -68,12 +88,17 @@ impl MessageSink for HubSink {
         stream: Fingerprint,
         subjects: &SubjectMapping,
     ) {
-        let pushed = self.0.push(message.to_hub_event(stream, subjects));
+        let pushed = self.feed.push(message.to_hub_event(stream, subjects));
         // Each message has an id of its own, so an id that the hub has is the id of the same message.
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
     }
 
+    async fn before_gap(&mut self) -> Result<(), Error> {
+        self.feed.set_members(self.members.read_members().await?);
+        Ok(())
+    }
+
     fn gap(&mut self, gap: &Gap) {
-        self.0.gap(gap);
+        self.feed.gap(gap);
     }
 }

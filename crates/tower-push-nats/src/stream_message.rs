@@ -28,11 +28,13 @@ use crate::{
 pub(crate) struct StreamMessage {
     pub(crate) sequence: u64,
     pub(crate) fingerprint: Fingerprint,
-    subject: String,
-    event_type: Option<String>,
-    content_type: Option<String>,
+    /// The time at which the server has stored the message, in nanoseconds since 1970.
+    pub(crate) time: i64,
+    pub(crate) subject: String,
+    event_type: Option<Box<str>>,
+    content_type: Option<Box<str>>,
     hub_headers: HubHeaders,
-    payload: Bytes,
+    pub(crate) payload: Bytes,
 }
 
 /// A message that a consumer delivers.
@@ -57,8 +59,7 @@ const JSON: &str = "application/json";
 const BINARY: &str = "application/octet-stream";
 
 impl StreamMessage {
-    /// Makes a message of its parts. `headers` returns the values of a header, and `time` is the time in nanoseconds at which the server has stored
-    /// the message.
+    /// Makes a message of its parts. `headers` returns the values of a header.
     fn new<'a>(
         sequence: u64,
         time: i64,
@@ -68,13 +69,14 @@ impl StreamMessage {
     ) -> Self {
         // The server appends its own headers.
         let header = |name: &str| headers(name).pop();
-        let owned = |name| header(name).map(str::to_owned);
+        let owned = |name| header(name).map(Box::from);
         let token = header(EVENT_TOKEN).and_then(Fingerprint::parse);
         let of_message_id = || Some(fingerprint_of_message_id(header(MESSAGE_ID)?));
         let of_time = || fingerprint_of_bytes(&time.to_be_bytes());
         Self {
             sequence,
             fingerprint: token.or_else(of_message_id).unwrap_or_else(of_time),
+            time,
             subject: subject.to_owned(),
             event_type: owned(EVENT_TYPE),
             content_type: owned(CONTENT_TYPE),
@@ -159,10 +161,7 @@ impl StreamMessage {
             (_, Ok(text)) => Event::text(text),
         };
         if let Some(event_type) = &self.event_type {
-            event = event
-                .clone()
-                .with_type(event_type.as_str())
-                .unwrap_or(event);
+            event = event.clone().with_type(&**event_type).unwrap_or(event);
         }
         if let Some(topic) = subjects.topic_of(&self.subject) {
             event = event.with_event_topic(topic);

@@ -26,6 +26,11 @@ pub(crate) trait MessageSink: Send + 'static {
         subjects: &SubjectMapping,
     );
 
+    /// Prepares a gap. If this fails, the reader tries again later.
+    fn before_gap(&mut self) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Announces that messages are missing after the last one.
     fn gap(&mut self, gap: &Gap);
 }
@@ -118,7 +123,7 @@ impl<S: MessageSink> StreamReader<S> {
             match consumer.next().await? {
                 Delivery::Message(delivered) => {
                     pending = (pending - 1).min(delivered.pending);
-                    self.push(&delivered.message);
+                    self.push(&delivered.message).await?;
                 }
                 Delivery::RequestEnded => {}
                 // The pending messages were removed from the stream meanwhile.
@@ -150,7 +155,11 @@ impl<S: MessageSink> StreamReader<S> {
         let mut check_at = Instant::now() + CHECK_INTERVAL;
         loop {
             match timeout_at(check_at, consumer.next()).await {
-                Ok(Ok(Delivery::Message(delivered))) => self.push(&delivered.message),
+                Ok(Ok(Delivery::Message(delivered))) => {
+                    if let Err(error) = self.push(&delivered.message).await {
+                        return error;
+                    }
+                }
                 Ok(Ok(Delivery::Heartbeat | Delivery::RequestEnded)) | Err(_) => {}
                 Ok(Err(error)) => return error,
             }
@@ -190,9 +199,9 @@ impl<S: MessageSink> StreamReader<S> {
                 }
             }
             StreamContinuity::Replaced => {
-                self.recent.clear();
                 let start = log_start_cursor(&self.api, &info, self.limits).await?;
-                self.restart_with_gap(start);
+                self.restart_with_gap(start).await?;
+                self.recent.clear();
             }
         }
         // `position` is not beyond the end of the stream: the server would accept such a sequence number, and skip the messages before it.
@@ -230,12 +239,12 @@ impl<S: MessageSink> StreamReader<S> {
             }
         }
         let oldest = self.recent.front().map(|(sequence, _)| *sequence);
-        self.recent.truncate(kept);
-        let start = match self.recent.back() {
+        let last_kept = kept.checked_sub(1).map(|last| self.recent[last]);
+        let start = match last_kept {
             Some((sequence, fingerprint)) => StreamCursor {
-                sequence: *sequence,
+                sequence,
                 stream: info.fingerprint(),
-                message: Some(*fingerprint),
+                message: Some(fingerprint),
             },
             None => {
                 let start = log_start_cursor(&self.api, info, self.limits).await?;
@@ -249,23 +258,27 @@ impl<S: MessageSink> StreamReader<S> {
                 }
             }
         };
-        self.restart_with_gap(start);
+        self.restart_with_gap(start).await?;
+        self.recent.truncate(kept);
         Ok(())
     }
 
     /// Announces that the stream is not the one that was read, and continues at `start`.
-    fn restart_with_gap(&mut self, start: StreamCursor) {
+    async fn restart_with_gap(&mut self, start: StreamCursor) -> Result<(), Error> {
+        self.sink.before_gap().await?;
         self.metrics.add_replaced();
         let gap = Gap::new(GapReason::Epoch).resumed(start.to_event_id());
         self.sink.gap(&gap);
         self.set_position(start);
+        Ok(())
     }
 
     /// Announces a gap if the messages before `message` were removed, and pushes `message`.
-    fn push(&mut self, message: &StreamMessage) {
+    async fn push(&mut self, message: &StreamMessage) -> Result<(), Error> {
         let stream = self.position.stream;
         let missed = message.sequence.saturating_sub(self.position.sequence + 1);
         if missed > 0 {
+            self.sink.before_gap().await?;
             self.metrics.add_trimmed();
             let before = StreamCursor {
                 sequence: message.sequence - 1,
@@ -283,6 +296,7 @@ impl<S: MessageSink> StreamReader<S> {
         self.sink.push_message(message, stream, &self.api.subjects);
         self.metrics.add_read(1);
         self.set_position(message.cursor(stream));
+        Ok(())
     }
 
     fn set_position(&mut self, position: StreamCursor) {

@@ -7,6 +7,7 @@ mod feed;
 mod hub;
 mod hub_random_faults;
 mod nodes;
+mod presence;
 mod publishing;
 mod random_faults;
 mod upstream_resumes;

@@ -5,20 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
 use serde_json::{Value, json};
-use testkit::{
-    ObservedMembers, Random, RedisProgram, RedisServer, TEST_TIMEOUT, get_request_head, poll_next,
-    wait_until,
-};
+use testkit::{MembersBroker, Random, RedisProgram, RedisServer, run_members_randomly, wait_until};
 use tokio::time::sleep;
 use tower_push::{
-    Hub, PushSource,
-    event::Topic,
-    source::{
-        Subscription,
-        hub::{HubSubscriber, MemberConnection, PresenceOptions, TopicAccess, Topics},
-    },
+    Hub,
+    source::hub::{MemberConnection, PresenceOptions},
 };
 use tower_push_redis::RedisHub;
 
@@ -48,27 +40,16 @@ async fn node_with(server: &RedisServer, options: PresenceOptions) -> RedisHub {
 }
 
 fn enter(node: &RedisHub, key: &str, value: impl Into<Value>) -> MemberConnection {
-    node.hub()
-        .presence("room")
-        .unwrap()
-        .enter(key, value)
-        .unwrap()
+    testkit::enter(node.hub(), key, value)
 }
 
 fn members(node: &RedisHub) -> BTreeMap<String, Value> {
-    let list = node.hub().presence("room").unwrap().list();
-    let members = list.members.into_iter();
-    members.map(|member| (member.key, member.value)).collect()
+    testkit::members(node.hub())
 }
 
 async fn expect_members(nodes: &[RedisHub], keys: &[&str]) {
-    for node in nodes {
-        let is_listed = || members(node).keys().eq(keys);
-        wait_until(is_listed, || {
-            format!("{:?} instead of {keys:?}", members(node))
-        })
-        .await;
-    }
+    let hubs: Vec<_> = nodes.iter().map(|node| node.hub().clone()).collect();
+    testkit::expect_members(&hubs, keys).await;
 }
 
 /// Returns the types and the members of all events of members in the stream.
@@ -277,219 +258,49 @@ async fn idle_servers_make_few_requests() {
     assert_eq!(server.call_count("evalsha"), calls);
 }
 
-/// A client that keeps the list of members, as a page does.
-struct Observer {
-    subscriber: HubSubscriber,
-    node: usize,
-    list: ObservedMembers,
-    cursor: Option<String>,
-}
+struct Broker(RedisServer);
 
-impl Observer {
-    fn subscribe(nodes: &[RedisHub], node: usize, cursor: Option<String>) -> Self {
-        let cursor_parameter = cursor
-            .iter()
-            .map(|cursor| format!("&last_event_id={cursor}"));
-        let uri = format!("/?topic=room{}", cursor_parameter.collect::<String>());
-        let access =
-            |_: Subscription, _: Topic| std::future::ready(TopicAccess::allow().with_members());
-        let source = nodes[node]
-            .hub()
-            .subscribe(Topics::from_query("topic"))
-            .authorize(access);
-        let subscription = Subscription::new(&get_request_head(&uri, &[]), "test");
-        let subscriber = source
-            .subscribe(subscription)
-            .now_or_never()
-            .expect("the access is ready");
-        Self {
-            subscriber: subscriber.unwrap(),
-            node,
-            list: ObservedMembers::default(),
-            cursor,
-        }
+impl MembersBroker for Broker {
+    type Node = RedisHub;
+
+    async fn start_node(&self) -> RedisHub {
+        node(&self.0).await
     }
 
-    /// Subscribes again after the cursor.
-    fn move_to(&mut self, nodes: &[RedisHub], node: usize) {
-        let new = Self::subscribe(nodes, node, self.cursor.clone());
-        let old = std::mem::replace(self, new);
-        if self.cursor.is_some() {
-            self.list = old.list;
-            // The list of a client whose cursor the server does not know can be newer than the next events.
-            self.list.is_exact = false;
-        }
+    fn hub(node: &RedisHub) -> &Hub {
+        node.hub()
     }
 
-    /// Reads all items that are ready. Subscribes again after the end.
-    fn read(&mut self, nodes: &[RedisHub]) {
-        while let std::task::Poll::Ready(item) = poll_next(&mut self.subscriber) {
-            let Some(item) = item else {
-                self.move_to(nodes, self.node);
-                return;
-            };
-            let item = item.unwrap();
-            if let Some(cursor) = item.cursor() {
-                self.cursor = Some(cursor.to_string());
-            }
-            self.list.apply(&item);
-        }
-    }
-}
-
-struct Run {
-    server: RedisServer,
-    nodes: Vec<RedisHub>,
-    connections: Vec<Option<(String, usize, MemberConnection)>>,
-    observers: Vec<Observer>,
-    random: Random,
-}
-
-impl Run {
-    async fn step(&mut self, has_faults: bool) {
-        let node = self.random.below(3) as usize;
-        match self.random.below(if has_faults { 15 } else { 13 }) {
-            0..=4 => {
-                let index = self.random.below(self.connections.len() as u64) as usize;
-                let key = format!("m{}", self.random.below(4));
-                let value = self.random.below(2);
-                if self.connections[index].is_none() {
-                    let entered = enter(&self.nodes[node], &key, value);
-                    self.connections[index] = Some((key, node, entered));
-                }
-            }
-            5..=8 => {
-                let index = self.random.below(self.connections.len() as u64) as usize;
-                self.connections[index] = None;
-            }
-            9 => {
-                let room = self.nodes[node].hub().presence("room").unwrap();
-                let key = format!("m{}", self.random.below(4));
-                let _ = room.update(key.as_str(), self.random.below(2)).unwrap();
-            }
-            10 => self.observers[node].move_to(&self.nodes, self.random.below(3) as usize),
-            11 => sleep(Duration::from_millis(self.random.below(300))).await,
-            // The first server stays, with an observer that gets each event once.
-            12 if node > 0 => self.replace_node(node).await,
-            13 | 14 => self.fault().await,
-            _ => {}
-        }
-        sleep(Duration::from_millis(self.random.below(20))).await;
-        for observer in &mut self.observers {
-            observer.read(&self.nodes);
-        }
-    }
-
-    /// Drops all that belongs to a server, so that Redis hears no word of it, and starts another one.
-    async fn replace_node(&mut self, node: usize) {
-        for connection in &mut self.connections {
-            connection.take_if(|(_, of_node, _)| *of_node == node);
-        }
-        let new = self::node(&self.server).await;
-        self.nodes[node] = new;
-        for observer in &mut self.observers {
-            if observer.node == node {
-                observer.move_to(&self.nodes, node);
-            }
-        }
-    }
-
-    async fn fault(&mut self) {
-        match self.random.below(7) {
+    async fn fail(&mut self, random: &mut Random) {
+        match random.below(7) {
             0 | 1 => drop(
-                self.server
+                self.0
                     .command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
             ),
             2 => {
-                self.server.pause();
-                sleep(Duration::from_millis(200 + self.random.below(2000))).await;
-                self.server.resume();
+                self.0.pause();
+                sleep(Duration::from_millis(200 + random.below(2000))).await;
+                self.0.resume();
             }
             3 => {
-                self.server.kill();
-                sleep(Duration::from_millis(self.random.below(1500))).await;
-                self.server.start_again();
+                self.0.kill();
+                sleep(Duration::from_millis(random.below(1500))).await;
+                self.0.start_again();
             }
-            4 => drop(self.server.command(&["DEL", KEY])),
-            5 => drop(self.server.command(&["FLUSHALL"])),
-            _ => drop(self.server.command(&["XTRIM", KEY, "MAXLEN", "=", "3"])),
+            4 => drop(self.0.command(&["DEL", KEY])),
+            5 => drop(self.0.command(&["FLUSHALL"])),
+            _ => drop(self.0.command(&["XTRIM", KEY, "MAXLEN", "=", "3"])),
         }
     }
 
-    /// Waits until all lists are those of the connections.
-    async fn settle(&mut self) {
-        let connected = self.connections.iter().flatten();
-        let mut keys: Vec<_> = connected.map(|(key, ..)| key.clone()).collect();
-        keys.sort();
-        keys.dedup();
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        loop {
-            for observer in &mut self.observers {
-                observer.read(&self.nodes);
-            }
-            let listed = members(&self.nodes[0]);
-            let is_listed = listed.keys().eq(&keys)
-                && self.nodes.iter().all(|node| members(node) == listed)
-                && self
-                    .observers
-                    .iter()
-                    .all(|observer| observer.list.members == listed);
-            if is_listed {
-                return;
-            }
-            let nodes: Vec<_> = self.nodes.iter().map(members).collect();
-            let observers: Vec<_> = self
-                .observers
-                .iter()
-                .map(|observer| &observer.list.members)
-                .collect();
-            assert!(
-                Instant::now() < deadline,
-                "{keys:?}: {nodes:?}, {observers:?}"
-            );
-            sleep(Duration::from_millis(20)).await;
-        }
+    async fn published(&self) -> Vec<String> {
+        published(&self.0)
     }
 }
 
 async fn run_randomly(seed: u64, program: RedisProgram, has_faults: bool) {
-    println!("seed {seed}");
     let server = RedisServer::start(program, &["--appendonly", "yes", "--appendfsync", "always"]);
-    let nodes = vec![
-        node(&server).await,
-        node(&server).await,
-        node(&server).await,
-    ];
-    let observers = (0..3)
-        .map(|node| Observer::subscribe(&nodes, node, None))
-        .collect();
-    let mut run = Run {
-        server,
-        nodes,
-        connections: (0..8).map(|_| None).collect(),
-        observers,
-        random: Random::new(seed),
-    };
-    for _ in 0..3 {
-        for _ in 0..40 {
-            run.step(has_faults).await;
-        }
-        run.settle().await;
-    }
-    run.connections.clear();
-    run.settle().await;
-    if !has_faults {
-        let mut listed = BTreeMap::new();
-        for event in published(&run.server) {
-            let (event_type, key) = event.split_once(' ').unwrap();
-            let was_listed = match event_type {
-                "hub.leave" => listed.remove(key).is_some(),
-                _ => listed.insert(key.to_owned(), ()).is_some(),
-            };
-            assert_eq!(was_listed, event_type != "hub.join", "seed {seed}: {event}");
-        }
-        assert!(listed.is_empty());
-    }
+    run_members_randomly(Broker(server), seed, has_faults).await;
 }
 
 #[tokio::test]
