@@ -17,10 +17,9 @@ use super::{
     connection_waker::ConnectionWaker,
     group_memberships::{GroupMembership, GroupMemberships},
     log_group::{LogGroup, LogGroupKey},
-    ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
+    ready_queue::{NewConnection, ReadyEntry, ReadyQueue, TakeOutcome},
     timer_queue::{ScheduledTime, TimerQueue},
 };
-use crate::source::WatchedLog;
 
 /// A task that drives many connections. The future is ready once the [`EventLoopSet`](super::EventLoopSet) was dropped and no connection is left.
 ///
@@ -145,8 +144,8 @@ impl EventLoop {
             };
             polls_left -= 1;
             match entry {
-                ReadyEntry::NewConnection(connection, logs) => {
-                    let index = self.add_connection(connection, logs);
+                ReadyEntry::NewConnection(new) => {
+                    let index = self.add_connection(*new);
                     self.poll_connection(index, now);
                 }
                 ReadyEntry::Connection(waker) => self.poll_connection(waker.on_taken(), now),
@@ -230,11 +229,11 @@ impl EventLoop {
     }
 
     /// Adds a connection. Returns its index.
-    fn add_connection(
-        &mut self,
-        connection: Box<dyn DrivenConnection>,
-        mut logs: Vec<Arc<dyn WatchedLog>>,
-    ) -> u32 {
+    fn add_connection(&mut self, new: NewConnection) -> u32 {
+        let NewConnection {
+            connection,
+            mut logs,
+        } = new;
         let index = self.connections.insert(|index| ConnectionEntry {
             connection,
             waker: Waker::from(Arc::new(ConnectionWaker::new(index, &self.queue))),

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     DrivenConnection,
     event_loop::EventLoop,
-    ready_queue::{ReadyEntry, ReadyQueue},
+    ready_queue::{NewConnection, ReadyEntry, ReadyQueue},
 };
 use crate::{
     source::WatchedLog,
@@ -55,7 +55,8 @@ impl EventLoopSet {
         C: DrivenConnection + 'static,
     {
         let event_loop = self.least_loaded();
-        let entry = ReadyEntry::NewConnection(Box::new(connection), logs);
+        let connection = Box::new(connection);
+        let entry = ReadyEntry::NewConnection(Box::new(NewConnection { connection, logs }));
         if let Err(entry) = event_loop.queue.push(entry) {
             // The runtime is being shut down.
             event_loop.load.fetch_sub(1, Ordering::Relaxed);

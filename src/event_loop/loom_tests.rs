@@ -13,7 +13,7 @@ use super::{
     ConnectionPoll, DrivenConnection,
     connection_waker::ConnectionWaker,
     log_group::LogGroup,
-    ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
+    ready_queue::{NewConnection, ReadyEntry, ReadyQueue, TakeOutcome},
 };
 use crate::{
     source::WatchedLog,
@@ -61,7 +61,8 @@ fn woken_connection_is_polled_again() {
         let queue = Arc::new(ReadyQueue::new());
         let input: Arc<Input> = Arc::default();
         let connection = Box::new(InputConnection(input.clone()));
-        let entry = ReadyEntry::NewConnection(connection, Vec::new());
+        let logs = Vec::new();
+        let entry = ReadyEntry::NewConnection(Box::new(NewConnection { connection, logs }));
         assert!(queue.push(entry).is_ok());
         let writer = thread::spawn(move || {
             for value in 1..=2 {
@@ -79,7 +80,7 @@ fn woken_connection_is_polled_again() {
         while !is_closed {
             for entry in next_entries(&queue) {
                 match entry {
-                    ReadyEntry::NewConnection(new, _) => connection = Some(new),
+                    ReadyEntry::NewConnection(new) => connection = Some(new.connection),
                     ReadyEntry::Connection(waker) => assert_eq!(waker.on_taken(), 7),
                     _ => unreachable!("nothing else is queued"),
                 }

@@ -21,8 +21,8 @@ struct ReadyQueueState {
 
 /// An entry of a [`ReadyQueue`].
 pub(super) enum ReadyEntry {
-    /// A connection that the event loop does not have yet, and the logs whose groups the connection joins.
-    NewConnection(Box<dyn DrivenConnection>, Vec<Arc<dyn WatchedLog>>),
+    /// A connection that the event loop does not have yet. Boxed, so that entries are small.
+    NewConnection(Box<NewConnection>),
     /// A connection that was woken.
     Connection(Arc<ConnectionWaker>),
     /// A log that has changed.
@@ -32,6 +32,17 @@ pub(super) enum ReadyEntry {
     /// The [`EventLoopSet`](super::EventLoopSet) was dropped.
     SetDropped,
 }
+
+/// A connection that an event loop does not have yet.
+pub(super) struct NewConnection {
+    pub(super) connection: Box<dyn DrivenConnection>,
+    /// The logs whose groups the connection joins.
+    pub(super) logs: Vec<Arc<dyn WatchedLog>>,
+}
+
+/// The number of entries for which a queue keeps memory while the event loop waits. A burst of entries needs more memory, which is freed
+/// after the burst.
+const MAX_IDLE_CAPACITY: usize = 128;
 
 /// The result of [`ReadyQueue::take_or_wait`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +86,8 @@ impl ReadyQueue {
         entries.extend(lock(&self.state).entries.drain(..));
     }
 
-    /// Moves all entries of the queue to the end of `entries`. If the queue has no entries, stores `waker`.
+    /// Moves all entries of the queue to the end of `entries`, which must be empty. If the queue has no entries, stores `waker`, and frees the
+    /// memory that a burst of entries has needed.
     pub(super) fn take_or_wait(
         &self,
         entries: &mut VecDeque<ReadyEntry>,
@@ -84,7 +96,9 @@ impl ReadyQueue {
         let mut state = lock(&self.state);
         if state.entries.is_empty() {
             let replaced = state.loop_waker.replace(waker.clone());
+            state.entries.shrink_to(MAX_IDLE_CAPACITY);
             drop(state);
+            entries.shrink_to(MAX_IDLE_CAPACITY);
             // Dropped outside the lock, because dropping a waker can drop a task.
             drop(replaced);
             return TakeOutcome::Waiting;
@@ -112,5 +126,26 @@ impl ReadyQueue {
 
     pub(super) fn is_closed(&self) -> bool {
         lock(&self.state).is_closed
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_burst_is_freed_when_loop_waits() {
+        let queue = ReadyQueue::new();
+        let mut taken = VecDeque::new();
+        for _ in 0..10_000 {
+            assert!(queue.push(ReadyEntry::SetDropped).is_ok());
+        }
+        queue.take(&mut taken);
+        taken.clear();
+        assert!(taken.capacity() >= 10_000);
+        let outcome = queue.take_or_wait(&mut taken, Waker::noop());
+        assert_eq!(outcome, TakeOutcome::Waiting);
+        assert!(taken.capacity() <= 2 * MAX_IDLE_CAPACITY);
+        assert!(lock(&queue.state).entries.capacity() <= 2 * MAX_IDLE_CAPACITY);
     }
 }
