@@ -26,7 +26,7 @@
 //!   itself.
 //! - The digest begins behind the head that hyper writes after `begin_request`. An offer is made only if all earlier responses are flushed, so that
 //!   this head is the head of the response to this request.
-//! - The connection and a body that a layer has moved to another task take the stored body under one lock, so that one of them gets it.
+//! - The connection and a body that a layer has moved to another task take the stored body under one lock, so that exactly one of them gets it.
 //! - An offer and its clones own neither the socket nor, once the `DetachableBody` is dropped, the body.
 
 mod detachable_body;
