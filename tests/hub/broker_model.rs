@@ -220,8 +220,9 @@ impl Model {
         client.subscriber = source.subscribe_from(start).ok();
     }
 
-    /// Returns the place after which the client misses events of a topic up to its cursor, of which it was not told: a gap may follow an event
-    /// of another topic. The client that returns before the gap gets the gap, or the events, now.
+    /// If the client lacks events of the topic before its cursor, and no gap has told it so yet, returns the place after which they are missing. This
+    /// happens when an event of another topic has moved the cursor before the gap was sent. The client must get the gap, or the events, with its next
+    /// subscription.
     fn owed_after(
         &self,
         client: usize,

@@ -14,7 +14,7 @@ use crate::{
 /// The newest entries of a stream, with which a log begins.
 #[derive(Debug)]
 pub(crate) struct LogTail {
-    /// The oldest first.
+    /// The entries, with the oldest first.
     pub(crate) entries: Vec<StreamEntry>,
     /// The cursor before the first of the entries.
     pub(crate) start: EventId,

@@ -267,7 +267,7 @@ async fn connect_and_read_tail(
         let connected = async {
             let mut connection = connector.connect().await?;
             let mut estimate = EntrySizeEstimate::new();
-            // The entries after those that the list of members has must all be in the tail. This is seldom not so: then, the list is read
+            // The tail must have all entries that are newer than the list of members. In the rare case that it does not, the list is read again,
             // after the tail.
             let mut members = None;
             if has_members {

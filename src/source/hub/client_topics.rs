@@ -19,7 +19,7 @@ use super::{
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedPattern, AllowedTopic, ReaderRequest},
     requested_topics::Topics,
-    revocations::AccessChanged,
+    revocable_subscriptions::AccessChanged,
     topic_access::{TopicAccess, TopicDecision},
     topic_or_pattern::TopicOrPattern,
     topic_pattern::TopicPattern,
@@ -327,9 +327,9 @@ impl PushSource for ClientTopicsSource {
             // A client needs a sender's name to publish events that it does not get itself (no echo).
             sender = Some(format!("~{:016x}", random::bits()).into());
         }
-        let revocations = &self.hub.revocations;
+        let subscriptions = &self.hub.revocable_subscriptions;
         for _ in 0..MAX_DECISIONS {
-            let decided_after = revocations.count();
+            let decided_after = subscriptions.count();
             let allowed = self.authorizer.authorize(&subscription, &requested).await?;
             let is_nothing_allowed = allowed.topics.is_empty() && allowed.patterns.is_empty();
             if is_nothing_allowed && !requested.is_empty() {
@@ -355,12 +355,12 @@ impl PushSource for ClientTopicsSource {
             };
             let reader = request.open(self.hub.clone());
             let mut reader = reader.map_err(Rejection::from)?;
-            match revocations.register(allowed.members, decided_after) {
+            match subscriptions.register(allowed.members, decided_after) {
                 Ok(registration) => reader.set_revocable(registration),
                 Err(AccessChanged) => continue,
             }
             #[cfg(feature = "json")]
-            reader.enter(present)?;
+            reader.enter_as_member(present)?;
             #[cfg(feature = "json")]
             for (requested, rejection) in &allowed.refused {
                 let refused = control_events::refused(Some(requested), rejection, None);

@@ -21,7 +21,7 @@ use super::{
     hub_state::TopicRequest,
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
-    revocations::AccessChanged,
+    revocable_subscriptions::AccessChanged,
     subscribed_topics::SubscribedTopics,
     topic_log::TopicStart,
     topic_or_pattern::TopicOrPattern,
@@ -229,7 +229,7 @@ impl CommandProcessor {
     /// Begins to ask whether the client may do what the command says.
     fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
-        let decided_after = reader.hub().revocations.count();
+        let decided_after = reader.hub().revocable_subscriptions.count();
         self.pending = Some(Box::pin(async move {
             let requested = slice::from_ref(&command.requested);
             let decision = authorizer.authorize(&subscription, requested).await;
@@ -267,7 +267,7 @@ impl CommandProcessor {
             CommandAction::Unsubscribe => {}
             CommandAction::Subscribe { .. } => {
                 let member = allowed.members.pop().and_then(|(_, key)| key);
-                match reader.allow(requested.clone(), member, decided_after) {
+                match reader.register_access(requested.clone(), member, decided_after) {
                     Ok(()) => self.subscribe(command, &allowed, reader),
                     Err(AccessChanged) => self.decide(command, reader),
                 }
@@ -347,7 +347,7 @@ fn join_topic(
         max_history: allowed.max_history,
     };
     let members = reader.join_topic(&request, cursor, &allowed.presence, is_new)?;
-    reader.enter(allowed.presence_member().into_iter().collect())?;
+    reader.enter_as_member(allowed.presence_member().into_iter().collect())?;
     Ok(members)
 }
 

@@ -59,8 +59,8 @@ impl HubFeed {
     /// Sets the members of all topics of a hub with a [`PresenceBackend`](super::PresenceBackend). Call this method before the first event
     /// is pushed, and before each [`gap`](Self::gap). Does nothing in other hubs.
     ///
-    /// From now on, the hub changes the list with each event that is [marked](HubEvent::changing_members_of) and is pushed. It skips the
-    /// events up to the snapshot's id, as far as [`HubBackend::compare_ids`](super::HubBackend::compare_ids) finds them out. A snapshot without a gap afterwards tells
+    /// From now on, the hub changes the list with each event that is [marked](HubEvent::changing_members_of) and is pushed. It skips the events that
+    /// [`HubBackend::compare_ids`](super::HubBackend::compare_ids) places at or before the snapshot's id. A snapshot without a gap afterwards tells
     /// clients nothing.
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
@@ -148,7 +148,7 @@ impl HubState {
         let Some(broker) = self.broker() else {
             return;
         };
-        broker.upstream.prepare_for_gap();
+        broker.upstream.forget_transient_answers();
         let mut deferred_drops = DeferredDrops::default();
         let (woken, position) = {
             let table = &mut *lock(&self.table);

@@ -324,7 +324,7 @@ impl HubState {
 
     /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
     /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
-    pub(super) fn base_topic_of(&self, events: &Topic) -> Topic {
+    pub(super) fn member_topic_of(&self, events: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
         let base = events.as_str().strip_suffix(suffix);
         let base = base.and_then(|base| Topic::new(base).ok());

@@ -14,8 +14,8 @@
 //! - **In a hub without a broker**, a gap stands at its last missing event, and its cursor is there. Before the gap, events of other topics
 //!   may have moved the cursor past the first missing event. A client that resumes from there gets the gap, because the logs of the only server
 //!   still lack its last missing event. A gap in topics that match a pattern precedes all events, as in a hub with a broker.
-//! - **A gap of the feed** is a gap in all topics, and has a position of its own. The reader passes it before it reads a later event. The gap
-//!   includes those of the logs that end before it. A gap of a log that ends after it follows.
+//! - **A gap of the feed** is a gap in all topics, and has a position of its own. The reader passes it before it reads a later event. A gap of a log
+//!   whose last missing event precedes this position is part of the gap of the feed; another gap of a log follows it.
 //!
 //! # The cursors of records while a gap is owed
 //! While the client has not got a gap, no item gets the cursor `catch_up_end`, and an event has its own id as the cursor. While
@@ -38,7 +38,7 @@ use super::{
     hub_broker::{FeedGap, HubBroker},
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FeedGapFound, FinishedBatch, MergedBatch, with_topics_of_both},
-    revocations::RevocableSubscription,
+    revocable_subscriptions::RevocableSubscription,
     topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
 };
@@ -47,7 +47,7 @@ use super::{
     control_events,
     hub_presence::MemberConnection,
     hub_state::{JoinError, TopicRequest},
-    revocations::AccessChanged,
+    revocable_subscriptions::AccessChanged,
     topic_access::PresenceAccess,
     topic_or_pattern::TopicOrPattern,
     topic_table::DeferredDrops,
@@ -75,10 +75,10 @@ pub(super) struct HubReader {
     pub(super) topics: Vec<TopicReader>,
     /// The reader has taken all events up to this position from the logs.
     position: u64,
-    /// The position up to which the reader has the events of some topics already.
+    /// The end of the catch-up: up to this position, the reader already has the events of some of its topics, and reads those of the others.
     pub(super) catch_up_end: u64,
     /// The reader reads the events up to this position, even those that a [`FlushWindow`](crate::source::log::FlushWindow) holds back.
-    pub(super) held_position: u64,
+    pub(super) held_events_end: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
     /// Items that are yielded before the events in `buffer`.
@@ -189,7 +189,7 @@ impl HubReader {
             topics: Vec::with_capacity(joined.topics.len()),
             position: joined.published_position,
             catch_up_end: 0,
-            held_position: joined.published_position,
+            held_events_end: joined.published_position,
             cursor_position: cursor.as_ref().map_or(0, |cursor| cursor.position),
             items: VecDeque::new(),
             buffer: ReadBuffer::default(),
@@ -362,7 +362,7 @@ impl HubReader {
             }
             let outcome = self.read_batch();
             if self.history_end_position > 0 && self.position >= self.history_end_position {
-                self.leave_history();
+                self.leave_topics_with_read_history();
             }
             match outcome {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
@@ -388,7 +388,7 @@ impl HubReader {
     }
 
     /// Leaves the topics of which the reader gets further events from the logs of its patterns.
-    fn leave_history(&mut self) {
+    fn leave_topics_with_read_history(&mut self) {
         self.history_end_position = 0;
         let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
             .into_iter()
@@ -492,7 +492,7 @@ impl HubReader {
     #[inline]
     fn all_unread_events_are_held_back(&self) -> bool {
         let has_flush_window = !self.hub.config.flush_window.is_zero();
-        if !has_flush_window || self.position < self.held_position {
+        if !has_flush_window || self.position < self.held_events_end {
             return false;
         }
         let mut topics = self.topics.iter().map(|reader| &reader.topic);
@@ -507,8 +507,8 @@ impl HubReader {
         if self.hub.config.flush_window.is_zero() {
             return 0;
         }
-        self.held_position = self.hub.published_position();
-        let unread = self.held_position.saturating_sub(self.position);
+        self.held_events_end = self.hub.published_position();
+        let unread = self.held_events_end.saturating_sub(self.position);
         u32::try_from(unread).unwrap_or(u32::MAX)
     }
 
@@ -729,9 +729,9 @@ impl HubReader {
                     // cursor after that list.
                     resume.hold_cursor();
                 }
-                Poll::Ready(match self.hold_cursor(item) {
+                Poll::Ready(match self.with_held_cursor(item) {
                     Some(Item::Gap(gap)) => {
-                        self.push_listed_gap(*gap);
+                        self.push_gap_after_member_lists(*gap);
                         None
                     }
                     item => item,
@@ -748,7 +748,7 @@ impl HubReader {
                 let has_other_topics = !self.topics.is_empty();
                 self.continue_at(position, joined, multi_topic_ids);
                 if let Some(gap) = gap {
-                    self.push_listed_gap(gap);
+                    self.push_gap_after_member_lists(gap);
                 } else if is_cursor_held {
                     self.push_member_lists(None);
                     let cursor = self.hub.id_at(position).filter(|_| !has_other_topics);
@@ -769,7 +769,7 @@ impl HubReader {
     /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics, or the resume
     /// [holds the cursor](BackendResume::hold_cursor). The client has not got the events of the other topics
     /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
-    fn hold_cursor(&self, item: Item) -> Option<Item> {
+    fn with_held_cursor(&self, item: Item) -> Option<Item> {
         let resume = self.backend_resume.as_deref();
         let has_other_topics = !self.topics.is_empty();
         let Some(resume) = resume.filter(|resume| has_other_topics || resume.is_cursor_held())
@@ -852,11 +852,11 @@ impl HubReader {
         }
         let mut gap = Gap::new(reason);
         gap.resumed = self.hub.id_at(position);
-        self.push_listed_gap(gap);
+        self.push_gap_after_member_lists(gap);
     }
 
     /// Queues a gap, and before it the lists of members of its topics.
-    fn push_listed_gap(&mut self, gap: Gap) {
+    fn push_gap_after_member_lists(&mut self, gap: Gap) {
         self.push_member_lists(gap.topic.as_ref());
         self.items.push_back(Item::from(gap));
     }
@@ -892,7 +892,7 @@ impl HubReader {
     ///
     /// # Errors
     /// The rejection of a client that cannot be a member.
-    pub(super) fn enter(
+    pub(super) fn enter_as_member(
         &mut self,
         members: Vec<(Topic, Arc<str>, Arc<Value>)>,
     ) -> Result<(), Rejection> {
@@ -919,7 +919,7 @@ impl HubReader {
         let listed = listed.iter();
         let listed = listed.filter(move |listed| topic.is_none_or(|topic| topic == *listed));
         listed.map(|listed| {
-            let (members, _) = self.hub.list_members(&self.hub.base_topic_of(listed));
+            let (members, _) = self.hub.list_members(&self.hub.member_topic_of(listed));
             control_events::members(listed, members)
         })
     }
@@ -950,15 +950,15 @@ impl HubReader {
     ///
     /// # Errors
     /// [`AccessChanged`] if access to any topic was revoked since.
-    pub(super) fn allow(
+    pub(super) fn register_access(
         &mut self,
         requested: TopicOrPattern,
         member: Option<Arc<str>>,
         decided_after: u64,
     ) -> Result<(), AccessChanged> {
-        let revocations = &self.hub.revocations;
+        let subscriptions = &self.hub.revocable_subscriptions;
         match &mut self.revocable {
-            Some(revocable) => revocations.add(revocable, requested, member, decided_after),
+            Some(revocable) => subscriptions.add(revocable, requested, member, decided_after),
             None => Ok(()),
         }
     }
@@ -981,7 +981,7 @@ impl HubReader {
             true => {
                 let locked = self.hub.lock_presence();
                 let joined = self.hub.join(requests, &[], &mut deferred_drops)?;
-                let members = locked.members(&self.hub.base_topic_of(&request.topic));
+                let members = locked.members(&self.hub.member_topic_of(&request.topic));
                 (joined, is_new.then_some(members))
             }
             false => (self.hub.join(requests, &[], &mut deferred_drops)?, None),
@@ -997,7 +997,9 @@ impl HubReader {
     /// Leaves a topic. Events that were taken from its log are still yielded, because they may belong to other topics, too.
     pub(super) fn remove_topic(&mut self, topic: &Topic) {
         if let Some(revocable) = &mut self.revocable {
-            self.hub.revocations.remove_topic(revocable, topic);
+            self.hub
+                .revocable_subscriptions
+                .remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
         if let Some(resume) = &mut self.backend_resume {
@@ -1131,7 +1133,7 @@ impl Drop for HubReader {
             connections.for_each(MemberConnection::leave_now);
         }
         if let Some(revocable) = &self.revocable {
-            self.hub.revocations.deregister(revocable);
+            self.hub.revocable_subscriptions.deregister(revocable);
         }
         self.leave(&self.topics);
     }

@@ -13,7 +13,7 @@ use super::{
     idempotency_keys::PublicationKey,
     pattern_table::PatternRequest,
     publish_options::PublishOptions,
-    revocations::Revocations,
+    revocable_subscriptions::RevocableSubscriptions,
     topic_log::{
         HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
         TopicStart,
@@ -57,7 +57,7 @@ pub(super) struct HubState {
     /// The position of the newest event that readers may read.
     pub(super) published_position: AtomicU64,
     pub(super) counters: LogCounters,
-    pub(super) revocations: Revocations,
+    pub(super) revocable_subscriptions: RevocableSubscriptions,
     #[cfg(feature = "json")]
     pub(super) presence: HubPresence,
 }
@@ -136,7 +136,7 @@ impl HubState {
             table: Mutex::new(TopicTable::new(&config)),
             published_position: AtomicU64::new(0),
             counters: LogCounters::default(),
-            revocations: Revocations::default(),
+            revocable_subscriptions: RevocableSubscriptions::default(),
             #[cfg(feature = "json")]
             presence,
             config,
@@ -448,13 +448,13 @@ impl HubState {
         lock(&self.table).last_position_of_removed(name)
     }
 
-    /// Ends the subscriptions of a topic, and of patterns that match the topic, whose member key matches. Returns their number.
+    /// Ends the subscriptions to a topic, and to patterns that match the topic, for whose member key `is_revoked` returns true. Returns their number.
     pub(super) fn revoke(
         &self,
         name: &Topic,
         is_revoked: impl FnMut(Option<&str>) -> bool,
     ) -> usize {
-        let count = self.revocations.revoke(name, is_revoked);
+        let count = self.revocable_subscriptions.revoke(name, is_revoked);
         if count > 0 {
             let logs: Vec<_> = {
                 let table = lock(&self.table);

@@ -31,7 +31,7 @@ use crate::{event::Topic, random};
 pub(super) struct LocalMembers {
     /// The members with a connection to this node, and those whose grace time has not ended.
     table: PresenceTable,
-    /// The members whose changes no request has yet.
+    /// The members with changes that are not yet part of a request.
     pending: PendingMembers,
     /// The members of the last request, until the broker answers the request.
     unconfirmed: BTreeMap<MemberId, Option<Arc<Value>>>,

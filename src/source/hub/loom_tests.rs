@@ -235,7 +235,7 @@ fn member_of_group_learns_that_access_is_revoked() {
         };
         let mut reader = request.open(hub.state.clone()).unwrap();
         let members = vec![(TopicOrPattern::Topic(topic), None)];
-        let registration = hub.state.revocations.register(members, 0);
+        let registration = hub.state.revocable_subscriptions.register(members, 0);
         reader.set_revocable(registration.unwrap());
         let revoker = thread::spawn(move || hub.revoke("a", |_| true).unwrap());
         let mut member = GroupMember::new(HubSubscriber::new(reader), 1);

@@ -54,7 +54,7 @@
 //! subscriber and without history stores nothing: it only uses up an id.
 //!
 //! # Differences from a channel
-//! A [`Channel`](super::Channel) is one topic without a name. Other than a hub, a channel can keep the newest event of each key for slow subscribers
+//! A [`Channel`](super::Channel) is one topic without a name. Unlike a hub, a channel can keep the newest event of each key for slow subscribers
 //! ([`LagPolicy`](super::channel::LagPolicy)), and can be closed.
 
 mod backend_resume;
@@ -102,7 +102,7 @@ mod reader_groups;
 mod reader_patterns;
 mod reader_request;
 mod requested_topics;
-mod revocations;
+mod revocable_subscriptions;
 #[cfg(feature = "json")]
 mod subscribed_topics;
 mod topic_access;
@@ -355,8 +355,8 @@ impl Hub {
         ClientTopics::new(self.state.clone(), topics)
     }
 
-    /// Ends the open subscriptions to a topic, and to patterns of clients that match the topic, whose member key matches. Returns their number.
-    /// The keys are those of [`TopicAccess::member`]; a subscription without a key has `None`.
+    /// Ends the open subscriptions to a topic, and to patterns of clients that match the topic, for whose member key `is_revoked` returns true.
+    /// Returns their number. The keys are those of [`TopicAccess::member`]; a subscription without a key has `None`.
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
     /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this

@@ -81,7 +81,7 @@ pub enum MemberAction {
     Enter(Arc<Value>),
     /// The node holds the member. If the topic has no such member, the new member has this value.
     Keep(Arc<Value>),
-    /// If the topic has the member, the member has this value from now on. The node does not hold the member because of this.
+    /// If the topic has the member, the member has this value from now on. This does not make the node one of those that hold the member.
     Update(Arc<Value>),
     /// The node does not hold the member any more.
     Leave,

@@ -24,8 +24,8 @@ impl HubReader {
     /// Returns the topics that have many subscribers, and no longer stores a waker in them. The caller wakes the reader's task instead: it polls the
     /// reader once more, and then whenever the status of one of the returned topics changes.
     ///
-    /// A topic that the reader reads only up to a `history_end` is not returned. The reader leaves such a topic early, and the event loop would
-    /// continue to poll the reader for this topic.
+    /// A topic that the reader reads only up to a `history_end` is not returned: the reader leaves it there, and the event loop would still poll the
+    /// reader at each change of the topic.
     pub(super) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
         let topics = self.topics.iter().map(|reader| &*reader.topic);
         let counts = self.hub().subscriber_counts(topics);

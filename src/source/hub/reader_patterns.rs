@@ -79,7 +79,7 @@ impl HubReader {
     /// Adds topics that the reader has joined after others. The client has the events of its other topics up to the reader's position.
     pub(super) fn add_further_topics(&mut self, joined: JoinedTopics, cursor: Option<&EventId>) {
         self.raise_catch_up_end(self.position());
-        self.held_position = joined.published_position;
+        self.held_events_end = joined.published_position;
         self.history_end_position = joined.published_position;
         for mut topic in joined.topics {
             let name = topic.topic.topic_name().cloned();
@@ -100,7 +100,8 @@ impl HubReader {
     pub(super) fn deregister_pattern_access(&mut self, pattern: &TopicPattern) {
         let hub = self.hub().clone();
         if let Some(revocable) = &mut self.revocable {
-            hub.revocations.remove_pattern(revocable, pattern);
+            hub.revocable_subscriptions
+                .remove_pattern(revocable, pattern);
         }
     }
 
@@ -168,7 +169,7 @@ impl HubReader {
             let requests = std::slice::from_ref(&request);
             match self.hub().join(requests, &[], &mut deferred_drops) {
                 Ok(joined) => {
-                    self.held_position = joined.published_position;
+                    self.held_events_end = joined.published_position;
                     self.keep_left_events(pattern_reader, topic, joined.published_position);
                     for topic in joined.topics {
                         self.add_topic(topic, None);

@@ -315,7 +315,7 @@ impl ReaderRequest {
         let (joined, lists) = {
             let presence = hub.lock_presence();
             let joined = hub.join(requests, patterns, &mut deferred_drops)?;
-            let members = |topic| (topic, presence.members(&hub.base_topic_of(topic)));
+            let members = |topic| (topic, presence.members(&hub.member_topic_of(topic)));
             (joined, listed.map(members).collect::<Vec<_>>())
         };
         let lists = lists.into_iter();

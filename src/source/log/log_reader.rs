@@ -25,7 +25,7 @@ pub(crate) struct LogReader<I: LogIds> {
     /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
     initial: Option<Box<InitialReadState>>,
     /// The reader reads the events up to this position, even those that a [`FlushWindow`](super::FlushWindow) holds back.
-    held_position: u64,
+    held_events_end: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
 }
@@ -62,7 +62,7 @@ impl<I: LogIds> LogReader<I> {
     pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
         Self {
             key: Some(log.add_subscriber()),
-            held_position: log.held_position(),
+            held_events_end: log.held_events_end(),
             log,
             position: start.position,
             initial: InitialReadState::new(start.first_item, start.requested_cursor),
@@ -73,7 +73,7 @@ impl<I: LogIds> LogReader<I> {
     /// Moves the reader to another place of the log. The reader has no events that it has taken from the log and not returned.
     pub(crate) fn restart(&mut self, start: ResolvedStart) {
         debug_assert_eq!(self.buffer.len(), 0);
-        self.held_position = self.log.held_position();
+        self.held_events_end = self.log.held_events_end();
         self.position = start.position;
         self.initial = InitialReadState::new(start.first_item, start.requested_cursor);
     }
@@ -123,8 +123,8 @@ impl<I: LogIds> LogReader<I> {
     /// Lets the reader read the events that the log holds back now. Returns an upper bound for their number: how many events the log has after the
     /// reader's position. Returns 0 if the log has no flush window.
     pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
-        self.held_position = self.log.held_position();
-        let unread = self.held_position.saturating_sub(self.position);
+        self.held_events_end = self.log.held_events_end();
+        let unread = self.held_events_end.saturating_sub(self.position);
         u32::try_from(unread).unwrap_or(u32::MAX)
     }
 
@@ -133,7 +133,7 @@ impl<I: LogIds> LogReader<I> {
     fn unread_range(&self) -> ReadRange {
         ReadRange {
             after: self.position,
-            min_end_position: self.held_position,
+            min_end_position: self.held_events_end,
         }
     }
 

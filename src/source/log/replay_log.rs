@@ -272,7 +272,7 @@ impl<I: LogIds> ReplayLog<I> {
 
     /// Returns the position up to which a reader that begins now reads even the events that the flush window holds back, so that a client gets
     /// every event that was published before its request. Returns 0 if the log has no flush window.
-    pub(super) fn held_position(&self) -> u64 {
+    pub(super) fn held_events_end(&self) -> u64 {
         match self.log.has_flush_window() {
             true => self.last_position(),
             false => 0,

@@ -107,7 +107,7 @@ impl Feed {
     pub fn gap(&mut self, gap: &Gap) {
         self.relay.counters.add_gap();
         if let Some(upstream) = &self.relay.upstream {
-            upstream.prepare_for_gap();
+            upstream.forget_transient_answers();
         }
         self.relay.log.restart_after_gap(gap);
     }

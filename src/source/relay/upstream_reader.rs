@@ -70,7 +70,7 @@ impl<E: PageEvent> UpstreamReader<E> {
 
     /// Forgets the answers that may be wrong after a gap of the feed: that there are no events yet. Called before the log has the gap, so that a
     /// client that knows of the gap reads anew.
-    pub(crate) fn prepare_for_gap(&self) {
+    pub(crate) fn forget_transient_answers(&self) {
         lock(&self.pages).forget_transient_answers();
     }
 

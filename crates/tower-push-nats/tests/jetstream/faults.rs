@@ -199,7 +199,7 @@ async fn deleted_messages_are_gap() {
     publish_numbers(&old, 0..10).await;
     client.expect_numbers(0..3).await;
     let third = client.cursor();
-    // The events 3, 5 and 9.
+    // These messages are the events 3, 5 and 9.
     for sequence in [4, 6, 10] {
         operator.delete_message(sequence).await;
     }

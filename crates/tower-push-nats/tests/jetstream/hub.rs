@@ -124,7 +124,7 @@ async fn first_cursor_is_valid_on_all_servers() {
     client.move_to(second.hub(), &["a"]);
     publish(&first, &["a"], "1").await;
     client.expect_texts(&["1"]).await;
-    // Also on a server that starts later.
+    // The cursor is also valid on a server that starts later.
     for node in [hub(&server).await, hub_with_short_log(&server).await] {
         let mut client = HubClient::resume(node.hub(), &["a"], &start);
         client.expect_texts(&["1"]).await;

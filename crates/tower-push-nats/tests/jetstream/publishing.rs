@@ -54,7 +54,7 @@ async fn event_is_published_once() {
     assert!(!first.is_duplicate);
     client.expect_numbers([0]).await;
     assert_eq!(client.cursor(), first.id);
-    // On another node, and with another content.
+    // The second publication is on another node, and its event has other content.
     let second = nodes[1]
         .publish_once(&"x".into(), "order 7\n")
         .await

@@ -79,7 +79,7 @@ async fn first_cursor_is_valid_on_all_servers() {
         published.await.unwrap();
     }
     client.expect_texts(&["1", "2"]).await;
-    // Also on servers that start later.
+    // The cursor is also valid on servers that start later.
     for log_events in [1, 1024] {
         let node = hub_with(&server, Hub::builder(), log_events).await;
         let mut client = HubClient::resume(node.hub(), &["a"], &start);

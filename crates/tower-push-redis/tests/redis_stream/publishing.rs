@@ -42,7 +42,7 @@ async fn event_is_published_once(program: RedisProgram) {
     assert!(!first.is_duplicate);
     client.expect_numbers([0]).await;
     assert_eq!(client.cursor(), first.id);
-    // On another node, and with another content.
+    // The second publication is on another node, and its event has other content.
     let second = nodes[1].publish_once(&"x".into(), "order 7").await.unwrap();
     assert_eq!((second.id, second.is_duplicate), (first.id, true));
     let third = nodes[1].publish_once(&"1".into(), "order 8").await.unwrap();

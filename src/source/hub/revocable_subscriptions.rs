@@ -8,12 +8,12 @@ use crate::{
 
 /// The open subscriptions whose access to topics can be revoked.
 #[derive(Debug, Default)]
-pub(super) struct Revocations(Mutex<RevocationTable>);
+pub(super) struct RevocableSubscriptions(Mutex<RevocationTable>);
 
 #[derive(Debug, Default)]
 struct RevocationTable {
-    /// The number of calls of [`Revocations::revoke`]. A subscription whose access was decided before such a call is decided again.
-    revocations: u64,
+    /// The number of calls of [`RevocableSubscriptions::revoke`]. A subscription whose access was decided before such a call is decided again.
+    revocation_count: u64,
     last_subscription: u64,
     topics: HashMap<Topic, AccessBySubscription>,
     patterns: HashMap<TopicPattern, AccessBySubscription>,
@@ -33,7 +33,7 @@ struct RevocableAccess {
 #[derive(Debug, Default)]
 pub(super) struct RevocationFlag(AtomicBool);
 
-/// Keeps a subscription registered in [`Revocations`], until [`Revocations::deregister`].
+/// Keeps a subscription registered in [`RevocableSubscriptions`], until [`RevocableSubscriptions::deregister`].
 #[derive(Debug)]
 pub(super) struct RevocableSubscription {
     number: u64,
@@ -42,7 +42,7 @@ pub(super) struct RevocableSubscription {
     flag: Arc<RevocationFlag>,
 }
 
-/// The error of [`Revocations::register`]: access was revoked after the decision, so the caller must decide again.
+/// The error of [`RevocableSubscriptions::register`]: access was revoked after the decision, so the caller must decide again.
 #[derive(Debug)]
 pub(super) struct AccessChanged;
 
@@ -60,10 +60,10 @@ impl RevocableSubscription {
     }
 }
 
-impl Revocations {
+impl RevocableSubscriptions {
     /// Returns the number of revocations so far. The caller reads this number before it decides about access.
     pub(super) fn count(&self) -> u64 {
-        lock(&self.0).revocations
+        lock(&self.0).revocation_count
     }
 
     /// Registers a subscription of topics and patterns whose access was decided after [`count`](Self::count) had returned `decided_after`.
@@ -76,7 +76,7 @@ impl Revocations {
         decided_after: u64,
     ) -> Result<RevocableSubscription, AccessChanged> {
         let mut table = lock(&self.0);
-        if table.revocations != decided_after {
+        if table.revocation_count != decided_after {
             return Err(AccessChanged);
         }
         table.last_subscription += 1;
@@ -102,7 +102,7 @@ impl Revocations {
         decided_after: u64,
     ) -> Result<(), AccessChanged> {
         let mut table = lock(&self.0);
-        if table.revocations != decided_after {
+        if table.revocation_count != decided_after {
             return Err(AccessChanged);
         }
         table.insert(subscription, requested, key);
@@ -137,15 +137,15 @@ impl Revocations {
         }
     }
 
-    /// Marks the subscriptions of the topic, and of patterns that match the topic, whose member key matches. Returns the number of
-    /// subscriptions that were not marked before. The caller wakes the readers.
+    /// Marks the subscriptions to the topic, and to patterns that match the topic, for whose member key `is_revoked` returns true. Returns the number
+    /// of subscriptions that were not marked before. The caller wakes the readers.
     pub(super) fn revoke(
         &self,
         topic: &Topic,
         mut is_revoked: impl FnMut(Option<&str>) -> bool,
     ) -> usize {
         let mut table = lock(&self.0);
-        table.revocations += 1;
+        table.revocation_count += 1;
         let of_topic = table.topics.get(topic).into_iter();
         let patterns = table.patterns.iter();
         let of_patterns = patterns
