@@ -160,9 +160,9 @@ struct Client {
     /// The cursor with which the client has subscribed.
     requested: Option<EventId>,
     topics: u8,
-    /// For each topic of the subscription: the place up to which the client has the topic's events, or was told of a gap. `None` after a gap
+    /// For each topic of the subscription: the place up to which the client has all events of the topic, or was told of a gap. `None` after a gap
     /// whose end is not known.
-    accounted: HashMap<&'static str, Option<Place>>,
+    complete_up_to: HashMap<&'static str, Option<Place>>,
     /// Where the new topics of the subscription begin.
     fresh_from: HashMap<&'static str, Place>,
     /// The last event that the subscription has got for each topic, since the last gap (`epoch`).
@@ -196,24 +196,24 @@ impl Model {
         let cursor = self.clients[client].cursor.clone();
         let cursor_place = cursor.as_ref().map(split_id);
         let start = cursor.map_or(StartPosition::Now, StartPosition::After);
-        let accounted = |name: &&'static str| {
+        let complete_up_to = |name: &&'static str| {
             let is_fresh = topic_names(fresh).contains(name);
             let place = match (cursor_place, is_fresh) {
                 (None, _) => node.position(),
-                (Some(cursor), false) => self.owed_after(client, name, cursor).unwrap_or(cursor),
+                (Some(cursor), false) => self.missing_since(client, name, cursor).unwrap_or(cursor),
                 // A server that lags behind the cursor may begin earlier.
                 (Some(cursor), true) => node.position().max(cursor),
             };
             (*name, Some(place))
         };
-        let accounted = names.iter().map(accounted).collect();
+        let complete_up_to = names.iter().map(complete_up_to).collect();
         let client = &mut self.clients[client];
         client.subscriber = None;
         client.received_now.clear();
         client.last.clear();
         client.topics = topics;
         client.requested = client.cursor.clone();
-        client.accounted = accounted;
+        client.complete_up_to = complete_up_to;
         let fresh_from = topic_names(fresh).into_iter();
         client.fresh_from = fresh_from.map(|name| (name, node.position())).collect();
         // A hub that is full of other topics refuses the client.
@@ -223,15 +223,16 @@ impl Model {
     /// If the client lacks events of the topic before its cursor, and no gap has told it so yet, returns the place after which they are missing. This
     /// happens when an event of another topic has moved the cursor before the gap was sent. The client must get the gap, or the events, with its next
     /// subscription.
-    fn owed_after(
+    fn missing_since(
         &self,
         client: usize,
         topic: &'static str,
         (epoch, number): Place,
     ) -> Option<Place> {
-        let before = (*self.clients[client].accounted.get(topic)?)?;
-        let is_owed = before.0 == epoch && !self.missing(client, topic, before, number).is_empty();
-        is_owed.then_some(before)
+        let before = (*self.clients[client].complete_up_to.get(topic)?)?;
+        let is_missing =
+            before.0 == epoch && !self.missing(client, topic, before, number).is_empty();
+        is_missing.then_some(before)
     }
 
     /// Returns the numbers of the events that the client must have got for a topic after `from` and up to `to`.
@@ -260,7 +261,7 @@ impl Model {
     }
 
     fn check_complete(&self, client: usize, topic: &'static str, (epoch, number): Place) {
-        let Some((complete_epoch, from)) = self.clients[client].accounted[topic] else {
+        let Some((complete_epoch, from)) = self.clients[client].complete_up_to[topic] else {
             return;
         };
         if complete_epoch > epoch {
@@ -275,8 +276,9 @@ impl Model {
         );
     }
 
-    /// Checks an event. If the event `is_of_page`, the client gets its new topics later, but an event that is in one of them, too, now.
-    fn check_event(&mut self, client: usize, event: &Event, is_of_page: bool) {
+    /// Checks an event. If the event `is_from_broker`, the client is still reading older events, and the events of its new topics come later; only an
+    /// event that belongs to both an old and a new topic comes now.
+    fn check_event(&mut self, client: usize, event: &Event, is_from_broker: bool) {
         // An event without history has no id.
         let Some(id) = event.id() else { return };
         let (epoch, number) = split_id(id);
@@ -284,9 +286,9 @@ impl Model {
         let topics = event.topics().iter();
         let topics: Vec<_> = topics.map(|topic| static_name(topic).unwrap()).collect();
         assert!(!topics.is_empty());
-        let (early, topics): (Vec<_>, Vec<_>) = topics
-            .into_iter()
-            .partition(|topic| is_of_page && self.clients[client].fresh_from.contains_key(topic));
+        let (early, topics): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| {
+            is_from_broker && self.clients[client].fresh_from.contains_key(topic)
+        });
         for topic in topics.iter().chain(&early) {
             if epoch == self.broker.lock().epoch {
                 let broker = self.broker.lock();
@@ -301,8 +303,10 @@ impl Model {
         let client = &mut self.clients[client];
         let place = Some((epoch, number));
         for topic in topics {
-            let accounted = client.accounted.insert(topic, place).flatten();
-            client.accounted.insert(topic, accounted.max(place));
+            let complete_up_to = client.complete_up_to.insert(topic, place).flatten();
+            client
+                .complete_up_to
+                .insert(topic, complete_up_to.max(place));
             let last = client.last.insert(topic, (epoch, number));
             assert!(last < place, "{number} of {topic} after {last:?}");
             client.received.insert(((epoch, number), topic));
@@ -333,19 +337,19 @@ impl Model {
         let resumed = gap.resumed.as_ref().map(split_id);
         let end = resumed.filter(|_| !is_in_logs);
         let is_new_begin = gap.reason == GapReason::Epoch && gap.topic.is_none();
-        for (topic, accounted) in &mut client.accounted {
+        for (topic, complete_up_to) in &mut client.complete_up_to {
             let name = gap.topic.as_ref().map(|name| name.as_str());
             if name.is_some_and(|name| name != *topic) {
                 continue;
             }
-            if let (Some((epoch, _)), Some((resumed_epoch, _))) = (*accounted, resumed) {
+            if let (Some((epoch, _)), Some((resumed_epoch, _))) = (*complete_up_to, resumed) {
                 assert!(
                     epoch == resumed_epoch || gap.reason == GapReason::Epoch,
                     "{gap:?}"
                 );
             }
             let fresh_from = client.fresh_from.get(topic).copied();
-            *accounted = match (*accounted, end) {
+            *complete_up_to = match (*complete_up_to, end) {
                 (None, Some(end)) if is_new_begin => Some(end).max(fresh_from),
                 // The server is in an earlier epoch than the client was, and the client gets the events after the gap's end.
                 (Some(before), Some(end)) if is_new_begin && before.0 > end.0 => {
@@ -366,8 +370,8 @@ impl Model {
         match item {
             Item::Event(event) => self.check_event(client, event, false),
             Item::EventWithCursor { event, cursor } => {
-                let is_of_page = self.clients[client].requested.as_ref() == Some(cursor);
-                self.check_event(client, event, is_of_page);
+                let is_from_broker = self.clients[client].requested.as_ref() == Some(cursor);
+                self.check_event(client, event, is_from_broker);
                 self.check_cursor(client, cursor);
             }
             Item::Gap(gap) => self.check_gap(client, gap),

@@ -20,7 +20,7 @@
 //! | [`nats_server`] | NATS servers |
 //! | [`nginx`] | nginx with a configuration of the test |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
-//! | [`epoch_ids`], [`published_numbers`] | ids of logs in memory, and what clients of a broker with faults must get |
+//! | [`epoch_ids`], [`published_events`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub |
 //! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
@@ -47,7 +47,7 @@ pub mod nginx;
 pub mod observed_members;
 pub mod pipe_client;
 pub mod programs;
-pub mod published_numbers;
+pub mod published_events;
 pub mod random;
 pub mod record_client;
 pub mod records;
@@ -78,7 +78,7 @@ pub use self::{
     nats_server::NatsServer,
     nginx::Nginx,
     observed_members::ObservedMembers,
-    published_numbers::PublishedNumbers,
+    published_events::PublishedEvents,
     random::Random,
     record_client::RecordClient,
     redis_server::{RedisProgram, RedisServer, free_port},

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     api_response::{ConsumerInfo, nanoseconds},
     error::Error,
-    nats_connection::ConnectionWatch,
+    nats_connection::ConnectionLossDetector,
     stream_api::StreamApi,
     stream_message::DeliveredMessage,
 };
@@ -27,7 +27,7 @@ pub(crate) struct ConsumerReader {
     answers: String,
     request_number: u64,
     subscriber: Subscriber,
-    watch: ConnectionWatch,
+    detector: ConnectionLossDetector,
     /// The number of messages that the consumer has delivered.
     delivered: u64,
     /// The number of messages that the current request may still deliver. 0 if there is no request.
@@ -62,7 +62,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 impl ConsumerReader {
     pub(crate) async fn new(api: Arc<StreamApi>, consumer: &ConsumerInfo) -> Result<Self, Error> {
-        let watch = api.connection.watch()?;
+        let detector = api.connection.loss_detector()?;
         let answers = api.connection.new_inbox();
         let subscriber = api.connection.subscribe(format!("{answers}.*")).await?;
         let request_subject = format!("{}.{}", api.api_subject("CONSUMER.MSG.NEXT"), consumer.name);
@@ -73,7 +73,7 @@ impl ConsumerReader {
             answers,
             request_number: 0,
             subscriber,
-            watch,
+            detector,
             delivered: 0,
             requested: 0,
             max_bytes: BATCH_BYTES.max(max_message_len),
@@ -124,7 +124,7 @@ impl ConsumerReader {
             tokio::select! {
                 biased;
                 message = self.subscriber.next() => Ok(message),
-                error = connection.wait_until_broken(&mut self.watch) => Err(error),
+                error = connection.wait_until_broken(&mut self.detector) => Err(error),
             }
         };
         match timeout(HEARTBEAT_INTERVAL * 2, message).await {

@@ -140,7 +140,7 @@ fn page_after<E>(
         Some((own, later)) if own.sequence == cursor.sequence => (Some(own), later),
         _ => (None, messages),
     };
-    if own.is_some_and(|own| !cursor.agrees_with(own.fingerprint)) {
+    if own.is_some_and(|own| !cursor.matches_message(own.fingerprint)) {
         return Err(UpstreamError::Lost(GapReason::Epoch));
     }
     let without_message = |sequence| cursor.without_message_at(sequence).to_event_id();

@@ -34,7 +34,7 @@ struct ConnectionEvents {
 
 /// Notices that the connection breaks after this value was created.
 #[derive(Debug)]
-pub(crate) struct ConnectionWatch {
+pub(crate) struct ConnectionLossDetector {
     changes: watch::Receiver<()>,
     connects: u64,
 }
@@ -75,16 +75,16 @@ impl NatsConnection {
         self.client.max_payload()
     }
 
-    /// Returns a watch of the connection as it is now.
+    /// Returns a detector of the loss of the present connection.
     ///
     /// # Errors
     /// [`Error::is_unavailable`] if there is no connection now. The NATS client would keep a message that is sent now until it is connected
     /// again.
-    pub(crate) fn watch(&self) -> Result<ConnectionWatch, Error> {
+    pub(crate) fn loss_detector(&self) -> Result<ConnectionLossDetector, Error> {
         // The receiver is created first, so that it notices a change after the check.
         let changes = self.events.changes.subscribe();
         match self.client.connection_state() {
-            State::Connected => Ok(ConnectionWatch {
+            State::Connected => Ok(ConnectionLossDetector {
                 changes,
                 connects: self.connect_count(),
             }),
@@ -94,24 +94,24 @@ impl NatsConnection {
         }
     }
 
-    /// Waits until the connection of a watch is broken.
-    pub(crate) async fn wait_until_broken(&self, watch: &mut ConnectionWatch) -> Error {
-        self.wait_for_interruption(watch, None).await
+    /// Waits until the connection of a detector is lost.
+    pub(crate) async fn wait_until_broken(&self, detector: &mut ConnectionLossDetector) -> Error {
+        self.wait_for_interruption(detector, None).await
     }
 
     /// Waits until the connection is broken, or the server refuses the subject of a request, or a subscription.
     async fn wait_for_interruption(
         &self,
-        watch: &mut ConnectionWatch,
+        detector: &mut ConnectionLossDetector,
         subject: Option<&str>,
     ) -> Error {
         loop {
             // `self.events` holds the sender, so waiting for a change never fails.
-            if watch.changes.changed().await.is_err() {
+            if detector.changes.changed().await.is_err() {
                 return Error::disconnected();
             }
             let is_connected = self.client.connection_state() == State::Connected;
-            if !is_connected || self.connect_count() != watch.connects {
+            if !is_connected || self.connect_count() != detector.connects {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
@@ -137,11 +137,11 @@ impl NatsConnection {
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
-        let mut watch = self.watch()?;
+        let mut detector = self.loss_detector()?;
         let answer = async {
             tokio::select! {
                 answer = self.client.send_request(subject.clone(), request) => Ok(answer?),
-                error = self.wait_for_interruption(&mut watch, Some(&subject)) => Err(error),
+                error = self.wait_for_interruption(&mut detector, Some(&subject)) => Err(error),
             }
         };
         match timeout(self.timeout, answer).await {
@@ -196,7 +196,7 @@ impl NatsConnection {
     }
 
     /// Waits until there is a connection, for a limited time.
-    pub(crate) async fn wait_until_connected(&self) {
+    pub(crate) async fn wait_until_connected_or_timeout(&self) {
         let mut changes = self.events.changes.subscribe();
         let connected = async {
             while self.client.connection_state() != State::Connected {

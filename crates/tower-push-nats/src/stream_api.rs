@@ -215,7 +215,7 @@ impl StreamApi {
         if let Some(subject) = subject {
             request["next_by_subj"] = subject.into();
         }
-        let mut watch = self.connection.watch()?;
+        let mut detector = self.connection.loss_detector()?;
         let read = async {
             let subject = self.api_subject("DIRECT.GET");
             let request = request.to_string().into();
@@ -238,7 +238,7 @@ impl StreamApi {
         let read = async {
             tokio::select! {
                 messages = read => messages,
-                error = self.connection.wait_until_broken(&mut watch) => Err(error),
+                error = self.connection.wait_until_broken(&mut detector) => Err(error),
             }
         };
         match timeout(self.connection.timeout(), read).await {

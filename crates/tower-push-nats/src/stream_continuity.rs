@@ -24,7 +24,7 @@ pub(crate) fn check_continuity(
     if position.stream != stream {
         return StreamContinuity::Replaced;
     }
-    let is_other_message = message.is_some_and(|message| !position.agrees_with(message));
+    let is_other_message = message.is_some_and(|message| !position.matches_message(message));
     match contents.last_seq < position.sequence || is_other_message {
         true => StreamContinuity::Rewound,
         false => StreamContinuity::Intact,

@@ -51,7 +51,7 @@ impl StreamCursor {
     }
 
     /// Returns whether the cursor's message has this fingerprint. A cursor without a message agrees with any fingerprint.
-    pub(crate) fn agrees_with(&self, fingerprint: Fingerprint) -> bool {
+    pub(crate) fn matches_message(&self, fingerprint: Fingerprint) -> bool {
         self.message.is_none_or(|message| message == fingerprint)
     }
 }

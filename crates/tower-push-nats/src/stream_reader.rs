@@ -140,7 +140,7 @@ impl<S: MessageSink> StreamReader<S> {
             consumer = loop {
                 self.metrics.record_error(error);
                 sleep(self.backoff.next_delay()).await;
-                self.api.connection.wait_until_connected().await;
+                self.api.connection.wait_until_connected_or_timeout().await;
                 match self.open_consumer().await {
                     Ok((consumer, _)) => break consumer,
                     Err(again) => error = again,

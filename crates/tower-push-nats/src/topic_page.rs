@@ -94,7 +94,7 @@ impl<'a> TopicPageReader<'a> {
         let subjects = self.subjects.iter();
         let reads = try_join_all(subjects.map(|subject| self.read_subject(subject, last)));
         let (own, end, reads) = tokio::try_join!(own, end, reads)?;
-        if own.is_some_and(|own| !self.cursor.agrees_with(own.fingerprint)) {
+        if own.is_some_and(|own| !self.cursor.matches_message(own.fingerprint)) {
             return Ok(None);
         }
         let Some(reads) = reads.into_iter().collect::<Option<Vec<_>>>() else {

@@ -70,7 +70,7 @@ pub(crate) struct StreamReader<S> {
 }
 
 /// The result of a read that waits for entries.
-struct BlockingRead {
+struct BlockingReadResult {
     /// The entries after the reader's position. Empty if there was none in time.
     entries: Vec<StreamEntry>,
     /// Whether the stream still has the last entry that the reader has read.
@@ -177,7 +177,7 @@ impl<S: EntrySink> StreamReader<S> {
         &mut self,
         connection: &mut MultiplexedConnection,
         max_entries: usize,
-    ) -> Result<BlockingRead, Error> {
+    ) -> Result<BlockingReadResult, Error> {
         let key = self.connector.key();
         let position = self.position.id.to_string();
         let mut pipeline = redis::pipe();
@@ -210,7 +210,7 @@ impl<S: EntrySink> StreamReader<S> {
             self.role_checked_at = Instant::now();
         }
         let mut found = found.iter();
-        Ok(BlockingRead {
+        Ok(BlockingReadResult {
             entries,
             has_position_entry: found.any(|entry| self.position.is_at_entry(entry)),
         })

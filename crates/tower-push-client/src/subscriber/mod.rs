@@ -38,7 +38,7 @@ use self::client_websocket::{ClientWebSocket, ServerMessage};
 pub use self::config::SubscriberConfig;
 use self::{
     backoff::Backoff, connection_failure::ConnectionFailure, item_reader::ItemReader,
-    read_watchdog::ReadWatchdog, response::PendingResponse, transport_selector::TransportSelector,
+    read_watchdog::ReadWatchdog, response::NonFeedResponse, transport_selector::TransportSelector,
 };
 use crate::{
     error::{BoxError, Error},
@@ -141,7 +141,7 @@ enum SubscriberState {
         accept: Option<HeaderValue>,
     },
     /// The body of a response that is no feed is read, to be reported in an error.
-    ReadingError(Box<PendingResponse>),
+    ReadingError(Box<NonFeedResponse>),
     /// A feed is read.
     Reading(EventConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.

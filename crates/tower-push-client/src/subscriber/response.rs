@@ -27,7 +27,7 @@ use crate::{
 
 /// A response that is no feed, while its body is read.
 #[derive(Debug)]
-pub(super) struct PendingResponse {
+pub(super) struct NonFeedResponse {
     status: StatusCode,
     failure: ConnectionFailure,
     body: BytesMut,
@@ -40,7 +40,7 @@ const MAX_ERROR_BODY_LEN: usize = 64 * 1024;
 /// The longest time for which the body of an error is read: 5 s.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl PendingResponse {
+impl NonFeedResponse {
     /// Appends bytes of the body. Returns whether the body has the maximum length, so that further bytes are not needed.
     pub(super) fn append_body(&mut self, input: &[u8]) -> bool {
         let len = input.len().min(MAX_ERROR_BODY_LEN - self.body.len());
@@ -217,7 +217,7 @@ impl Subscriber {
         failure: ConnectionFailure,
         now: Instant,
     ) -> ResponseAction {
-        self.state = SubscriberState::ReadingError(Box::new(PendingResponse {
+        self.state = SubscriberState::ReadingError(Box::new(NonFeedResponse {
             status,
             failure,
             body: BytesMut::new(),
@@ -233,7 +233,7 @@ impl Subscriber {
             self.state = state;
             return;
         };
-        let PendingResponse {
+        let NonFeedResponse {
             status,
             failure,
             body,

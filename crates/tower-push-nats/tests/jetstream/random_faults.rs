@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::{NatsServer, PublishedNumbers, Random, RelayClient, wait_until};
+use testkit::{NatsServer, PublishedEvents, Random, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_nats::JetStream;
@@ -21,7 +21,7 @@ use crate::nodes::{Operator, STREAM, node, node_with_short_log};
 struct Run {
     seed: u64,
     nodes: Vec<JetStream>,
-    published: Mutex<PublishedNumbers>,
+    published: Mutex<PublishedEvents>,
     is_paused: AtomicBool,
     is_over: AtomicBool,
 }

@@ -212,7 +212,7 @@ struct Check<'a> {
     entries: &'a Entries,
     /// For each topic of the subscription: the place up to which the client has the topic's events, or was told of a gap. `None` after a gap
     /// whose end is not known.
-    accounted: HashMap<String, Option<Place>>,
+    complete_up_to: HashMap<String, Option<Place>>,
     received: BTreeSet<Place>,
     received_now: BTreeSet<Place>,
     /// The topics of the gaps since the last event. Such a gap can end before an event that the client gets, or misses, next.
@@ -239,7 +239,7 @@ impl Check<'_> {
     }
 
     fn check_complete(&self, topic: &str, before: Place) {
-        if let Some(after) = self.accounted[topic] {
+        if let Some(after) = self.complete_up_to[topic] {
             let missing = self.missing(topic, after, before);
             assert_eq!(
                 missing, None,
@@ -253,7 +253,7 @@ impl Check<'_> {
         let previous = self.entries.range(..place).next_back();
         let previous = previous.map(|(place, _)| *place);
         for topic in &self.gap_topics {
-            let up_to = self.accounted.get_mut(topic).and_then(Option::as_mut);
+            let up_to = self.complete_up_to.get_mut(topic).and_then(Option::as_mut);
             if let Some(up_to) = up_to.filter(|up_to| Some(**up_to) == previous) {
                 *up_to = place;
             }
@@ -264,14 +264,14 @@ impl Check<'_> {
         match step {
             Step::Subscribe { cursor, topics } => {
                 let after_cursor = (cursor.0, cursor.1 + 1);
-                let accounted = topics.iter().map(|topic| {
-                    let before = self.accounted.get(*topic).copied().flatten();
-                    let is_owed =
+                let complete_up_to = topics.iter().map(|topic| {
+                    let before = self.complete_up_to.get(*topic).copied().flatten();
+                    let is_missing =
                         |after: &Place| self.missing(topic, *after, after_cursor).is_some();
-                    let accounted = before.filter(is_owed).unwrap_or(*cursor);
-                    ((*topic).to_owned(), Some(accounted))
+                    let complete_up_to = before.filter(is_missing).unwrap_or(*cursor);
+                    ((*topic).to_owned(), Some(complete_up_to))
                 });
-                self.accounted = accounted.collect();
+                self.complete_up_to = complete_up_to.collect();
                 self.cursor = *cursor;
                 self.received_now.clear();
                 self.gap_topics.clear();
@@ -285,11 +285,11 @@ impl Check<'_> {
                 self.extend_gaps(*place);
                 self.gap_topics.clear();
                 self.received.insert(*place);
-                let accounted = self.accounted.get_mut(topic).unwrap();
-                *accounted = (*accounted).max(Some(*place));
+                let complete_up_to = self.complete_up_to.get_mut(topic).unwrap();
+                *complete_up_to = (*complete_up_to).max(Some(*place));
             }
             Step::Cursor(place) => {
-                let topics: Vec<_> = self.accounted.keys().cloned().collect();
+                let topics: Vec<_> = self.complete_up_to.keys().cloned().collect();
                 let after = (place.0, place.1 + 1);
                 topics
                     .iter()
@@ -301,11 +301,11 @@ impl Check<'_> {
                 if let Some(place) = resumed {
                     self.extend_gaps(*place);
                 }
-                for (name, accounted) in &mut self.accounted {
+                for (name, complete_up_to) in &mut self.complete_up_to {
                     if topic.as_ref().is_none_or(|topic| topic == name) {
                         // The gap of a topic precedes all events, and its end is not known. No later gap shortens it.
                         let end = resumed.filter(|_| gap_topic.is_none());
-                        *accounted = accounted.and(end);
+                        *complete_up_to = complete_up_to.and(end);
                         self.gap_topics.push(name.clone());
                     }
                 }
@@ -371,7 +371,7 @@ async fn run_random_faults(seed: u64, program: RedisProgram) {
         collect_entries(&server, &mut entries);
         let mut check = Check {
             entries: &entries,
-            accounted: HashMap::new(),
+            complete_up_to: HashMap::new(),
             received: BTreeSet::new(),
             received_now: BTreeSet::new(),
             gap_topics: Vec::new(),

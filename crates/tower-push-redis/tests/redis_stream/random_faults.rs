@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use testkit::{PublishedNumbers, Random, RedisProgram, RedisServer, RelayClient, wait_until};
+use testkit::{PublishedEvents, Random, RedisProgram, RedisServer, RelayClient, wait_until};
 use tokio::time::sleep;
 use tower_push::Event;
 use tower_push_redis::RedisStream;
@@ -20,7 +20,7 @@ use crate::nodes::{KEY, node, node_with_short_log};
 struct Run {
     seed: u64,
     nodes: Vec<RedisStream>,
-    published: Mutex<PublishedNumbers>,
+    published: Mutex<PublishedEvents>,
     is_paused: AtomicBool,
     is_over: AtomicBool,
 }
