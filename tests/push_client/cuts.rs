@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use testkit::TestServer;
-use tower_push::{Channel, service};
+use tower_push::{
+    Channel, Json, service,
+    source::StartPosition,
+    transport::{LongPoll, Sse, WebSocket},
+};
 use tower_push_client::{Client, ClientItem, Transport};
 
 use crate::support::{
@@ -16,7 +20,11 @@ const EVENTS: u64 = 4;
 async fn cut_at_every_byte(transport: Transport) {
     let channel = numbered_channel(EVENTS);
     channel.close();
-    let server = TestServer::start(service(channel)).await;
+    cut_feed_at_every_byte(transport, TestServer::start(service(channel)).await).await;
+}
+
+/// Cuts the first connection to `server`, which has events with the numbers up to `EVENTS`.
+async fn cut_feed_at_every_byte(transport: Transport, server: TestServer) {
     let expected: Vec<String> = (0..EVENTS).map(|number| number.to_string()).collect();
     let mut cut_after = 0;
     loop {
@@ -73,6 +81,18 @@ async fn websocket_over_http2_survives_cuts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn durable_long_poll_survives_cuts() {
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
+    for number in 0..EVENTS {
+        channel.publish(Json(number)).unwrap();
+    }
+    channel.close();
+    let reads = service(channel).transport(LongPoll::new().durable_only());
+    let server = TestServer::start(reads).await;
+    cut_feed_at_every_byte(Transport::DurableLongPoll, server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cursor_of_one_transport_resumes_on_the_next() {
     let channel = numbered_channel(0);
     let server = TestServer::start(service(channel.clone())).await;
@@ -101,8 +121,6 @@ async fn serve_only(
 
 #[tokio::test]
 async fn client_falls_back_to_an_offered_transport() {
-    use tower_push::transport::{LongPoll, Sse, WebSocket};
-
     let channel = numbered_channel(3);
     channel.close();
     let preferred = [Transport::WebSocket, Transport::Sse, Transport::LongPoll];

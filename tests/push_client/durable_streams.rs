@@ -1,10 +1,5 @@
 //! Durable Streams: our server, and the server of the Durable Streams project.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Stdio},
-};
-
 use http::{Method, Request, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy, rt::TokioExecutor};
@@ -12,7 +7,7 @@ use testkit::{TestServer, programs};
 use tower_push::{Channel, GapReason, Json, service, source::StartPosition, transport::LongPoll};
 use tower_push_client::{ClientItem, EventStream, Transport};
 
-use crate::support::{client_for, next_item, next_text, texts_to_end};
+use crate::support::{ServerProcess, client_for, next_item, next_text, texts_to_end};
 
 /// Our server: the client reads what exists and what comes, goes on from its cursor, and learns that the stream is closed.
 #[tokio::test]
@@ -74,32 +69,18 @@ async fn lost_offset_is_a_gap() {
     assert_eq!(texts_to_end(&mut stream).await, ["3", "4"]);
 }
 
-/// The server of the Durable Streams project. Dropping this value ends the process.
+/// The server of the Durable Streams project.
 struct ReferenceServer {
-    process: Child,
-    url: String,
+    process: ServerProcess,
     client: legacy::Client<legacy::connect::HttpConnector, Full<bytes::Bytes>>,
-}
-
-impl Drop for ReferenceServer {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 impl ReferenceServer {
     fn start() -> Self {
-        let mut command = programs::node_script("durable_server.mjs", "@durable-streams/server");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut url = String::new();
-        let mut stdout = BufReader::new(process.stdout.take().unwrap());
-        stdout.read_line(&mut url).unwrap();
+        let script = programs::node_script("durable_server.mjs", "@durable-streams/server");
         let client = legacy::Client::builder(TokioExecutor::new()).build_http();
         Self {
-            process,
-            url: url.trim().to_owned(),
+            process: ServerProcess::start(script),
             client,
         }
     }
@@ -107,7 +88,7 @@ impl ReferenceServer {
     async fn send(&self, method: Method, path: &str, content_type: &str, body: &str, closes: bool) {
         let request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.url))
+            .uri(format!("{}{path}", self.process.url))
             .header(CONTENT_TYPE, content_type)
             .header("stream-closed", closes.to_string())
             .body(Full::from(body.to_owned()))
@@ -120,7 +101,9 @@ impl ReferenceServer {
 
     fn subscribe(&self, path: &str) -> EventStream {
         let client = client_for(Transport::DurableLongPoll);
-        client.subscribe(format!("{}{path}", self.url)).unwrap()
+        client
+            .subscribe(format!("{}{path}", self.process.url))
+            .unwrap()
     }
 }
 

@@ -9,12 +9,12 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
-use testkit::TestServer;
+use testkit::{TestServer, programs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_push::event::Payload;
-use tower_push_client::{ClientItem, Transport};
+use tower_push_client::{ClientItem, EventStream, Transport};
 
-use crate::support::{client_for, errors_to_end, next_item, next_text};
+use crate::support::{ServerProcess, client_for, errors_to_end, next_item, next_text};
 
 /// axum's `Sse` without ids: each connection begins anew.
 #[tokio::test]
@@ -122,6 +122,52 @@ async fn tungstenite_is_read() {
             assert_eq!(frame.reason(), "because");
         }
     }
+}
+
+/// npm's `ws`: compressed messages both ways, pings, and its close codes. Unless it is told otherwise, it chooses the first subprotocol that
+/// it is offered.
+#[tokio::test]
+async fn npm_ws_is_read() {
+    let server = ServerProcess::start(programs::node_script("ws_server.mjs", "ws"));
+    for deflate in [true, false] {
+        for (code, comes_back) in [(1000, false), (1001, true), (4001, true), (3500, false)] {
+            let client = client_for(Transport::WebSocket).deflate(deflate);
+            let client = client.subprotocols::<String>([]);
+            let url = format!("{}?{code}", server.url);
+            let mut stream = client.subscribe(url).unwrap();
+            let sender = stream.sender();
+            read_greeting(&mut stream).await;
+            for message in ["short".to_owned(), "long ".repeat(20_000)] {
+                sender.send(Payload::Text(message.clone())).await.unwrap();
+                assert_eq!(next_text(&mut stream).await, message);
+            }
+            sender.send(Payload::Text("close".into())).await.unwrap();
+            if comes_back {
+                let item = next_item(&mut stream).await;
+                assert!(
+                    matches!(item, ClientItem::Reconnecting { .. }),
+                    "{code}: {item:?}"
+                );
+                read_greeting(&mut stream).await;
+            } else if code == 1000 {
+                assert!(matches!(next_item(&mut stream).await, ClientItem::Finished));
+                assert!(stream.next().await.is_none());
+            } else {
+                let (error, _) = errors_to_end(&mut stream).await;
+                let frame = error.close_frame().unwrap();
+                assert_eq!(frame.code().unwrap().get(), code);
+                assert_eq!(frame.reason(), "because");
+            }
+        }
+    }
+}
+
+/// Reads the messages that `ws_server.mjs` sends to each client.
+async fn read_greeting(stream: &mut EventStream) {
+    assert_eq!(next_text(stream).await, "{\"n\":1}");
+    assert_eq!(next_text(stream).await, "é".repeat(50_000));
+    let bytes = next_item(stream).await.into_event().unwrap();
+    assert_eq!(bytes.payload(), &Payload::Binary(vec![0, 255].into()));
 }
 
 /// A server that masks its frames, which RFC 6455 §5.1 forbids, and servers that send other invalid bytes.

@@ -1,6 +1,8 @@
 //! Clients, feeds, and a proxy that cuts connections.
 
 use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -103,7 +105,10 @@ pub(crate) async fn errors_to_end(stream: &mut EventStream) -> (Error, Vec<Error
     let mut errors = Vec::new();
     loop {
         match timeout(TEST_TIMEOUT, stream.next()).await.unwrap() {
-            Some(Ok(ClientItem::Reconnecting { error, .. })) => errors.extend(error),
+            Some(Ok(ClientItem::Reconnecting { error, .. })) => {
+                errors.extend(error);
+                assert!(errors.len() < 100, "the client comes back: {errors:?}");
+            }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
                 assert!(stream.next().await.is_none());
@@ -111,6 +116,31 @@ pub(crate) async fn errors_to_end(stream: &mut EventStream) -> (Error, Vec<Error
             }
             None => panic!("the stream ended without an error: {errors:?}"),
         }
+    }
+}
+
+/// A server in a process of its own, which prints its URL. Dropping this value ends the process.
+pub(crate) struct ServerProcess {
+    process: Child,
+    pub(crate) url: String,
+}
+
+impl ServerProcess {
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut url = String::new();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        stdout.read_line(&mut url).unwrap();
+        let url = url.trim().to_owned();
+        Self { process, url }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     event_stream::EventStream,
     http_service::{BoxFuture, HttpService},
     subscriber::SubscriberConfig,
-    transport::Transport,
+    transport::{Transport, http_scheme, with_http_scheme},
 };
 
 /// A client of feeds: an HTTP service, and how to subscribe with it.
@@ -173,6 +173,8 @@ impl Client {
 
     /// Reads lines of NDJSON, JSON text sequences, and responses of type `application/json` as payloads without an envelope, as servers of
     /// other projects and the `data_only` formats of tower-push send them. Such feeds have no ids: the client cannot resume.
+    ///
+    /// A number in the last line of NDJSON is ignored without a line break after it, because a number that was cut off looks complete.
     pub fn data_only(self) -> Self {
         self.map_config(|config| config.is_data_only = true)
     }
@@ -216,24 +218,19 @@ impl Client {
         let uri: Uri = url
             .parse()
             .map_err(|error| Error::invalid_url(format!("`{url}` is not a URL: {error}")))?;
-        let (scheme, is_websocket) = match uri.scheme_str() {
-            Some("http") => ("http", false),
-            Some("https") => ("https", false),
-            Some("ws") => ("http", true),
-            Some("wss") => ("https", true),
-            _ => {
-                let detail = format!("`{url}` has none of the schemes http, https, ws and wss");
-                return Err(Error::invalid_url(detail));
-            }
-        };
-        let mut parts = uri.into_parts();
-        parts.scheme = scheme.parse().ok();
-        let uri = Uri::from_parts(parts).map_err(|error| Error::invalid_url(error.to_string()))?;
+        if http_scheme(&uri).is_none() {
+            let detail = format!("`{url}` has none of the schemes http, https, ws and wss");
+            return Err(Error::invalid_url(detail));
+        }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(Error::invalid_url(format!("`{url}` has no host")));
+        }
+        let is_websocket = matches!(uri.scheme_str(), Some("ws" | "wss"));
         let client = match is_websocket {
             true => self.clone().for_websocket_url()?,
             false => self.clone(),
         };
-        Ok(EventStream::new(client, uri))
+        Ok(EventStream::new(client, with_http_scheme(uri)))
     }
 
     #[cfg(feature = "websocket")]
@@ -252,8 +249,21 @@ impl Client {
         ))
     }
 
-    pub(crate) fn config(&self) -> &Arc<SubscriberConfig> {
-        &self.config
+    /// Returns the settings of this client, for a [`Subscriber`](crate::Subscriber) that the application drives itself.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use tower_push_client::{Client, Subscriber, Transport};
+    ///
+    /// let client = Client::new().transports([Transport::Ndjson]);
+    /// let (url, now) = ("http://localhost/prices".parse()?, Instant::now());
+    /// let mut subscriber = Subscriber::new(client.subscriber_config(), url, None, now);
+    /// let request = subscriber.poll_request(now).unwrap();
+    /// assert_eq!(request.headers()["accept"], "application/x-ndjson");
+    /// # Ok::<(), http::uri::InvalidUri>(())
+    /// ```
+    pub fn subscriber_config(&self) -> Arc<SubscriberConfig> {
+        self.config.clone()
     }
 
     pub(crate) fn initial_cursor(&self) -> Option<&EventId> {

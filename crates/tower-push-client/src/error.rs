@@ -125,10 +125,10 @@ impl Error {
         }
     }
 
-    pub(crate) fn no_events() -> Self {
+    pub(crate) fn no_new_events() -> Self {
         Self::new(
             ErrorKind::NoEvents,
-            "the server answers polls at once, without events",
+            "the server answers polls at once, without new events",
         )
     }
 
@@ -207,7 +207,8 @@ impl Error {
         self.0.kind == ErrorKind::Closed
     }
 
-    /// Whether the server answers long polls at once, although it has no events. The client then polls with growing delays.
+    /// Whether the server answers long polls at once, without events or with those that the client has. The client then polls with growing
+    /// delays.
     pub fn is_poll_without_events(&self) -> bool {
         self.0.kind == ErrorKind::NoEvents
     }

@@ -41,6 +41,7 @@
 //! | 401, or a WebSocket is closed with 4401 | [prepares](Client::prepare_request) the request once more, at once. A second 401 ends the stream with an error |
 //! | 400, 405, 406, 415, 426, 501 or 505; or no byte arrives in [time](Client::first_byte_timeout) | asks for the next [transport](Client::transports) at once. If there is none, the stream ends with the error |
 //! | a redirect within the host | follows it. Each reconnect begins with the original URL |
+//! | a long poll is answered at once, without events or with those that the client has | polls again, after a delay that grows |
 //! | the source has finished: an end that says so, the status 204, a WebSocket is closed with 1000 | yields [`ClientItem::Finished`], and ends |
 //! | any other status, a redirect to another host, a page instead of a feed, an event that cannot be read or is too long; a WebSocket is closed with 1002, 1003, 1007 to 1010 or 3500 to 3999 | ends with the error, which [has the body](Error::body) of the response |
 //!

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use http::Uri;
+
 /// A transport that the client asks the server for.
 ///
 /// The client reads a response by its `Content-Type`. A client that asks for one transport and gets another, as from a server that ignores
@@ -80,4 +82,24 @@ impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Returns the scheme of the requests to `uri`: `ws` means `http`, and `wss` means `https`. Returns `None` if the URL has no scheme, or
+/// another one.
+pub(crate) fn http_scheme(uri: &Uri) -> Option<&'static str> {
+    match uri.scheme_str()? {
+        "http" | "ws" => Some("http"),
+        "https" | "wss" => Some("https"),
+        _ => None,
+    }
+}
+
+/// Returns `uri` with its [`http_scheme`].
+pub(crate) fn with_http_scheme(uri: Uri) -> Uri {
+    let Some(scheme) = http_scheme(&uri) else {
+        return uri;
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = scheme.parse().ok();
+    Uri::from_parts(parts).unwrap_or(uri)
 }

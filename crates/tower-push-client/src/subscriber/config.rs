@@ -6,7 +6,8 @@ use tower_push_proto::websocket::MessageFormat;
 
 use crate::transport::Transport;
 
-/// The limits, times and transports of a [`Subscriber`](super::Subscriber). [`Client`](crate::Client) has a setter for each.
+/// The limits, times and transports of a [`Subscriber`](super::Subscriber). [`Client`](crate::Client) has a setter for each, and
+/// [`Client::subscriber_config`](crate::Client::subscriber_config) returns what was set.
 #[derive(Clone, Debug)]
 pub struct SubscriberConfig {
     pub(crate) transports: Arc<[Transport]>,

@@ -13,7 +13,7 @@ use super::{
     EventConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
     item_reader::ItemReader,
 };
-use crate::{error::Error, item::ClientItem};
+use crate::{error::Error, item::ClientItem, transport::Transport};
 
 /// A connection that has failed or ended, and what the client does about it.
 #[derive(Debug)]
@@ -165,7 +165,13 @@ impl Subscriber {
         let is_finished = |cursor: &EventId| cursor.is_finished();
         let is_last = connection.is_last_batch || cursor.as_ref().is_some_and(is_finished);
         if let Some(cursor) = cursor.filter(|cursor| !cursor.is_finished()) {
-            if self.cursor.as_ref() != Some(&cursor) {
+            let is_unmoved = self.cursor.as_ref() == Some(&cursor);
+            let is_durable = connection.requested == Transport::DurableLongPoll;
+            if is_unmoved && is_durable && connection.has_items && !is_last {
+                let detail = "the offset after a batch with messages is the one before it";
+                return self.fail(ConnectionFailure::stop(Error::malformed(detail)), now);
+            }
+            if !is_unmoved {
                 self.cursor = Some(cursor.clone());
                 self.queued.push_back(Ok(ClientItem::Cursor(cursor)));
             }
@@ -180,17 +186,20 @@ impl Subscriber {
     /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
     /// waiting for events.
     fn end_poll(&mut self, now: Instant) {
-        let SubscriberState::Reading(EventConnection {
-            has_items, since, ..
-        }) = self.state
-        else {
+        let SubscriberState::Reading(connection) = &self.state else {
             return;
         };
+        let is_repeated = connection.has_cursors && connection.polled_cursor == self.cursor;
+        let has_news = connection.has_items && !is_repeated;
+        let took = now.saturating_duration_since(connection.since);
+        if has_news {
+            self.backoff.reset();
+        }
         if self.retry_hint.is_some() {
             return self.fail(ConnectionFailure::planned_end(), now);
         }
-        if !has_items && now.saturating_duration_since(since) < MIN_EMPTY_POLL {
-            return self.fail(ConnectionFailure::retry(Error::no_events()), now);
+        if !has_news && took < MIN_EMPTY_POLL {
+            return self.fail(ConnectionFailure::retry(Error::no_new_events()), now);
         }
         self.end_connection(now);
         self.selector.on_success(now);

@@ -3,13 +3,17 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, StatusCode, Uri, response::Parts, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderName, StatusCode, Uri, header::CONTENT_TYPE, response::Parts,
+    uri::PathAndQuery,
+};
 use tower_push_proto::{EventId, Gap, GapReason};
 
 use super::{
     ConnectionReader, ResponseAction, Subscriber, SubscriberState,
-    connection_failure::ConnectionFailure, item_reader::ItemReader,
-    response::check_content_encoding,
+    connection_failure::ConnectionFailure,
+    item_reader::ItemReader,
+    response::{check_content_encoding, is_html},
 };
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
@@ -65,11 +69,14 @@ fn cache_key(headers: &HeaderMap) -> Option<Box<str>> {
 /// Reads `Stream-Next-Offset`.
 ///
 /// # Errors
-/// [`Error::is_malformed`] if the header is missing or no [`EventId`].
+/// [`Error::is_malformed`] if the header is missing or no [`EventId`]. [`Error::is_unexpected_content_type`] if the response is a page.
 fn next_offset(headers: &HeaderMap) -> Result<EventId, Error> {
-    let value = headers.get(STREAM_NEXT_OFFSET);
-    let value =
-        value.ok_or_else(|| Error::malformed("the response has no `Stream-Next-Offset`"))?;
+    let Some(value) = headers.get(STREAM_NEXT_OFFSET) else {
+        return Err(match headers.get(CONTENT_TYPE).is_some_and(is_html) {
+            true => Error::content_type("the response is not a Durable Stream, but `text/html`"),
+            false => Error::malformed("the response has no `Stream-Next-Offset`"),
+        });
+    };
     let text = value.to_str().map_err(Error::malformed)?;
     EventId::new(text).map_err(Error::malformed)
 }
@@ -91,7 +98,7 @@ impl Subscriber {
     ) -> Option<ResponseAction> {
         let reader = match head.status {
             StatusCode::OK => check_content_encoding(&head.headers).and_then(|()| {
-                ItemReader::for_durable_batch(head.headers.get("content-type"), &self.config)
+                ItemReader::for_durable_batch(head.headers.get(CONTENT_TYPE), &self.config)
             }),
             StatusCode::NO_CONTENT => Ok(ItemReader::for_empty_batch()),
             StatusCode::GONE => return self.handle_lost_offset(now),

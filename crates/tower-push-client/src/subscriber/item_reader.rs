@@ -2,7 +2,6 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, header::CONTENT_TYPE};
-use serde_json::value::RawValue;
 use tower_push_proto::{
     Event, EventId, Item,
     format::{JsonSeqParser, MultipartParser, MultipartPart, NdjsonParser, Record},
@@ -13,7 +12,7 @@ use tower_push_proto::{
 #[cfg(feature = "websocket")]
 use tower_push_proto::{byte_search, event::Payload};
 
-use super::config::SubscriberConfig;
+use super::{config::SubscriberConfig, json_elements::JsonElements};
 use crate::{error::Error, transport::Transport};
 
 /// Reads the items of one response body, in the format that its `Content-Type` names.
@@ -38,6 +37,19 @@ enum BodyParser {
         max_len: usize,
         content: BatchContent,
     },
+    /// The elements of a complete batch that were not returned.
+    BatchElements {
+        elements: JsonElements,
+        /// Whether each element is a payload. Otherwise, each element is a record.
+        are_payloads: bool,
+    },
+}
+
+impl BodyParser {
+    /// Whether the parser may return an item without further input.
+    fn has_own_buffer(&self) -> bool {
+        matches!(self, Self::Multipart(_) | Self::BatchElements { .. })
+    }
 }
 
 /// The kind of content of the batch of a long poll.
@@ -154,8 +166,7 @@ impl ItemReader {
             if let Some(item) = self.queued.pop_front() {
                 return Ok(Some(item));
             }
-            // The parser of a multipart body buffers input itself.
-            if input.is_empty() && !matches!(self.parser, BodyParser::Multipart(_)) {
+            if input.is_empty() && !self.parser.has_own_buffer() {
                 return Ok(None);
             }
             let item = match &mut self.parser {
@@ -210,6 +221,14 @@ impl ItemReader {
                     input.clear();
                     return Ok(None);
                 }
+                BodyParser::BatchElements {
+                    elements,
+                    are_payloads,
+                } => match elements.next_element() {
+                    Some(json) if *are_payloads => Some(Item::Event(event_of_json(&json)?)),
+                    Some(json) => item_of_record(&json)?,
+                    None => return Ok(None),
+                },
             };
             if item.is_some() {
                 return Ok(item);
@@ -221,16 +240,52 @@ impl ItemReader {
     pub(super) fn finish(&mut self, config: &SubscriberConfig) -> Result<(), Error> {
         match &mut self.parser {
             BodyParser::Ndjson(parser) => {
-                // Writers may leave out the last line break. A last line that is not a whole record was cut off, and is ignored.
-                if let Some(line) = std::mem::take(parser).finish() {
+                // Writers may leave out the last line break. A last line that is not a whole record was cut off, and is ignored. A number
+                // that was cut off looks whole.
+                let line = std::mem::take(parser).finish();
+                let is_number = |line: &Bytes| line.last().is_some_and(u8::is_ascii_digit);
+                if let Some(line) = line.filter(|line| !is_number(line)) {
                     self.queued
                         .extend(item_of_json(&line, config).ok().flatten());
                 }
             }
             BodyParser::Batch { body, content, .. } => {
-                self.queued = items_of_batch(body.split().freeze(), *content, config)?;
+                let (body, content) = (body.split().freeze(), *content);
+                self.finish_batch(body, content, config)?;
             }
-            BodyParser::Sse(_) | BodyParser::JsonSeq(_) | BodyParser::Multipart(_) => {}
+            BodyParser::Sse(_)
+            | BodyParser::JsonSeq(_)
+            | BodyParser::Multipart(_)
+            | BodyParser::BatchElements { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Handles a complete batch.
+    fn finish_batch(
+        &mut self,
+        body: Bytes,
+        content: BatchContent,
+        config: &SubscriberConfig,
+    ) -> Result<(), Error> {
+        match content {
+            BatchContent::Records if config.is_data_only => {
+                let item = Item::Event(event_of_json(&body)?);
+                self.queued.push_back(item);
+            }
+            BatchContent::Records | BatchContent::JsonPayloads => {
+                self.parser = BodyParser::BatchElements {
+                    elements: JsonElements::new(body).map_err(Error::malformed)?,
+                    are_payloads: matches!(content, BatchContent::JsonPayloads),
+                };
+            }
+            _ if body.is_empty() => {}
+            BatchContent::Text => {
+                let text = std::str::from_utf8(&body).map_err(Error::malformed)?;
+                let item = Item::Event(Event::text(text));
+                self.queued.push_back(item);
+            }
+            BatchContent::Binary => self.queued.push_back(Item::Event(Event::binary(body))),
         }
         Ok(())
     }
@@ -292,12 +347,21 @@ fn item_of_sse_event(event: SseEvent, config: &SubscriberConfig) -> Result<Optio
 /// Converts the JSON of a record, or of a payload without an envelope.
 pub(super) fn item_of_json(json: &[u8], config: &SubscriberConfig) -> Result<Option<Item>, Error> {
     if config.is_data_only {
-        let text = String::from_utf8(json.to_vec()).map_err(Error::malformed)?;
-        let event = Event::json_text(text).map_err(Error::malformed)?;
-        return Ok(Some(Item::Event(event)));
+        return Ok(Some(Item::Event(event_of_json(json)?)));
     }
+    item_of_record(json)
+}
+
+/// Converts the JSON of a record.
+fn item_of_record(json: &[u8]) -> Result<Option<Item>, Error> {
     let record = Record::from_json(json).map_err(Error::malformed)?;
     Ok(record.and_then(Record::into_item))
+}
+
+/// Converts the JSON of a payload without an envelope.
+fn event_of_json(json: &[u8]) -> Result<Event, Error> {
+    let text = std::str::from_utf8(json).map_err(Error::malformed)?;
+    Event::json_text(text).map_err(Error::malformed)
 }
 
 fn batch_parser(content: BatchContent, config: &SubscriberConfig) -> BodyParser {
@@ -306,34 +370,6 @@ fn batch_parser(content: BatchContent, config: &SubscriberConfig) -> BodyParser 
         max_len: config.max_event_len.saturating_mul(BATCH_LEN_FACTOR),
         content,
     }
-}
-
-fn items_of_batch(
-    body: Bytes,
-    content: BatchContent,
-    config: &SubscriberConfig,
-) -> Result<VecDeque<Item>, Error> {
-    let events = match content {
-        BatchContent::Records if config.is_data_only => {
-            return Ok(item_of_json(&body, config)?.into_iter().collect());
-        }
-        BatchContent::Records => {
-            let records = Record::from_json_array(&body).map_err(Error::malformed)?;
-            return Ok(records.into_iter().filter_map(Record::into_item).collect());
-        }
-        BatchContent::JsonPayloads => {
-            let values: Vec<&RawValue> = serde_json::from_slice(&body).map_err(Error::malformed)?;
-            let events = values.into_iter().map(|json| Event::json_text(json.get()));
-            events.collect::<Result<_, _>>().map_err(Error::malformed)?
-        }
-        _ if body.is_empty() => Vec::new(),
-        BatchContent::Text => {
-            let text = std::str::from_utf8(&body).map_err(Error::malformed)?;
-            vec![Event::text(text)]
-        }
-        BatchContent::Binary => vec![Event::binary(body)],
-    };
-    Ok(events.into_iter().map(Item::Event).collect())
 }
 
 fn items_of_part(part: MultipartPart, config: &SubscriberConfig) -> Result<VecDeque<Item>, Error> {

@@ -7,6 +7,7 @@ mod config;
 mod connection_failure;
 mod durable_poll;
 mod item_reader;
+mod json_elements;
 mod read_watchdog;
 mod response;
 mod retry_after;
@@ -171,6 +172,10 @@ struct EventConnection {
     has_items: bool,
     /// Whether the body has ended, and what it has completed was handled.
     is_finished: bool,
+    /// The cursor of the request, if it is a long poll.
+    polled_cursor: Option<EventId>,
+    /// Whether an item of a long poll has a cursor.
+    has_cursors: bool,
     /// The cursor after the batch of a long poll, from the header of the response.
     batch_cursor: Option<EventId>,
     /// Whether the feed ends after the batch of a long poll.
@@ -397,6 +402,7 @@ impl Subscriber {
             if self.violation.is_some() {
                 self.end.as_ref()?;
                 self.close_after_violation();
+                continue;
             }
             let SubscriberState::Reading(connection) = &mut self.state else {
                 return None;
@@ -434,9 +440,11 @@ impl Subscriber {
             };
             match item {
                 Ok(Some(item)) => {
-                    if !std::mem::replace(&mut connection.has_items, true) {
+                    let is_poll = connection.requested.is_long_poll();
+                    if !std::mem::replace(&mut connection.has_items, true) && !is_poll {
                         self.backoff.reset();
                     }
+                    connection.has_cursors |= is_poll && item.cursor().is_some();
                     connection.has_item_of_input = true;
                     if let Some(item) = self.handle_item(item, &now) {
                         return Some(Ok(item));

@@ -9,7 +9,7 @@ use http::{
     response::Parts,
     uri::PathAndQuery,
 };
-use tower_push_proto::EventId;
+use tower_push_proto::{EventId, header_list::media_type};
 
 #[cfg(feature = "websocket")]
 use super::ClientWebSocket;
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     error::{BoxError, Error},
     item::ClientItem,
-    transport::Transport,
+    transport::{Transport, http_scheme, with_http_scheme},
 };
 
 /// A response that is no feed, while its body is read.
@@ -150,6 +150,10 @@ impl Subscriber {
     ) {
         self.has_repeated_401 = false;
         self.watchdog.on_connected(now);
+        let polled_cursor = match requested.is_long_poll() {
+            true => self.cursor.clone(),
+            false => None,
+        };
         self.state = SubscriberState::Reading(EventConnection {
             reader,
             requested,
@@ -158,6 +162,8 @@ impl Subscriber {
             has_item_of_input: true,
             has_items: false,
             is_finished: false,
+            polled_cursor,
+            has_cursors: false,
             batch_cursor,
             is_last_batch: false,
         });
@@ -185,6 +191,12 @@ impl Subscriber {
         };
         if !is_agreed {
             return None;
+        }
+        let content_type = head.headers.get(CONTENT_TYPE);
+        if accept.is_none() && content_type.is_some_and(is_html) {
+            let error = Error::content_type("the response is not a WebSocket, but `text/html`");
+            self.fail(ConnectionFailure::stop(error), now);
+            return Some(ResponseAction::Drop);
         }
         match ClientWebSocket::from_handshake(&head.headers, accept, &self.config) {
             Ok(websocket) => {
@@ -247,14 +259,16 @@ impl Subscriber {
     /// Follows a redirect within the same host. Each reconnect begins with the URL of the feed again.
     fn follow_redirect(&mut self, headers: &HeaderMap, now: Instant) {
         let from = self.redirected_uri.as_ref().unwrap_or(&self.uri);
-        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        let target = location.and_then(|location| resolve_reference(from, location));
-        let error = match target {
-            None => Error::redirect("the server redirects to what is no URL"),
-            Some(target)
-                if target.authority() != from.authority()
-                    || is_downgrade_to_http(from, &target) =>
-            {
+        let location = headers.get(LOCATION).map(HeaderValue::as_bytes);
+        let location = String::from_utf8_lossy(location.unwrap_or_default());
+        let target = resolve_reference(from, &location);
+        let error = match target.filter(|target| http_scheme(target).is_some()) {
+            None => {
+                let detail =
+                    format!("the server redirects to `{location}`, which is no URL of HTTP");
+                Error::redirect(detail)
+            }
+            Some(target) if !is_same_host(from, &target) || is_downgrade_to_http(from, &target) => {
                 Error::redirect(format!("the server redirects to another origin: {target}"))
             }
             Some(_) if self.redirects >= self.config.max_redirects => {
@@ -262,7 +276,7 @@ impl Subscriber {
                 Error::redirect(format!("the server redirects more than {max} times"))
             }
             Some(target) => {
-                self.redirected_uri = Some(target);
+                self.redirected_uri = Some(with_http_scheme(target));
                 self.redirects += 1;
                 self.state = SubscriberState::Waiting { until: now };
                 return;
@@ -285,9 +299,28 @@ pub(super) fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a response is a page, by its `Content-Type`.
+pub(super) fn is_html(content_type: &HeaderValue) -> bool {
+    media_type(content_type).is_some_and(|name| name.eq_ignore_ascii_case("text/html"))
+}
+
+/// Whether the URLs have the same host and port. A URL without a port has the default port of its scheme.
+fn is_same_host(a: &Uri, b: &Uri) -> bool {
+    let port = |uri: &Uri| {
+        let default = match http_scheme(uri) {
+            Some("https") => 443,
+            _ => 80,
+        };
+        uri.port_u16().unwrap_or(default)
+    };
+    let is_same_port = port(a) == port(b) || a.port().is_none() && b.port().is_none();
+    let hosts = (a.host().unwrap_or_default(), b.host().unwrap_or_default());
+    is_same_port && hosts.0.eq_ignore_ascii_case(hosts.1)
+}
+
 /// Whether a redirect leads from `https` to `http`.
 fn is_downgrade_to_http(from: &Uri, target: &Uri) -> bool {
-    from.scheme_str() == Some("https") && target.scheme_str() != Some("https")
+    from.scheme_str() == Some("https") && http_scheme(target) != Some("https")
 }
 
 /// Resolves the `Location` of a redirect ([RFC 3986 §5.2](https://www.rfc-editor.org/rfc/rfc3986#section-5.2)). Dot segments are left for the
@@ -303,14 +336,25 @@ fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
         }
         _ if reference.starts_with('/') => reference.to_owned(),
         _ if reference.starts_with('?') => format!("{base_path}{reference}"),
-        _ => match reference.parse::<Uri>() {
-            Ok(uri) if uri.scheme().is_some() => return Some(uri),
-            _ => format!("{directory}{reference}"),
-        },
+        _ if has_scheme(reference) => {
+            let uri: Option<Uri> = reference.parse().ok();
+            return uri.filter(|uri| uri.scheme().is_some());
+        }
+        _ => format!("{directory}{reference}"),
     };
     let mut parts = base.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
     Uri::from_parts(parts).ok()
+}
+
+/// Whether a reference begins with a scheme ([RFC 3986 §3.1](https://www.rfc-editor.org/rfc/rfc3986#section-3.1)), and so is no relative one.
+fn has_scheme(reference: &str) -> bool {
+    let Some((scheme, _)) = reference.split_once(':') else {
+        return false;
+    };
+    let is_in_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(is_in_scheme)
 }
 
 #[cfg(test)]
@@ -327,10 +371,28 @@ mod tests {
             ("//other/c#f", "http://other/c"),
             ("https://other/", "https://other/"),
             ("", "http://host:80/a/b?q=1"),
+            ("1:2", "http://host:80/a/1:2"),
         ] {
             let resolved = resolve_reference(&base, reference).unwrap();
             assert_eq!(resolved.to_string(), expected, "{reference}");
         }
-        assert!(resolve_reference(&base, "a b").is_none());
+        for reference in ["a b", "javascript:alert(1)", "http:", "http://"] {
+            assert!(resolve_reference(&base, reference).is_none(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn default_port_is_the_same_host() {
+        for (a, b, expected) in [
+            ("http://host/", "http://HOST:80/", true),
+            ("https://host:443/", "wss://host/", true),
+            ("http://host/", "https://host/", true),
+            ("http://host:80/", "https://host/", false),
+            ("http://host/", "http://host:8080/", false),
+            ("http://host/", "http://other/", false),
+        ] {
+            let is_same = is_same_host(&Uri::from_static(a), &Uri::from_static(b));
+            assert_eq!(is_same, expected, "{a} {b}");
+        }
     }
 }

@@ -1,6 +1,11 @@
 //! Subscribers in virtual time.
 
 use http::{Response, StatusCode, response::Parts};
+#[cfg(feature = "websocket")]
+use tower_push_proto::{
+    event::CloseCode,
+    websocket::{frame::encode_close_frame, handshake::accept_key},
+};
 
 use super::*;
 
@@ -23,11 +28,29 @@ fn subscriber(now: Instant) -> Subscriber {
     Subscriber::new(config, Uri::from_static("http://host/feed"), None, now)
 }
 
+fn subscriber_for(transport: Transport, now: Instant) -> Subscriber {
+    let mut config = SubscriberConfig::new();
+    config.transports = [transport].into();
+    let uri = Uri::from_static("http://host/feed");
+    Subscriber::new(Arc::new(config), uri, None, now)
+}
+
 /// Connects a subscriber to an event stream.
 fn connect(subscriber: &mut Subscriber, now: Instant) {
     subscriber.poll_request(now).unwrap();
     let action = subscriber.handle_response(&sse_head(), now);
     assert_eq!(action, ResponseAction::ReadBody);
+}
+
+/// Opens a WebSocket for a subscriber that asks for one.
+#[cfg(feature = "websocket")]
+fn connect_websocket(subscriber: &mut Subscriber, now: Instant) {
+    let request = subscriber.poll_request(now).unwrap();
+    let accept = accept_key(request.headers()["sec-websocket-key"].as_bytes()).unwrap();
+    let mut head = head(101, &[("connection", "upgrade"), ("upgrade", "websocket")]);
+    head.headers.insert("sec-websocket-accept", accept);
+    let action = subscriber.handle_response(&head, now);
+    assert_eq!(action, ResponseAction::Upgrade);
 }
 
 fn items(subscriber: &mut Subscriber, now: Instant) -> Vec<Result<ClientItem, Error>> {
@@ -42,18 +65,84 @@ fn last_delay(subscriber: &mut Subscriber, now: Instant) -> Duration {
     }
 }
 
+/// The ways in which a server says when to come back: in 10 s.
+#[derive(Clone, Copy, Debug)]
+enum Hint {
+    /// A record, before the stream ends.
+    End,
+    /// The field `retry`, before the stream is cut.
+    Retry,
+    /// The header `Retry-After`, of a server that is not ready.
+    RetryAfter,
+    /// The reason of a close frame.
+    #[cfg(feature = "websocket")]
+    CloseReason,
+}
+
+impl Hint {
+    const ALL: &[Self] = &[
+        Self::End,
+        Self::Retry,
+        Self::RetryAfter,
+        #[cfg(feature = "websocket")]
+        Self::CloseReason,
+    ];
+
+    /// Gives the hint to a new subscriber.
+    fn give(self, subscriber: &mut Subscriber, now: Instant) {
+        match self {
+            Self::End => {
+                connect(subscriber, now);
+                let end =
+                    "id: 1\ndata: x\n\nevent: end\ndata: {\"finished\":false,\"retry\":10000}\n\n";
+                subscriber.handle_input(end.into(), now);
+                items(subscriber, now);
+                subscriber.handle_end(Ok(()), now);
+            }
+            Self::Retry => {
+                connect(subscriber, now);
+                subscriber.handle_input("retry: 10000\ndata: x\n\n".into(), now);
+                items(subscriber, now);
+                subscriber.handle_end(Err("cut".into()), now);
+            }
+            Self::RetryAfter => {
+                subscriber.poll_request(now).unwrap();
+                subscriber.handle_response(&head(503, &[("retry-after", "10")]), now);
+                subscriber.handle_end(Ok(()), now);
+            }
+            #[cfg(feature = "websocket")]
+            Self::CloseReason => {
+                let reason = "{\"finished\":false,\"retry\":10000}";
+                connect_websocket(subscriber, now);
+                let mut frame = bytes::BytesMut::new();
+                let close = CloseFrame::new(CloseCode::new(1012).unwrap(), reason);
+                encode_close_frame(&close, &mut frame);
+                subscriber.handle_input(frame.freeze(), now);
+                items(subscriber, now);
+                subscriber.handle_end(Ok(()), now);
+            }
+        }
+    }
+}
+
 /// A server that restarts tells all its clients the same time. They return within this time and twice this time, evenly spread.
 #[test]
 fn thousand_clients_return_spread_over_the_hint() {
+    for hint in Hint::ALL {
+        assert_clients_are_spread(*hint);
+    }
+}
+
+fn assert_clients_are_spread(hint: Hint) {
     let now = Instant::now();
     let mut clients_per_second = [0; 10];
     for _ in 0..1000 {
         let mut subscriber = subscriber(now);
-        connect(&mut subscriber, now);
-        let end = "id: 1\ndata: x\n\nevent: end\ndata: {\"finished\":false,\"retry\":10000}\n\n";
-        subscriber.handle_input(end.into(), now);
-        items(&mut subscriber, now);
-        subscriber.handle_end(Ok(()), now);
+        #[cfg(feature = "websocket")]
+        if matches!(hint, Hint::CloseReason) {
+            subscriber = subscriber_for(Transport::WebSocket, now);
+        }
+        hint.give(&mut subscriber, now);
         let delay = last_delay(&mut subscriber, now);
         assert!((10 * SECOND..20 * SECOND).contains(&delay));
         assert!(
@@ -68,7 +157,7 @@ fn thousand_clients_return_spread_over_the_hint() {
         clients_per_second
             .iter()
             .all(|clients| (60..140).contains(clients)),
-        "{clients_per_second:?}"
+        "{hint:?}: {clients_per_second:?}"
     );
 }
 
@@ -162,10 +251,7 @@ fn jump_of_the_clock_leads_to_a_new_request() {
 #[test]
 fn long_polls_follow_each_other_at_once() {
     let mut now = Instant::now();
-    let mut config = SubscriberConfig::new();
-    config.transports = [Transport::LongPoll].into();
-    let uri = Uri::from_static("http://host/feed");
-    let mut subscriber = Subscriber::new(Arc::new(config), uri, None, now);
+    let mut subscriber = subscriber_for(Transport::LongPoll, now);
     let head = |cursor| {
         head(
             200,
@@ -258,6 +344,71 @@ fn retry_after_is_a_floor() {
     subscriber.handle_end(Ok(()), now);
     let delay = last_delay(&mut subscriber, now);
     assert!((7 * SECOND..=14 * SECOND).contains(&delay));
+}
+
+/// The error follows although no call of `poll_transmit` comes between the input and the end.
+#[cfg(feature = "websocket")]
+#[test]
+fn violation_before_the_end_is_reported() {
+    let now = Instant::now();
+    let mut subscriber = subscriber_for(Transport::WebSocket, now);
+    connect_websocket(&mut subscriber, now);
+    assert_eq!(items(&mut subscriber, now).len(), 1);
+    subscriber.handle_input("\u{3}".into(), now);
+    assert!(items(&mut subscriber, now).is_empty());
+    subscriber.handle_end(Ok(()), now);
+    let error = subscriber.poll_item(|| now).unwrap().unwrap_err();
+    assert!(error.is_malformed());
+    assert!(subscriber.is_terminated());
+}
+
+/// `eventsource/format-mime-*` of <https://github.com/web-platform-tests/wpt>: the media type decides, and no parameter.
+#[test]
+fn media_type_of_an_event_stream_may_have_parameters() {
+    for (content_type, expected) in [
+        ("text/event-stream", true),
+        ("text/event-stream;", true),
+        ("text/event-stream;charset=windows-1252", true),
+        ("Text/Event-Stream; bogus", true),
+        ("x-bogus", false),
+        ("text/event-stream-bogus", false),
+        ("text/x-bogus", false),
+    ] {
+        let now = Instant::now();
+        let mut subscriber = subscriber(now);
+        subscriber.poll_request(now).unwrap();
+        subscriber.handle_response(&head(200, &[("content-type", content_type)]), now);
+        subscriber.handle_input("data: x\n\n".into(), now);
+        subscriber.handle_end(Ok(()), now);
+        let is_read = items(&mut subscriber, now).iter().all(Result::is_ok);
+        assert_eq!(is_read, expected, "{content_type}");
+    }
+}
+
+/// A line of NDJSON at the end of a body may have been cut off, which a number does not show.
+#[test]
+fn number_without_a_line_break_is_ignored() {
+    for (last, expected) in [
+        ("12", 1),
+        ("12\n", 2),
+        ("{\"n\":12}", 2),
+        ("true", 2),
+        ("[1", 1),
+    ] {
+        let now = Instant::now();
+        let mut config = SubscriberConfig::new();
+        config.is_data_only = true;
+        let uri = Uri::from_static("http://host/feed");
+        let mut subscriber = Subscriber::new(Arc::new(config), uri, None, now);
+        subscriber.poll_request(now).unwrap();
+        subscriber.handle_response(&head(200, &[("content-type", "application/x-ndjson")]), now);
+        subscriber.handle_input(format!("1\n{last}").into(), now);
+        let mut read = items(&mut subscriber, now);
+        subscriber.handle_end(Ok(()), now);
+        read.extend(items(&mut subscriber, now));
+        let events = read.iter().flatten().filter_map(ClientItem::event);
+        assert_eq!(events.count(), expected, "{last}");
+    }
 }
 
 #[test]

@@ -1,0 +1,91 @@
+use bytes::{Buf, Bytes};
+use serde::de::IgnoredAny;
+use serde_json::{Deserializer, value::RawValue};
+
+use crate::error::BoxError;
+
+/// The elements of a JSON array, which are read one at a time: an array of many small elements needs no more memory than its text.
+#[derive(Debug)]
+pub(super) struct JsonElements {
+    /// The text before which all elements were read.
+    rest: Bytes,
+}
+
+impl JsonElements {
+    /// Begins to read an array.
+    ///
+    /// # Errors
+    /// An error if `json` is not one JSON array.
+    pub(super) fn new(json: Bytes) -> Result<Self, BoxError> {
+        let text = std::str::from_utf8(&json)?;
+        // The elements have no size, so the vector has no memory.
+        let _: Vec<IgnoredAny> = serde_json::from_str(text)?;
+        Ok(Self { rest: json })
+    }
+
+    /// Returns the next element. Returns `None` after the last one.
+    pub(super) fn next_element(&mut self) -> Option<Bytes> {
+        self.skip_white_space();
+        // The bracket before the first element, or the comma before a later one.
+        if !matches!(self.rest.first(), Some(b'[' | b',')) {
+            self.rest = Bytes::new();
+            return None;
+        }
+        self.rest.advance(1);
+        let mut values = Deserializer::from_slice(&self.rest).into_iter::<&RawValue>();
+        // No element follows the bracket of an empty array.
+        let element = values.next().and_then(Result::ok)?;
+        let element = self.rest.slice_ref(element.get().as_bytes());
+        let read = values.byte_offset();
+        self.rest.advance(read);
+        Some(element)
+    }
+
+    fn skip_white_space(&mut self) {
+        let len = self.rest.len() - self.rest.trim_ascii_start().len();
+        self.rest.advance(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_read_one_by_one() {
+        for (json, expected) in [
+            ("[]", &[][..]),
+            (" [ ] ", &[]),
+            ("[1,-2.5e3 ,true,null]", &["1", "-2.5e3", "true", "null"]),
+            (
+                "\n[ \"a,]\\\"\" ,\t[1,[]] , {\"b\": [2]} ]\r\n",
+                &["\"a,]\\\"\"", "[1,[]]", "{\"b\": [2]}"],
+            ),
+        ] {
+            let mut elements = JsonElements::new(json.into()).unwrap();
+            for element in expected {
+                assert_eq!(elements.next_element().unwrap(), element, "{json}");
+            }
+            assert_eq!(elements.next_element(), None, "{json}");
+            assert_eq!(elements.next_element(), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_array() {
+        let cases: [&[u8]; 8] = [
+            b"",
+            b"{}",
+            b"1",
+            b"[1",
+            b"[1,]",
+            b"[1] 2",
+            b"[\"\xff\"]",
+            b"<html>",
+        ];
+        for json in cases {
+            let is_array = JsonElements::new(Bytes::from_static(json)).is_ok();
+            assert!(!is_array, "{}", json.escape_ascii());
+        }
+    }
+}
