@@ -118,6 +118,114 @@ fn standard_is_followed() {
     );
 }
 
+/// The streams of the tests `eventsource/format-*` and `event-data` of <https://github.com/web-platform-tests/wpt>, and the data that an
+/// `EventSource` must have dispatched.
+#[test]
+fn web_platform_tests_are_passed() {
+    let comment = "x".repeat(2048);
+    let comments =
+        format!("data:1\r:\0\n:\r\ndata:2\n:{comment}\rdata:3\n:data:fail\r:{comment}\ndata:4\n\n");
+    let cases: [(&str, &str, &[&str]); 16] = [
+        (
+            "format-bom",
+            "\u{feff}data:1\n\n\u{feff}data:2\n\ndata:3\n\n\n",
+            &["1", "3"],
+        ),
+        (
+            "format-bom-2",
+            "\u{feff}\u{feff}data:1\n\ndata:2\n\ndata:3\n\n\n",
+            &["2", "3"],
+        ),
+        ("format-comments", &comments, &["1\n2\n3\n4"]),
+        (
+            "format-data-before-final-empty-line",
+            "retry:1000\ndata:test1\n\nid:test\ndata:test2\n",
+            &["test1"],
+        ),
+        (
+            "format-field-data",
+            "data:\n\ndata\ndata\n\ndata:test\n\n\n",
+            &["", "\n", "test"],
+        ),
+        (
+            "format-field-event",
+            "event:test\ndata:x\n\ndata:x\n\n\n",
+            &["x", "x"],
+        ),
+        (
+            "format-field-event-empty",
+            "event: \ndata:data\n\n\n",
+            &["data"],
+        ),
+        (
+            "format-field-parsing",
+            "data:\0\ndata:  2\rData:1\ndata\0:2\ndata:1\r\0data:4\nda-ta:3\rdata_5\ndata:3\rdata:\r\n data:32\ndata:4\n\n",
+            &["\0\n 2\n1\n3\n\n4"],
+        ),
+        (
+            "format-field-retry",
+            "retry:3000\ndata:opened\n\n\n",
+            &["opened"],
+        ),
+        (
+            "format-field-retry-bogus",
+            "retry:3000\nretry:1000x\ndata:x\n\n\n",
+            &["x"],
+        ),
+        (
+            "format-field-retry-empty",
+            "retry\ndata:test\n\n\n",
+            &["test"],
+        ),
+        (
+            "format-field-unknown",
+            "data:test\n data\ndata\nfoobar:xxx\njustsometext\n:thisisacommentyay\ndata:test\n\n\n",
+            &["test\n\ntest"],
+        ),
+        (
+            "format-leading-space",
+            "data:\ttest\rdata: \ndata:test\n\n\n",
+            &["\ttest\n\ntest"],
+        ),
+        (
+            "format-newlines",
+            "data:test\r\ndata\ndata:test\r\n\r\n",
+            &["test\n\ntest"],
+        ),
+        ("format-null-character", "data:\0\n\n\n\n", &["\0"]),
+        (
+            "event-data",
+            "data:msg\ndata: msg\n\n:\nfalsefield:msg\n\nfalsefield:msg\nData:data\n\ndata\n\ndata:end\n\n",
+            &["msg\nmsg", "", "end"],
+        ),
+    ];
+    for (name, stream, expected) in cases {
+        let whole = read(stream);
+        let data: Vec<_> = whole.0.iter().map(|(_, data, _)| data).collect();
+        assert_eq!(data, expected, "{name}");
+        for at in 0..stream.len() {
+            let (front, back) = stream.as_bytes().split_at(at);
+            assert_eq!(read_pieces([front, back]), whole, "{name}, cut at {at}");
+        }
+    }
+
+    let types = |stream: &str| -> Vec<_> { read(stream).0.into_iter().map(|e| e.0).collect() };
+    assert_eq!(types(cases[5].1), ["test", "message"]);
+    assert_eq!(types(cases[6].1), ["message"]);
+    let retry = |stream: &str| read(stream).2;
+    assert_eq!(retry(cases[8].1), Some(Duration::from_secs(3)));
+    assert_eq!(retry(cases[9].1), Some(Duration::from_secs(3)));
+    assert_eq!(retry(cases[10].1), None);
+    // An id takes effect with the end of its event, and one with a null character does not.
+    assert_eq!(read(cases[3].1).1, "");
+    let ids = "id: \0hello\ndata: 1\n\nid: he\0llo\ndata: 2\n\nid: hello\ndata: 3\n\ndata: 4\n\nid\ndata: 5\n\n";
+    let ids: Vec<_> = read(ids).0.into_iter().map(|event| event.2).collect();
+    assert_eq!(ids, ["", "", "hello", "hello", ""]);
+    // The standard decodes UTF-8, whatever the `Content-Type` says.
+    let (events, ..) = read_pieces([&b"data:ok\xe2\x80\xa6\xff\n\n"[..]]);
+    assert_eq!(events[0].1, "ok\u{2026}\u{fffd}");
+}
+
 #[test]
 fn events_have_their_own_id_and_topic() -> Result<(), Error> {
     let mut input =
