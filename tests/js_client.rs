@@ -295,6 +295,16 @@ async fn failures_have_the_right_consequence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_an_error_or_does_no_harm() {
+    run_node_tests("bad_input.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_do_what_they_say() {
+    run_node_tests("options.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn environment_wakes_connections() {
     run_node_tests("environment.test.mjs").await;
 }

@@ -1,7 +1,7 @@
 // Builds dist/ from src/.
 //
-//     node build.mjs            writes dist/
-//     node build.mjs --check    fails if dist/ is not what src/ builds, or if the core is larger than 5 KiB gzipped
+//     node build.mjs            writes dist/, and the sizes into docs/clients.md
+//     node build.mjs --check    fails if dist/ is not what src/ builds, if the sizes are others, or if the core is larger than 5 KiB gzipped
 
 import { execFileSync } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
@@ -15,21 +15,35 @@ import { minify } from "terser";
 /** The largest gzipped size of the core, in bytes. */
 const MAX_CORE_LEN = 5 * 1024;
 
+/** The files whose sizes docs/clients.md names, each with the entry points that a page loads with it. */
+const SIZED_FILES = {
+  "index.js": ["`tower-push`", ""],
+  "topics.js": ["`tower-push/topics`", "`tower-push`"],
+  "shared.js": ["`tower-push/shared`", "`tower-push`"],
+  "shared-topics.js": ["`tower-push/shared-topics`", "`tower-push`, `tower-push/topics`"],
+  "event-source.js": ["`tower-push/event-source`", "`tower-push`"],
+  "tower-push.iife.js": ["`dist/tower-push.iife.js`", ""],
+};
+
 /** Names of properties that no user of the package sees, and that nothing but the package has. */
 const INTERNAL_NAMES = new RegExp(
   "^(abortReason|again|consequence|emit|freshTopics|hasItsId|hasWorked|isBetweenEvents|isProbe|items|onBlock|onOpen|onRead|onRecord|onRetry|receive|" +
-    "reconnect|restart|streamUrl|suspend|tick|whenReady)$",
+    "reconnect|restart|streamUrl|suspend|tick|wake|whenReady)$",
 );
 
 const root = dirname(fileURLToPath(import.meta.url));
 const dist = join(root, "dist");
+const docs = join(root, "../../docs/clients.md");
 const isCheck = process.argv.includes("--check");
 const output = mkdtempSync(join(tmpdir(), "tower-push-"));
 try {
   await buildInto(output);
-  printSizes(output);
-  if (isCheck) assertSameFiles(output, dist);
-  else {
+  const sizes = measureSizes(output);
+  if (isCheck) {
+    assertSameFiles(output, dist);
+    assertDocumented(sizes);
+  } else {
+    document(sizes);
     rmSync(dist, { recursive: true, force: true });
     cpSync(output, dist, { recursive: true });
   }
@@ -81,15 +95,31 @@ async function writeMinified({ outputFiles: [file] }, isModule) {
   writeFileSync(file.path, `${code}\n`);
 }
 
-function printSizes(directory) {
-  for (const file of ["index.js", "shared.js", "topics.js", "shared-topics.js", "event-source.js", "tower-push.iife.js"]) {
+/** Prints the sizes. Returns the table of docs/clients.md. */
+function measureSizes(directory) {
+  let table = "| entry point | gzipped | needs also |\n|---|---|---|\n";
+  for (const [file, [entry, others]] of Object.entries(SIZED_FILES)) {
     const content = readFileSync(join(directory, file));
     const gzipped = gzipSync(content, { level: 9 }).length;
     console.log(`${file}: ${content.length} bytes, ${gzipped} gzipped`);
     if (file === "index.js" && gzipped > MAX_CORE_LEN) {
       throw new Error(`the core has ${gzipped} bytes gzipped, and at most ${MAX_CORE_LEN} are allowed`);
     }
+    // Another version of zlib makes a few bytes more or less.
+    table += `| ${entry} | ${(gzipped / 1000).toFixed(1)} kB | ${others} |\n`.replace("|  |", "| |");
   }
+  return table;
+}
+
+/** Replaces the table of sizes. */
+function document(table) {
+  const text = readFileSync(docs, "utf8");
+  const documented = text.replace(/\| entry point \|.*\n(\|.*\n)*/, table);
+  if (documented !== text) writeFileSync(docs, documented);
+}
+
+function assertDocumented(table) {
+  if (!readFileSync(docs, "utf8").includes(table)) throw new Error("docs/clients.md names other sizes: run npm run build in clients/js");
 }
 
 function assertSameFiles(built, committed) {

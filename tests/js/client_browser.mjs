@@ -64,7 +64,16 @@ class ChromiumTabs {
       await this.driver.switchTo().window(handle);
       await this.driver.get(`${SERVER}/`);
     };
-    return { evaluate, reload, close };
+    /** Leaves the page, which the browser keeps for the back button. */
+    const leave = async () => {
+      await this.driver.switchTo().window(handle);
+      await this.driver.executeScript("location.href = '/client/core.mjs'");
+    };
+    const back = async () => {
+      await this.driver.switchTo().window(handle);
+      await this.driver.navigate().back();
+    };
+    return { evaluate, reload, leave, back, close };
   }
 
   close() {
@@ -195,6 +204,25 @@ async function networkGoesAndComes(tabs) {
     await setOffline(false);
     await publish("3");
     await tab.hasSeen(1, 3);
+    await tab.close();
+  }
+}
+
+/** A page that is kept for the back button has no connection, and misses nothing. */
+async function pageComesBack(tabs) {
+  for (const transports of [["websocket"], ["sse"], ["long-poll"]]) {
+    const since = await publish("before");
+    const tab = await Tab.open(tabs, "index", { since, transports });
+    await tab.evaluate("void addEventListener('pageshow', ({ persisted }) => (window.isRestored = persisted))");
+    await publish("1");
+    await tab.hasSeen(1, 1);
+    await tab.leave();
+    await until("no subscriber", subscribers, (count) => count === 0);
+    await publish("2");
+    await tab.back();
+    await publish("3");
+    await tab.hasSeen(1, 3);
+    assert.equal(await tab.evaluate("isRestored"), true, "the page was kept");
     await tab.close();
   }
 }
@@ -387,7 +415,10 @@ async function leadersMayClose(open) {
 const tabs = await (name === "chromium" ? ChromiumTabs : FirefoxFrames).start();
 try {
   await eachTransportChangesTopics(await eachTransportDelivers(tabs));
-  if (name === "chromium") await networkGoesAndComes(tabs);
+  if (name === "chromium") {
+    await networkGoesAndComes(tabs);
+    await pageComesBack(tabs);
+  }
   const open = await tabsShareOneConnection(tabs);
   // The frames of one page run or are frozen together.
   if (name === "chromium") await frozenLeaderIsReplaced(open);

@@ -131,7 +131,7 @@ export class Connection implements PushConnection {
     this.#transports = transports
       .map((transport) => (typeof transport === "string" ? { name: transport, receive: RECEIVERS[transport]! } : transport))
       .filter(({ name }) => name !== "websocket" || canUseWebSocket);
-    if (!this.#transports[0]) throw new TypeError("no transport works with these options");
+    if (!this.#transports[0]) throw new TypeError("no usable transport");
     this.#isPatient = !this.#transports[1];
     this.#stopWatching = watchEnvironment(this.#environment, Math.min(1000, heartbeat), options.pauseWhenHidden);
     signal?.addEventListener("abort", this.#onSignal);
@@ -350,7 +350,7 @@ export class Connection implements PushConnection {
     try {
       return parse(typeof data === "string" ? data : JSON.stringify(data));
     } catch (error) {
-      throw new PushError(`parse has failed: ${error}`, "final");
+      throw new PushError(`parse failed: ${error}`, "final");
     }
   }
 

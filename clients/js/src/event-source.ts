@@ -20,7 +20,7 @@ export function eventSource(types: string[] = []): TransportPlugin {
     name: "event-source",
     async receive({ options, signal, url, cursor, onOpen, onRecord }) {
       const Source = options.EventSource ?? globalThis.EventSource;
-      if (!Source) throw new PushError("there is no EventSource here", "unsuitable");
+      if (!Source) throw new PushError("no EventSource here", "unsuitable");
       const address = new URL(url);
       if (cursor) address.searchParams.set("last_event_id", cursor);
       const source: EventSource = new Source(address.href, { withCredentials: options.credentials === "include" });

@@ -10,7 +10,8 @@ async function request(attempt: Attempt, accept: string, url = attempt.url): Pro
   const { body, credentials = "same-origin", fetch = globalThis.fetch, method } = attempt.options;
   const headers = new Headers(attempt.headers);
   headers.set("accept", accept);
-  if (attempt.cursor) headers.set("last-event-id", attempt.cursor);
+  // As UTF-8, like an EventSource. A header of `fetch` is a text of bytes.
+  if (attempt.cursor) headers.set("last-event-id", unescape(encodeURIComponent(attempt.cursor)));
   const init: RequestInit = { headers, credentials, signal: attempt.signal, cache: "no-store", method: method ?? (body ? "POST" : "GET") };
   if (body) init.body = typeof body === "function" ? body() : body;
   let response;

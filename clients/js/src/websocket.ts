@@ -10,7 +10,7 @@ const ENVELOPES = "json.tower-push";
 /** Opens a WebSocket, and receives its messages. */
 export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, headers, onOpen, onRecord }) => {
   const Socket = options.WebSocket ?? (globalThis as ConnectOptions).WebSocket;
-  if (!Socket) throw new PushError("there is no WebSocket here", "unsuitable");
+  if (!Socket) throw new PushError("no WebSocket here", "unsuitable");
   let { protocols = [ENVELOPES] } = options;
   if (typeof protocols === "function") protocols = await protocols();
   const address = new URL(url);
@@ -45,9 +45,9 @@ export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, 
     });
   } finally {
     socket.onclose = socket.onmessage = null;
-    // A close before the WebSocket is open is an error in the console.
+    // In a browser, a close before the WebSocket is open is an error in the console. Only `ws` has `terminate`.
     socket.onopen = () => socket.close();
-    if (socket.readyState) socket.close();
+    socket.readyState ? socket.close() : socket.terminate?.();
   }
 };
 

@@ -1,9 +1,18 @@
 // A worker of a browser: a dedicated one, a shared one or a service worker. Answers a message with `passed` or what has failed.
 
 import { connect } from "/dist/index.js";
-import { checkCore } from "/client/core.mjs";
+import { connect as connectShared } from "/dist/shared.js";
+import { checkCore, checkShared } from "/client/core.mjs";
 
-const check = () => checkCore(connect, location.origin).then(() => "passed", String);
+async function check() {
+  try {
+    await checkCore(connect, location.origin);
+    await checkShared(connectShared, location.origin);
+    return "passed";
+  } catch (error) {
+    return String(error);
+  }
+}
 
 /** The page and the service worker run one check each. The browser may stop a service worker that has no event to wait for. */
 globalThis.onmessage = (event) => {

@@ -12,6 +12,17 @@ function assertEqual(actual, expected, message) {
 
 const FEED_IDS = Array.from({ length: FEED_LEN }, (_, index) => String(index + 1));
 
+/** Checks the `connect` of `tower-push/shared`: without Web Locks, each connection is its own. */
+export async function checkShared(connect, server, options = {}) {
+  const all = { shared: `core ${Math.random()}`, since: "0", transports: ["sse"], minDelay: 1, maxDelay: 20, ...options };
+  const idsOf = async () => {
+    const ids = [];
+    for await (const { id } of connect(new URL("/feed", server), all)) ids.push(id);
+    return ids;
+  };
+  for (const ids of await Promise.all([idsOf(), idsOf(), idsOf()])) assertEqual(ids, FEED_IDS, "a shared connection");
+}
+
 /** Checks a `connect` against the server. `options` are those that the runtime needs. */
 export async function checkCore(connect, server, options = {}) {
   const open = (path, rest) => connect(new URL(path, server), { minDelay: 1, maxDelay: 20, openTimeout: 60_000, ...options, ...rest });

@@ -1,53 +1,12 @@
 // What servers of others, broken ones and hostile ones send: the error, and whether the client comes back.
 
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { createServer } from "node:http";
 import { createServer as createTcpServer } from "node:net";
-import { after, test } from "node:test";
+import { test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { WebSocketServer } from "ws";
 import { eventSource } from "../../../clients/js/dist/event-source.js";
+import { finished, listen, read, respond, serve, serveSockets, sse } from "./servers.mjs";
 import { TRANSPORTS, next, open, readAll, skipDelays } from "./support.mjs";
-
-const servers = [];
-after(() => {
-  for (const server of servers) {
-    server.closeAllConnections?.();
-    server.close();
-  }
-});
-
-async function listen(server) {
-  servers.push(server);
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  return `http://127.0.0.1:${server.address().port}/`;
-}
-
-/** Serves the answers one after another, and the last one again and again. Each is a function of request and response. */
-async function serve(...answers) {
-  const requests = [];
-  const server = createServer((request, response) => {
-    requests.push(request);
-    (answers.length > 1 ? answers.shift() : answers[0])(request, response);
-  });
-  server.on("upgrade", (_, socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"));
-  return { url: await listen(server), requests };
-}
-
-const respond = (status, headers = {}, body = "") => (_, response) => response.writeHead(status, headers).end(body);
-const sse = (body, headers) => respond(200, { "content-type": "text/event-stream", ...headers }, body);
-const finished = respond(204);
-
-/** Reads to the end. Returns the items, and the errors. */
-async function read(url, options) {
-  const push = open(url, { transports: ["sse"], ...options });
-  const errors = [];
-  push.on("error", (error) => errors.push(error));
-  const items = await readAll(push).catch((error) => assert.equal(error, errors.at(-1)));
-  return { items, errors, push };
-}
 
 for (const status of [400, 403, 404, 410, 418]) {
   test(`status ${status} is final, and its body is kept`, async () => {
@@ -245,15 +204,6 @@ test("a response that opens and stays silent is replaced, unless no other transp
 
 // WebSockets -----------------------------------------------------------------------------------------------------------------------------------
 
-async function serveSockets(onConnection, options = {}) {
-  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", ...options });
-  servers.push(server);
-  const sockets = [];
-  server.on("connection", (socket, request) => onConnection(socket, sockets.push(socket), request));
-  await once(server, "listening");
-  return `http://127.0.0.1:${server.address().port}/`;
-}
-
 test("the consequence of a close code", async () => {
   const comesBack = { 1001: true, 1011: true, 1012: true, 1013: true, 3000: true, 3005: true, 3499: true, 4000: true, 4408: true, 4429: true, 4503: true };
   const isFinal = { 1002: true, 1003: true, 1007: true, 1008: true, 1009: true, 3500: true, 3999: true, 4400: true, 4403: true, 4404: true };
@@ -342,7 +292,7 @@ test("a WebSocket is not used with headers that it cannot carry", async () => {
   const { push } = await read(url, { transports: undefined, headers: { authorization: "x" }, WebSocket: undefined });
   assert.equal(push.transport, "sse");
   assert.equal(requests[0].headers.authorization, "x");
-  assert.throws(() => open(url, { transports: ["websocket"], headers: {}, WebSocket: undefined }), /no transport works/);
+  assert.throws(() => open(url, { transports: ["websocket"], headers: {}, WebSocket: undefined }), /no usable transport/);
 });
 
 test("an EventSource that fails is opened anew", async () => {

@@ -7,7 +7,8 @@
 import process from "node:process";
 import { Worker } from "node:worker_threads";
 import { connect } from "../../../clients/js/dist/index.js";
-import { checkCore } from "./core.mjs";
+import { connect as connectShared } from "../../../clients/js/dist/shared.js";
+import { checkCore, checkShared } from "./core.mjs";
 import { runtimeOptions } from "./runtime_options.mjs";
 
 const { SERVER } = process.env;
@@ -32,6 +33,7 @@ function checkInWorker() {
 
 try {
   await checkCore(connect, SERVER, await runtimeOptions());
+  await checkShared(connectShared, SERVER);
   await checkInWorker();
   console.log("passed");
   process.exit(0);

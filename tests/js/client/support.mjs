@@ -20,16 +20,16 @@ export function open(url, options = {}) {
 }
 
 /**
- * Records the delays of timers from `min` to `max` milliseconds, and lets these timers end at once. Call `restore` at the end. The timers of
- * `open` that watch an attempt are longer than a minute.
+ * Records the delays of timers from `min` to `max` milliseconds, and lets these timers end at once, or after `instead`. Call `restore` at the end. The
+ * timers of `open` that watch an attempt are a minute or longer.
  */
-export function skipDelays(min, max = 59_000) {
+export function skipDelays(min, max = 59_000, instead = 0) {
   const { setTimeout: original } = globalThis;
   const delays = [];
   globalThis.setTimeout = (task, delay = 0, ...rest) => {
     const isSkipped = delay >= min && delay <= max;
     if (isSkipped) delays.push(delay);
-    return original(task, isSkipped ? 0 : delay, ...rest);
+    return original(task, isSkipped ? instead : delay, ...rest);
   };
   return { delays, restore: () => (globalThis.setTimeout = original) };
 }
