@@ -94,7 +94,7 @@ async fn sse_names_topics_as_chosen() {
     let event = format!("event: goal\nid: {id}\ndata: 2:1\n\n");
     assert!(text.ends_with(&event), "{text}");
 
-    // The cursor of a client that resumes is in the field `id`, and the event's own id in the envelope.
+    // The cursor of a client that resumes is in the field `id`, and the event's own id in the envelope or in a field of its own.
     let hub = Hub::new();
     let old = hub.publish("fresh", "0").unwrap();
     let cursor = hub.publish("news", "1").unwrap();
@@ -117,7 +117,7 @@ async fn sse_names_topics_as_chosen() {
         ),
         (
             TopicForm::Field,
-            format!("topic: fresh\nid: {cursor}\ndata: 0\n\n"),
+            format!("topic: fresh\nid: {cursor}\nevent_id: {old}\ndata: 0\n\n"),
         ),
         (TopicForm::Omitted, format!("id: {cursor}\ndata: 0\n\n")),
     ] {
