@@ -305,6 +305,11 @@ async fn options_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bindings_of_the_docs_work_in_frameworks() {
+    run_node_tests("frameworks.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn environment_wakes_connections() {
     run_node_tests("environment.test.mjs").await;
 }

@@ -7,8 +7,10 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { setTimeout } from "node:timers/promises";
+import { codeOf } from "./client/docs.mjs";
 
 const { SERVER } = process.env;
 const [, , name] = process.argv;
@@ -227,6 +229,21 @@ async function pageComesBack(tabs) {
   }
 }
 
+/** The page for htmx that docs/clients.md shows, with the client as a script. */
+async function htmxSwaps(tabs) {
+  const htmx = readFileSync(new URL("node_modules/htmx.org/dist/htmx.min.js", import.meta.url), "utf8");
+  const page = codeOf("htmx, which swaps HTML that the server sends:").replace('"/tower-push.iife.js"', '"/dist/tower-push.iife.js"').replace('"/news"', '"/channel"');
+  const tab = await tabs.open();
+  const html = JSON.stringify(`<script>${htmx}</script>${page}`).replaceAll("<", "\\u003c");
+  await tab.evaluate(`(document.open(), document.write(${html}), document.close())`);
+  await until("one subscriber", subscribers, (count) => count === 1);
+  await publish("<li>one</li>");
+  await publish("<li>two</li>");
+  const list = await until("two items", () => tab.evaluate("news.innerHTML"), (html) => html.includes("two"));
+  assert.match(list, /<li.*>one<\/li><li.*>two<\/li>\s*$/);
+  await tab.close();
+}
+
 async function leaderOf(tabs) {
   const leaders = [];
   for (const tab of tabs) if (await tab.isLeader()) leaders.push(tab);
@@ -418,6 +435,7 @@ try {
   if (name === "chromium") {
     await networkGoesAndComes(tabs);
     await pageComesBack(tabs);
+    await htmxSwaps(tabs);
   }
   const open = await tabsShareOneConnection(tabs);
   // The frames of one page run or are frozen together.
