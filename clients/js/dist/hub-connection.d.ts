@@ -19,7 +19,7 @@ export declare class HubConnection implements TopicConnection {
      * Returns whether the event's id is its own. On SSE, the first event of a stream carries the cursor of the request as its id if it has no id. Only
      * other modules of this package call it.
      */
-    hasItsId({ id }: PushEvent): boolean;
+    carriesOwnId({ id }: PushEvent): boolean;
     on(name: string, listener: (value: any) => void): () => void;
     [Symbol.asyncIterator](): AsyncGenerator<PushEvent | PushGap, undefined>;
     send(message: unknown): boolean;

@@ -103,7 +103,7 @@ export class HubConnection implements TopicConnection {
    * Returns whether the event's id is its own. On SSE, the first event of a stream carries the cursor of the request as its id if it has no id. Only
    * other modules of this package call it.
    */
-  hasItsId({ id }: PushEvent): boolean {
+  carriesOwnId({ id }: PushEvent): boolean {
     return this.transport !== "sse" || id !== this.#requestedCursor;
   }
 
@@ -240,7 +240,7 @@ export class HubConnection implements TopicConnection {
     // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
     if (id == null || type === "hub.members") return;
     this.#onCursor();
-    if (this.hasItsId(event) && !this.#recentEvents.add(id, topic)) this.#repeated.add(event);
+    if (this.carriesOwnId(event) && !this.#recentEvents.add(id, topic)) this.#repeated.add(event);
   }
 
   #onAnswer(type: string, topic: string | undefined, data: unknown): void {
