@@ -1,3 +1,5 @@
+import type { PushEvent } from "./index.js";
+export declare const topicsOf: ({ topic, topics }: PushEvent) => string[];
 /** The ids of the last events, each with a topic: an event of several topics may come again for one of them. */
 export declare class RecentEvents {
     #private;

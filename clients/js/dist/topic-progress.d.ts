@@ -1,4 +1,3 @@
-import type { PushEvent } from "./index.js";
 import type { ReportMessage } from "./shared-hub-messages.js";
 import type { Position } from "./tab-group.js";
 /** How far a tab is with one of its topics. */
@@ -38,4 +37,3 @@ export interface TopicLoad {
     held: ReportMessage[];
 }
 export declare const isFollowed: ({ step }: TopicProgress) => boolean;
-export declare const topicsOf: ({ topic, topics }: PushEvent) => string[];

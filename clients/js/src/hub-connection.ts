@@ -1,7 +1,7 @@
 import type { Connection } from "./connection.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
 import { randomKey } from "./random-key.js";
-import { RecentEvents } from "./recent-events.js";
+import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { PublicationOptions, TopicConnection, TopicOptions, TopicPattern } from "./topics.js";
 
 /** The number of commands that may wait for their answers. */
@@ -240,7 +240,16 @@ export class HubConnection implements TopicConnection {
     // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
     if (id == null || type === "hub.members") return;
     this.#onCursor();
-    if (this.carriesOwnId(event) && !this.#recentEvents.add(id, topic)) this.#repeated.add(event);
+    if (this.carriesOwnId(event)) this.#dropRepetition(event);
+  }
+
+  /** Takes the topics from an event for which the client has had it. If none is left, the event is not passed on. */
+  #dropRepetition(event: PushEvent): void {
+    const topics = topicsOf(event);
+    // An event without a topic is remembered without one.
+    const left = (topics[0] == null ? [undefined] : topics).filter((topic) => this.#recentEvents.add(event.id, topic));
+    if (!left.length) this.#repeated.add(event);
+    else if (left.length < topics.length) Object.assign(event, { topic: left[0], topics: left[1] && left });
   }
 
   #onAnswer(type: string, topic: string | undefined, data: unknown): void {

@@ -1,5 +1,9 @@
+import type { PushEvent } from "./index.js";
+
 /** The number of events that are remembered: enough for what a hub repeats. */
 const MAX_EVENTS = 256;
+
+export const topicsOf = ({ topic, topics }: PushEvent): string[] => (Array.isArray(topics) ? topics : topic == null ? [] : [topic]);
 
 /** The ids of the last events, each with a topic: an event of several topics may come again for one of them. */
 export class RecentEvents {

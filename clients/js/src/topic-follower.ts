@@ -1,9 +1,9 @@
 import type { ConnectionOutput } from "./connection-output.js";
 import type { Gap, PushEvent } from "./index.js";
-import { RecentEvents } from "./recent-events.js";
+import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { HubReport, LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { isBefore, type Position } from "./tab-group.js";
-import { isFollowed, repetitionUpTo, topicsOf, type TopicLoad, type TopicProgress } from "./topic-progress.js";
+import { isFollowed, repetitionUpTo, type TopicLoad, type TopicProgress } from "./topic-progress.js";
 import { readTopics } from "./topic-snapshot.js";
 import type { TopicOptions } from "./topics.js";
 

@@ -1,4 +1,3 @@
-import type { PushEvent } from "./index.js";
 import type { ReportMessage } from "./shared-hub-messages.js";
 import type { Position } from "./tab-group.js";
 
@@ -39,5 +38,3 @@ export interface TopicLoad {
 }
 
 export const isFollowed = ({ step }: TopicProgress) => step === "begun" || step === "followed";
-
-export const topicsOf = ({ topic, topics }: PushEvent) => (Array.isArray(topics) ? topics : topic == null ? [] : [topic]);

@@ -265,6 +265,23 @@ test("SSE: an event without history that carries the cursor of the request is no
   assert.deepEqual(seen.of("a"), [1, 2, 3]);
 });
 
+test("an event that comes again for a further topic, too, is passed on for this topic", async () => {
+  const { options } = streams(
+    "topic: a\nid: 5\ndata: 1\n\n",
+    // The stream is cut after the first of the older events of b.
+    "topic: b\nid: 3\ndata: 2\n\n",
+    "topic: a\ntopics: a\tb\nid: 5\ndata: 1\n\ntopic: a\ntopics: a\tb\nid: 6\ndata: 3\n\ntopic: b\nid: 5\ndata: 1\n\n",
+  );
+  const push = open(["a"], options);
+  const seen = [];
+  push.on("event", ({ id, topic, topics }) => seen.push([id, topic, topics]));
+  const finished = next(push, "finished");
+  await next(push, "event");
+  push.subscribe("b");
+  await finished;
+  assert.deepEqual(seen, [["5", "a", undefined], ["3", "b", undefined], ["5", "b", undefined], ["6", "a", ["a", "b"]]]);
+});
+
 test("answers that make no sense change nothing", async () => {
   const answers = [
     "event: hub.refused\ndata: null\n\n",
