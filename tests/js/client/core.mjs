@@ -12,15 +12,21 @@ function assertEqual(actual, expected, message) {
 
 const FEED_IDS = Array.from({ length: FEED_LEN }, (_, index) => String(index + 1));
 
-/** Checks the `connect` of `tower-push/shared`: without Web Locks, each connection is its own. */
+/** Checks the `connect` of `tower-push/shared`. Without Web Locks, each connection is its own. */
 export async function checkShared(connect, server, options = {}) {
   const all = { shared: `core ${Math.random()}`, since: "0", transports: ["sse"], minDelay: 1, maxDelay: 20, ...options };
+  const leaders = new Set();
   const idsOf = async () => {
     const ids = [];
-    for await (const { id } of connect(new URL("/feed", server), all)) ids.push(id);
+    const push = connect(new URL("/feed", server), all);
+    for await (const { id } of push) {
+      ids.push(id);
+      if (push.transport) leaders.add(push);
+    }
     return ids;
   };
   for (const ids of await Promise.all([idsOf(), idsOf(), idsOf()])) assertEqual(ids, FEED_IDS, "a shared connection");
+  if (globalThis.navigator?.locks && leaders.size > 1) throw new Error(`${leaders.size} tabs have a connection`);
 }
 
 /** Checks a `connect` against the server. `options` are those that the runtime needs. */

@@ -183,8 +183,9 @@ for (const transport of TRANSPORTS) {
 
   // Where the topics begin for a new client.
   for (const path of ["/topics", "/topics-last-3", "/topics-now", "/topics-oldest"]) {
-    test(`${transport}, ${path}: tabs and topics that come and go at random miss and repeat nothing`, async () => {
+    test(`${transport}, ${path}: tabs and topics that come and go at random miss and repeat nothing`, async (context) => {
       const proxy = await CuttingProxy.to(SERVER);
+      context.after(() => proxy.close());
       const options = { url: proxy.url(path) };
       const random = (max) => Math.floor(Math.random() * max);
       const [noise, ...names] = namesOf("noise", "r1", "r2", "r3", "r4");
@@ -216,9 +217,14 @@ for (const transport of TRANSPORTS) {
       await publishTo(path, ...names);
       for (const tab of open) for (const topic of tab.push.topics) await tab.hasSeen(topic);
       for (const tab of open) tab.push.close();
-      for (const tab of all) for (const topic of tab.seen.keys()) tab.check(topic, path === "/topics-oldest" ? 1 : undefined);
+      for (const tab of all) {
+        for (const [topic, numbers] of tab.seen) {
+          // After a cut, the server may send events that are older than those with which the topic began.
+          tab.seen.set(topic, numbers.filter((number) => !(number < numbers[0])));
+          tab.check(topic, path === "/topics-oldest" ? 1 : undefined);
+        }
+      }
       for (const topic of names) await until(async () => (await subscribers(topic, path)) === 0);
-      proxy.close();
     });
   }
 }
