@@ -306,7 +306,7 @@ where
         }
     }
 
-    /// Writes a heartbeat if one is due. The poll is pending if no heartbeat is due.
+    /// Writes a heartbeat if one is due. Otherwise flushes what was written, and is pending.
     fn poll_idle(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         if let Some(bytes) = self.take_due_heartbeat(now) {
             let heartbeat = OutputFrame {

@@ -167,7 +167,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Returns whether clients of this transport poll: the transport sends a stream in several responses, one for each request, as
     /// [`LongPoll`] does. `false` by default.
     ///
-    /// [`Negotiate`] does not choose a transport that polls by `Accept` alone if the client expects the whole stream in one response.
+    /// [`Negotiate`] does not choose such a transport because of `Accept` alone if the client expects the whole stream in one response.
     fn is_polling(&self) -> bool {
         false
     }

@@ -216,8 +216,8 @@ impl<I: LogIds> ReplayLog<I> {
                 };
             }
         };
-        // A client whose connection breaks before the first event resumes from this cursor.
-        // After `Oldest`, a new subscription without a cursor would get the same events, so its events need no cursor before them.
+        // A client whose connection breaks before the first event resumes from this cursor. With `Oldest`, no such cursor is needed: a client that
+        // returns without one begins at the oldest event again.
         let needs_cursor = position == last || matches!(start, StartPosition::Last(_));
         let cursor = needs_cursor.then(|| self.ids.id_at(position, log));
         ResolvedStart {

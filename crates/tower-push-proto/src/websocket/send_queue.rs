@@ -136,7 +136,7 @@ impl SendQueue {
         let bytes = is_contiguous.then_some(&self.current.bytes[..])?;
         match self.writes_single_frames {
             false => Some(bytes),
-            true => Some(&bytes[..self.next_write_len().min(bytes.len())]),
+            true => Some(&bytes[..self.max_write_len().min(bytes.len())]),
         }
     }
 
@@ -147,7 +147,7 @@ impl SendQueue {
         if let Some(backlog) = &mut self.backlog {
             backlog.requeue_after_control_frames(&mut self.current, self.is_current_started);
         }
-        let mut rest = self.next_write_len();
+        let mut rest = self.max_write_len();
         self.unwritten_slices().map_while(move |slice| {
             let len = slice.len().min(rest);
             rest -= len;
@@ -156,7 +156,7 @@ impl SendQueue {
     }
 
     /// Returns the maximum length of the next write, in bytes.
-    fn next_write_len(&self) -> usize {
+    fn max_write_len(&self) -> usize {
         match (self.writes_single_frames, self.started_frame_rest) {
             (false, _) => usize::MAX,
             (true, 0) => self
@@ -205,7 +205,7 @@ impl SendQueue {
     /// Drops the first `written` bytes of [`slices`](Self::slices), which the socket has accepted.
     pub(super) fn advance(&mut self, mut written: usize) {
         if self.writes_single_frames && written > 0 {
-            self.started_frame_rest = self.next_write_len().saturating_sub(written);
+            self.started_frame_rest = self.max_write_len().saturating_sub(written);
         }
         loop {
             if written < self.current.len() {
