@@ -320,7 +320,7 @@ impl MemberLog {
         let old = std::mem::replace(replica, Replica::of_stream(info.fingerprint()));
         if info.state.last_seq == 0 && old.ledger.len() > 0 {
             match self.write_snapshot(&old.ledger, 0, true).await {
-                // Another node was faster.
+                // Another node has written the members first.
                 Err(error) if error.is_conflict() => {}
                 written => written?,
             }
@@ -413,7 +413,7 @@ impl MemberLog {
     /// Writes a snapshot if there are many entries since the last one. A snapshot that fails is written later.
     async fn write_snapshot_if_due(&self, replica: &mut Replica) {
         let interval = MIN_SNAPSHOT_INTERVAL.max(replica.ledger.len());
-        // So that not all nodes write one at the same time.
+        // A random part of the interval keeps the nodes from all writing a snapshot at the same time.
         let interval = interval + (random::bits() % (interval as u64 / 2)) as usize;
         if replica.entries_since_snapshot < interval {
             return;

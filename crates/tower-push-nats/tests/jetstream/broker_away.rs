@@ -139,7 +139,7 @@ async fn server_is_away(absence: Absence, is_hub: bool) {
     while node.publish("after").await.is_err() {
         client.expect_heartbeats(1).await;
     }
-    // A failed publication of "after" may be published, too.
+    // The event "after" may arrive more than once, because a publication that failed may reach the stream, too.
     let mut data = vec![client.next_data().await];
     while data.last().is_none_or(|last| last != "after") {
         data.push(client.next_data().await);

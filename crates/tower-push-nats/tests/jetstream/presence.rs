@@ -189,7 +189,7 @@ async fn members_stay_while_broker_is_away() {
     sleep(node_timeout * 3 / 2).await;
     let _eve = enter(&nodes[1], "eve", 1);
     bob.leave_now();
-    // The request is made, and its answer is late.
+    // In this time, the node sends its request, which the paused server answers late.
     sleep(Duration::from_millis(700)).await;
     let _bob = enter(&nodes[1], "bob", 2);
     server.resume();
@@ -281,7 +281,7 @@ async fn idle_servers_append_few_entries() {
     assert_eq!(entries().await, before);
 }
 
-/// A server that dies behind its request, before it has published the events.
+/// The server dies after its request is in the stream, and before it has published the events of the request.
 #[tokio::test]
 async fn events_of_dead_server_are_published_once() {
     let server = NatsServer::start("");

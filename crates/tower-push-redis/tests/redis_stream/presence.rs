@@ -177,7 +177,7 @@ async fn members_stay_while_broker_is_away() {
     sleep(node_timeout * 3 / 2).await;
     let _eve = enter(&nodes[1], "eve", 1);
     bob.leave_now();
-    // The request is made, and its answer is late.
+    // In this time, the node sends its request, which the paused server answers late.
     sleep(Duration::from_millis(700)).await;
     let _bob = enter(&nodes[1], "bob", 2);
     server.resume();
