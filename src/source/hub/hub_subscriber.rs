@@ -135,9 +135,9 @@ impl SourceStream for HubSubscriber {
         if this.command_processor.is_some() {
             return EventLoopJoin::NeedsOwnTask;
         }
-        match this.reader.backend_resume {
-            Some(_) => EventLoopJoin::NeedsOwnTask,
-            None => EventLoopJoin::Joined(this.reader.delegate_wakeups()),
+        match this.reader.is_resuming_from_broker() {
+            true => EventLoopJoin::NeedsOwnTask,
+            false => EventLoopJoin::Joined(this.reader.delegate_wakeups()),
         }
     }
 }

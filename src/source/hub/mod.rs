@@ -82,7 +82,6 @@ mod hub_topic;
 mod idempotency_keys;
 #[cfg(feature = "json")]
 mod local_members;
-mod merged_batch;
 mod pattern_table;
 #[cfg(feature = "json")]
 mod pending_members;
@@ -96,10 +95,6 @@ mod presence_sync;
 mod presence_table;
 mod publish_options;
 mod publisher_ids;
-#[cfg(feature = "server")]
-mod reader_groups;
-#[cfg(feature = "json")]
-mod reader_patterns;
 mod reader_request;
 mod requested_topics;
 mod revocable_subscriptions;

@@ -1,10 +1,7 @@
 use std::sync::Arc;
 
-use super::{
-    hub_reader::{MAX_READ_BYTES, TopicReader},
-    topic_log::MissedTopicEvents,
-};
-use crate::event::Event;
+use super::topic_reader::{MAX_READ_BYTES, TopicReader};
+use crate::{event::Event, source::hub::topic_log::MissedTopicEvents};
 
 /// The next events of several topics, in the order of their positions.
 ///

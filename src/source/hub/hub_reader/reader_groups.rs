@@ -6,13 +6,13 @@
 //! event wakes only readers of its topics, and a reader is in the event loop's queue at most once for all of its topics without a group.
 //!
 //! # Invariant: no reader sleeps through an event
-//! [`TopicState::wake_readers`](super::topic_state::TopicState::wake_readers) is called after the change for which readers are woken. It first changes
+//! [`TopicState::wake_readers`](crate::source::hub::topic_state::TopicState::wake_readers) is called after the change for which readers are woken. It first changes
 //! the topic's status, and then wakes the wait list. A group stores its waker for a status, and its readers were polled after all changes up to this
-//! status. So each later change wakes the group. The topics without a group keep the invariant of [`HubState`](super::hub_state::HubState).
+//! status. So each later change wakes the group. The topics without a group keep the invariant of [`HubState`](crate::source::hub::hub_state::HubState).
 
 use std::sync::Arc;
 
-use super::hub_reader::HubReader;
+use super::HubReader;
 use crate::source::WatchedLog;
 
 /// The least number of subscribers of a topic with groups. A topic with fewer subscribers takes less memory without groups.
@@ -26,7 +26,7 @@ impl HubReader {
     ///
     /// A topic that the reader reads only up to a `history_end` is not returned: the reader leaves it there, and the event loop would still poll the
     /// reader at each change of the topic.
-    pub(super) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
+    pub(in crate::source::hub) fn delegate_wakeups(&mut self) -> Vec<Arc<dyn WatchedLog>> {
         let topics = self.topics.iter().map(|reader| &*reader.topic);
         let counts = self.hub().subscriber_counts(topics);
         let mut logs: Vec<Arc<dyn WatchedLog>> = Vec::new();

@@ -6,16 +6,18 @@
 
 use std::slice;
 
-use super::{
-    hub_reader::{HubReader, TopicReader},
-    hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest, copy_for_topic},
-    pattern_table::PatternRequest,
-    subscribed_topics::SubscribedTopics,
-    topic_log::{EPHEMERAL_LIMITS, TopicLogEntry, TopicStart},
-    topic_pattern::TopicPattern,
-    topic_table::DeferredDrops,
+use super::{HubReader, TopicReader};
+use crate::{
+    event::{EventId, Topic},
+    source::hub::{
+        hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest, copy_for_topic},
+        pattern_table::PatternRequest,
+        subscribed_topics::SubscribedTopics,
+        topic_log::{EPHEMERAL_LIMITS, TopicLogEntry, TopicStart},
+        topic_pattern::TopicPattern,
+        topic_table::DeferredDrops,
+    },
 };
-use crate::event::{EventId, Topic};
 
 impl HubReader {
     /// Returns whether the reader has a pattern that matches a topic.
@@ -32,7 +34,7 @@ impl HubReader {
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for the pattern, or allows no patterns.
-    pub(super) fn join_pattern(
+    pub(in crate::source::hub) fn join_pattern(
         &mut self,
         request: &PatternRequest,
         cursor: Option<&EventId>,
@@ -97,7 +99,7 @@ impl HubReader {
     }
 
     /// Ends the registration of the client's access to a pattern.
-    pub(super) fn deregister_pattern_access(&mut self, pattern: &TopicPattern) {
+    pub(in crate::source::hub) fn deregister_pattern_access(&mut self, pattern: &TopicPattern) {
         let hub = self.hub().clone();
         if let Some(revocable) = &mut self.revocable {
             hub.revocable_subscriptions
@@ -107,7 +109,7 @@ impl HubReader {
 
     /// Leaves a pattern. The reader gets further events of the topics of `subscribed` from their own logs. Returns the topics that the hub has
     /// no room for any more, which the client loses.
-    pub(super) fn remove_pattern(
+    pub(in crate::source::hub) fn remove_pattern(
         &mut self,
         pattern: &TopicPattern,
         subscribed: &SubscribedTopics,

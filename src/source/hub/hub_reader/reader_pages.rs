@@ -1,0 +1,166 @@
+//! How a reader takes events from pages of the broker, in a hub with a broker, before it joins the topics of these events.
+//!
+//! The client may have joined other topics already, such as those that are new for it. The reader reads them after the pages, so the cursor stays
+//! where it was when the client returned. An event of both kinds of topics is yielded once, from its page, and names the topics of both kinds:
+//! [`HubReader::with_joined_topics`].
+
+use std::task::{Context, Poll, ready};
+
+use super::HubReader;
+use crate::{
+    event::{Event, Item, Topic},
+    source::{
+        hub::{
+            backend_resume::{BackendResume, BackendResumeEnd, MultiTopicEventIds},
+            hub_broker::HubBroker,
+            hub_state::JoinedTopics,
+        },
+        relay::UpstreamResumeOutcome,
+    },
+};
+
+impl HubReader {
+    /// Lets the client read pages of the broker before it joins the topics of `resume`.
+    pub(in crate::source::hub) fn begin_backend_resume(&mut self, resume: BackendResume) {
+        self.backend_resume = Some(Box::new(resume));
+    }
+
+    /// Returns whether the client reads pages of the broker before it joins some of its topics.
+    #[cfg(feature = "server")]
+    pub(in crate::source::hub) fn is_resuming_from_broker(&self) -> bool {
+        self.backend_resume.is_some()
+    }
+
+    /// Returns the topics that the client joins after its resume from the broker.
+    #[cfg(feature = "json")]
+    pub(super) fn backend_resume_topics(&self) -> &[Topic] {
+        self.backend_resume
+            .as_ref()
+            .map_or(&[], |resume| resume.topics())
+    }
+
+    /// Returns the next item of a resume from the broker. Returns `None` if the client has joined its topics.
+    // Kept out of line: for a client that reads the logs, the check costs only one comparison.
+    #[inline(never)]
+    pub(super) fn poll_backend_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let lists_members = self.lists_members();
+        let Some(resume) = &mut self.backend_resume else {
+            return Poll::Ready(None);
+        };
+        match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
+            UpstreamResumeOutcome::Item(item) => {
+                if lists_members && matches!(item, Item::Gap(_)) {
+                    // The hub's list can be older than the end of this gap. The client gets a list at the end of the resume, too, and its
+                    // cursor after that list.
+                    resume.hold_cursor();
+                }
+                Poll::Ready(match self.with_held_cursor(item) {
+                    Some(Item::Gap(gap)) => {
+                        self.push_gap_after_member_lists(*gap);
+                        None
+                    }
+                    item => item,
+                })
+            }
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
+                position,
+                joined,
+                gap,
+            }) => {
+                let multi_topic_ids = resume.take_multi_topic_ids();
+                let is_cursor_held = resume.is_cursor_held();
+                self.backend_resume = None;
+                let has_other_topics = !self.topics.is_empty();
+                self.continue_at(position, joined, multi_topic_ids);
+                if let Some(gap) = gap {
+                    self.push_gap_after_member_lists(gap);
+                } else if is_cursor_held {
+                    self.push_member_lists(None);
+                    let cursor = self.hub.id_at(position).filter(|_| !has_other_topics);
+                    self.items.extend(cursor.map(Item::Cursor));
+                }
+                Poll::Ready(None)
+            }
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Ended)
+            | UpstreamResumeOutcome::Unavailable => {
+                let retry = self.hub.broker().map(HubBroker::random_retry_delay);
+                Poll::Ready(Some(Item::Ended {
+                    retry: retry.unwrap_or_default(),
+                }))
+            }
+        }
+    }
+
+    /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics, or the resume
+    /// [holds the cursor](BackendResume::hold_cursor). The client has not got the events of the other topics
+    /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
+    fn with_held_cursor(&self, item: Item) -> Option<Item> {
+        let resume = self.backend_resume.as_deref();
+        let has_other_topics = !self.topics.is_empty();
+        let Some(resume) = resume.filter(|resume| has_other_topics || resume.is_cursor_held())
+        else {
+            return Some(item);
+        };
+        match item {
+            Item::Event(event) => Some(Item::EventWithCursor {
+                event: self.with_joined_topics(event, resume),
+                cursor: resume.requested_cursor().clone(),
+            }),
+            Item::Gap(mut gap) => {
+                gap.resumed = None;
+                Some(Item::Gap(gap))
+            }
+            Item::Cursor(_) => None,
+            other => Some(other),
+        }
+    }
+
+    /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
+    /// of these topics.
+    fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
+        let Some(topics) = resume.topics_of_multi_topic_event(&event) else {
+            return event;
+        };
+        // Checked before the logs are searched, so that an event that the feed pushes meanwhile is found there.
+        let is_ahead_of_feed = self.is_ahead_of_feed(&event);
+        let mut names = event.topics().to_vec();
+        let is_unread = |topic: &&Topic| {
+            let mut readers = self.topics.iter().filter(|reader| reader.reads(topic));
+            readers.any(|reader| is_ahead_of_feed || reader.has_unread(&event))
+        };
+        names.extend(topics.iter().filter(is_unread).cloned());
+        match names.len() == event.topics().len() {
+            true => event,
+            false => event.with_topics(names),
+        }
+    }
+
+    /// Returns whether the logs will get this event of a page later.
+    fn is_ahead_of_feed(&self, event: &Event) -> bool {
+        let (Some(broker), Some(id)) = (self.hub.broker(), event.id()) else {
+            return false;
+        };
+        broker.is_ahead_of_feed(id, self.hub.published_position())
+    }
+
+    /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
+    fn continue_at(
+        &mut self,
+        position: u64,
+        joined: JoinedTopics,
+        multi_topic_ids: MultiTopicEventIds,
+    ) {
+        if self.topics.is_empty() {
+            self.position = position;
+            self.cursor_position = position;
+        } else if self.position < position {
+            // The reader has read its other topics only up to an earlier position.
+            self.raise_catch_up_end(position);
+            self.resumed_ids = (!multi_topic_ids.is_empty()).then(|| Box::new(multi_topic_ids));
+        } else {
+            // The reader has read its other topics up to a later position.
+            self.position = position;
+        }
+        self.add_topics(joined, None);
+    }
+}
