@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
+use serde_json::Value;
 use testkit::{HttpConnection, HttpVersion, TestServer, next_item};
 use tower::ServiceExt;
 use tower_push::{
@@ -524,4 +525,44 @@ async fn feed_of_hub_that_is_gone_does_nothing() {
     drop(hub);
     feed.push(event).unwrap();
     assert_eq!(feed.last_id(), None::<EventId>);
+}
+
+/// A client adds a topic while it reads pages of the broker. An event that it has got for another topic is in the log of the new topic, too.
+#[tokio::test]
+async fn topic_added_during_backend_resume_gets_events_of_earlier_pages() {
+    let broker = Broker::default();
+    let upstream = UpstreamLimits::new().page_events(1);
+    let hub = Hub::builder().max_events(1).upstream_limits(upstream);
+    let mut node = broker.node(hub, 0);
+    for topics in [&["old"][..], &["old", "new"], &["old"], &["old"]] {
+        broker.publish(topics, "x");
+    }
+    node.push(usize::MAX);
+    broker.lock().delay = Duration::from_millis(100);
+    let topics = node.hub.subscribe(Topics::from_query("topic"));
+    let source = topics.without_authorization().commands(HubCommands::new());
+    let server = TestServer::start(tower_push::service(source)).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let protocol = ("sec-websocket-protocol", "json.tower-push");
+    let uri = "/?topic=old&last_event_id=0.0";
+    let Ok(mut socket) = client.open_websocket(uri, &[protocol]).await else {
+        panic!("refused");
+    };
+    let mut events = Vec::new();
+    while events.len() < 5 {
+        let frame = socket.next_frame().await.expect("a message");
+        let record: Value = serde_json::from_slice(&frame.payload).unwrap();
+        if let (Some(id), Some(topic)) = (record["id"].as_str(), record["topic"].as_str()) {
+            events.push(format!("{id} {topic}"));
+        }
+        if events.len() == 2 && !events.contains(&"0.2 new".to_owned()) {
+            let command = br#"{"subscribe":{"topic":"new","cursor":"0.0"}}"#;
+            socket.send_frame(0x81, command).await;
+        }
+    }
+    events.sort();
+    assert_eq!(
+        events,
+        ["0.1 old", "0.2 new", "0.2 old", "0.3 old", "0.4 old"]
+    );
 }

@@ -1,5 +1,4 @@
 use std::{
-    collections::HashMap,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -8,6 +7,7 @@ use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
     hub_state::{HubState, JoinError, JoinedTopics, TopicRequest, copy_for_topic},
+    multi_topic_events::MultiTopicEvents,
     pattern_table::PatternRequest,
     reader_request::AllowedPattern,
     topic_log::TopicStart,
@@ -42,17 +42,9 @@ pub(super) struct BackendResume {
     resume: UpstreamResume<HubEvent>,
     topics: BackendResumeTopics,
     waiter: WaiterKey,
-    /// The ids of the events that the client has got from pages and that have several topics: see [`take_multi_topic_ids`](Self::take_multi_topic_ids).
-    multi_topic_ids: MultiTopicEventIds,
+    multi_topic_events: MultiTopicEvents,
     is_cursor_held: bool,
 }
-
-/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client, with all topics of each
-/// event. At most [`MAX_MULTI_TOPIC_IDS`].
-#[derive(Debug, Default)]
-pub(super) struct MultiTopicEventIds(HashMap<EventId, TopicSet>);
-
-const MAX_MULTI_TOPIC_IDS: usize = 1024;
 
 /// The end of a client's resume from the broker: says where the client continues.
 pub(super) enum BackendResumeEnd {
@@ -74,27 +66,7 @@ struct HubLogs<'a> {
     topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
-    multi_topic_ids: &'a mut MultiTopicEventIds,
-}
-
-impl MultiTopicEventIds {
-    fn insert(&mut self, event: &HubEvent) {
-        if let Some(id) = event
-            .event
-            .id()
-            .filter(|_| self.0.len() < MAX_MULTI_TOPIC_IDS)
-        {
-            self.0.insert(id.clone(), event.topics.clone());
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn contains(&self, event: &Event) -> bool {
-        event.id().is_some_and(|id| self.0.contains_key(id))
-    }
+    multi_topic_events: &'a mut MultiTopicEvents,
 }
 
 impl BackendResumeTopics {
@@ -149,7 +121,7 @@ impl BackendResume {
             waiter: broker.waiting_resumes.register(0),
             hub,
             topics,
-            multi_topic_ids: MultiTopicEventIds::default(),
+            multi_topic_events: MultiTopicEvents::default(),
             is_cursor_held: false,
         })
     }
@@ -174,14 +146,9 @@ impl BackendResume {
         &self.topics.cursor
     }
 
-    /// Returns the topics of an event that the client has got from a page, if it has several.
-    pub(super) fn topics_of_multi_topic_event(&self, event: &Event) -> Option<&TopicSet> {
-        self.multi_topic_ids.0.get(event.id()?)
-    }
-
-    /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
-    pub(super) fn take_multi_topic_ids(&mut self) -> MultiTopicEventIds {
-        std::mem::take(&mut self.multi_topic_ids)
+    /// Returns the events of several topics that the client has got from pages.
+    pub(super) fn multi_topic_events(&mut self) -> &mut MultiTopicEvents {
+        &mut self.multi_topic_events
     }
 
     /// Removes a topic that the client leaves.
@@ -214,7 +181,7 @@ impl BackendResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
-            multi_topic_ids: &mut self.multi_topic_ids,
+            multi_topic_events: &mut self.multi_topic_events,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
@@ -319,7 +286,8 @@ impl UpstreamResumeLog for HubLogs<'_> {
             item = item.with_topics([first].into_iter().chain(others).cloned());
         }
         if event.topics().len() > 1 {
-            self.multi_topic_ids.insert(event);
+            self.multi_topic_events
+                .insert(&item, event.topics().as_slice());
         }
         Some(Item::Event(item))
     }

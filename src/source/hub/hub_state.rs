@@ -173,6 +173,14 @@ impl HubState {
         Some(Item::Ended { retry })
     }
 
+    /// Returns whether the feed has yet to push this event of a page, or may have to: see [`HubBroker::is_ahead_of_feed`].
+    pub(super) fn is_ahead_of_feed(&self, event: &Event) -> bool {
+        let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
+            return false;
+        };
+        broker.is_ahead_of_feed(id, self.published_position())
+    }
+
     /// Returns the id of the event at `position`. Returns `None` if a broker has given the id, and the hub does not remember it.
     pub(super) fn id_at(&self, position: u64) -> Option<EventId> {
         match &self.broker {

@@ -82,6 +82,7 @@ mod hub_topic;
 mod idempotency_keys;
 #[cfg(feature = "json")]
 mod local_members;
+mod multi_topic_events;
 mod pattern_table;
 #[cfg(feature = "json")]
 mod pending_members;

@@ -43,8 +43,9 @@ use self::{reader_batches::BatchReadOutcome, topic_gap::TopicGap, topic_reader::
 #[cfg(feature = "json")]
 use super::hub_presence::MemberConnection;
 use super::{
-    backend_resume::{BackendResume, MultiTopicEventIds},
+    backend_resume::BackendResume,
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
+    multi_topic_events::MultiTopicEvents,
     revocable_subscriptions::RevocableSubscription,
 };
 use crate::{
@@ -90,9 +91,9 @@ pub(super) struct HubReader {
     is_parked: bool,
     /// The resume from the broker of a client that has not joined all of its topics yet. `None` in a hub without a broker.
     backend_resume: Option<Box<BackendResume>>,
-    /// The ids of events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
+    /// The events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
     /// `catch_up_end`.
-    resumed_ids: Option<Box<MultiTopicEventIds>>,
+    resumed_events: Option<Box<MultiTopicEvents>>,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
     /// `None` if the client is no member of a topic and gets no lists of members.
@@ -133,7 +134,7 @@ impl HubReader {
             history_end_position: 0,
             is_parked: false,
             backend_resume: None,
-            resumed_ids: None,
+            resumed_events: None,
             revocable: None,
             #[cfg(feature = "json")]
             presence: None,

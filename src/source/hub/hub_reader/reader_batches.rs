@@ -138,10 +138,12 @@ impl HubReader {
         } = batch.finish(&mut self.topics);
         self.take_left_events(&mut events, end_position);
         let is_caught_up = end_position >= self.catch_up_end;
-        if let Some(ids) = &self.resumed_ids {
-            events.retain(|(_, event)| !ids.contains(event));
+        if let Some(resumed) = &self.resumed_events {
+            let unnamed =
+                |(position, event)| Some((position, resumed.without_named_topics(event)?));
+            events = events.into_iter().filter_map(unnamed).collect();
             if is_caught_up {
-                self.resumed_ids = None;
+                self.resumed_events = None;
             }
         }
         let ends_catch_up = self.position < self.catch_up_end && is_caught_up;

@@ -11,9 +11,10 @@ use crate::{
     event::{Event, Item, Topic},
     source::{
         hub::{
-            backend_resume::{BackendResume, BackendResumeEnd, MultiTopicEventIds},
+            backend_resume::{BackendResume, BackendResumeEnd},
             hub_broker::HubBroker,
             hub_state::JoinedTopics,
+            multi_topic_events::MultiTopicEvents,
         },
         relay::UpstreamResumeOutcome,
     },
@@ -67,11 +68,11 @@ impl HubReader {
                 joined,
                 gap,
             }) => {
-                let multi_topic_ids = resume.take_multi_topic_ids();
+                let multi_topic_events = std::mem::take(resume.multi_topic_events());
                 let is_cursor_held = resume.is_cursor_held();
                 self.backend_resume = None;
                 let has_other_topics = !self.topics.is_empty();
-                self.continue_at(position, joined, multi_topic_ids);
+                self.continue_at(position, joined, multi_topic_events);
                 if let Some(gap) = gap {
                     self.push_gap_after_member_lists(gap);
                 } else if is_cursor_held {
@@ -94,17 +95,18 @@ impl HubReader {
     /// Returns an item of a resume from the broker without its cursor, if the client has joined other topics, or the resume
     /// [holds the cursor](BackendResume::hold_cursor). The client has not got the events of the other topics
     /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
-    fn with_held_cursor(&self, item: Item) -> Option<Item> {
+    fn with_held_cursor(&mut self, item: Item) -> Option<Item> {
         let resume = self.backend_resume.as_deref();
         let has_other_topics = !self.topics.is_empty();
         let Some(resume) = resume.filter(|resume| has_other_topics || resume.is_cursor_held())
         else {
             return Some(item);
         };
+        let cursor = resume.requested_cursor().clone();
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event: self.with_joined_topics(event, resume),
-                cursor: resume.requested_cursor().clone(),
+                event: self.with_joined_topics(event),
+                cursor,
             }),
             Item::Gap(mut gap) => {
                 gap.resumed = None;
@@ -116,31 +118,21 @@ impl HubReader {
     }
 
     /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
-    /// of these topics.
-    fn with_joined_topics(&self, event: Event, resume: &BackendResume) -> Event {
-        let Some(topics) = resume.topics_of_multi_topic_event(&event) else {
+    /// of these topics. A topic that the client joins later gets the event from its log.
+    fn with_joined_topics(&mut self, event: Event) -> Event {
+        let resume = self.backend_resume.as_deref_mut();
+        let events = resume.map(BackendResume::multi_topic_events);
+        let Some(events) = events.filter(|events| events.has_unnamed_topics(&event)) else {
             return event;
         };
         // Checked before the logs are searched, so that an event that the feed pushes meanwhile is found there.
-        let is_ahead_of_feed = self.is_ahead_of_feed(&event);
-        let mut names = event.topics().to_vec();
-        let is_unread = |topic: &&Topic| {
+        let is_ahead_of_feed = self.hub.is_ahead_of_feed(&event);
+        let page_event = event.clone();
+        let is_unread = |topic: &Topic| {
             let mut readers = self.topics.iter().filter(|reader| reader.reads(topic));
-            readers.any(|reader| is_ahead_of_feed || reader.has_unread(&event))
+            readers.any(|reader| is_ahead_of_feed || reader.has_unread(&page_event))
         };
-        names.extend(topics.iter().filter(is_unread).cloned());
-        match names.len() == event.topics().len() {
-            true => event,
-            false => event.with_topics(names),
-        }
-    }
-
-    /// Returns whether the logs will get this event of a page later.
-    fn is_ahead_of_feed(&self, event: &Event) -> bool {
-        let (Some(broker), Some(id)) = (self.hub.broker(), event.id()) else {
-            return false;
-        };
-        broker.is_ahead_of_feed(id, self.hub.published_position())
+        events.name_topics(event, is_unread)
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
@@ -148,7 +140,7 @@ impl HubReader {
         &mut self,
         position: u64,
         joined: JoinedTopics,
-        multi_topic_ids: MultiTopicEventIds,
+        multi_topic_events: MultiTopicEvents,
     ) {
         if self.topics.is_empty() {
             self.position = position;
@@ -156,7 +148,8 @@ impl HubReader {
         } else if self.position < position {
             // The reader has read its other topics only up to an earlier position.
             self.raise_catch_up_end(position);
-            self.resumed_ids = (!multi_topic_ids.is_empty()).then(|| Box::new(multi_topic_ids));
+            let events = multi_topic_events;
+            self.resumed_events = (!events.is_empty()).then(|| Box::new(events));
         } else {
             // The reader has read its other topics up to a later position.
             self.position = position;
