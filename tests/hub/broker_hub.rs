@@ -17,7 +17,10 @@ use tower_push::{
     },
 };
 
-use crate::broker::{Broker, Node, id};
+use crate::{
+    broker::{Broker, Node, id},
+    requests::subscribe_to,
+};
 
 fn two_nodes(broker: &Broker) -> [Node; 2] {
     [(); 2].map(|()| broker.node(Hub::builder(), 0))
@@ -564,5 +567,41 @@ async fn topic_added_during_backend_resume_gets_events_of_earlier_pages() {
     assert_eq!(
         events,
         ["0.1 old", "0.2 new", "0.2 old", "0.3 old", "0.4 old"]
+    );
+}
+
+/// A client resumes a topic from the broker, and a pattern that matches the topic from now on. The log of the pattern has an event of a page, too.
+#[tokio::test(start_paused = true)]
+async fn event_of_page_is_not_repeated_by_pattern() {
+    let broker = Broker::default();
+    broker.publish(&["room/1"], "1");
+    let mut node = broker.node(Hub::builder().max_patterns(1), 0);
+    let topics = Topics::from_query("topic").at_most_patterns(1);
+    let source = (node.hub.subscribe(topics))
+        .authorize(async |_, _| true)
+        .authorize_patterns(async |_, _| TopicAccess::allow().max_history(0));
+    let uri = "/?topic=room/1&pattern_prefix=room/&last_event_id=0.0";
+    let mut subscriber = subscribe_to(&source, uri).unwrap();
+    for (topics, text) in [(["room/1", "other"], "2"), (["room/2", "room/1"], "3")] {
+        broker.publish(&topics, text);
+    }
+    broker.publish(&["room/1"], "4");
+    node.push(usize::MAX);
+    let mut texts = Vec::new();
+    while let Ok(Some(item)) =
+        tokio::time::timeout(Duration::from_secs(30), subscriber.next()).await
+    {
+        if let Item::Event(event) | Item::EventWithCursor { event, .. } = item.unwrap() {
+            let names: Vec<_> = event.topics().iter().map(|topic| topic.as_str()).collect();
+            texts.push(format!(
+                "{} {}",
+                event.payload().as_text().unwrap(),
+                names.join(" ")
+            ));
+        }
+    }
+    assert_eq!(
+        texts,
+        ["1 room/1", "2 room/1", "3 room/1 room/2", "4 room/1"]
     );
 }

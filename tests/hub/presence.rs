@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::mpsc, task::Poll, time::Duration};
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testkit::{ObservedMembers, get_request_head, poll_next, read_ready_items};
+use testkit::{ObservedMembers, get_request_head, members, poll_next, read_ready_items};
 use tokio::time::{Instant, sleep};
 use tower_push::{
     Event, Hub, Item, PushSource,
@@ -50,14 +50,6 @@ pub(crate) fn subscribe(hub: &Hub, uri: &str) -> Result<HubSubscriber, Rejection
         .subscribe(subscription)
         .now_or_never()
         .expect("the authorization is ready")
-}
-
-pub(crate) fn members(hub: &Hub) -> BTreeMap<String, Value> {
-    let list = hub.presence("room").unwrap().list();
-    list.members
-        .into_iter()
-        .map(|member| (member.key, member.value))
-        .collect()
 }
 
 fn data(event: &Event) -> Value {

@@ -15,7 +15,7 @@ use std::{
 
 use proptest::prelude::*;
 use serde_json::Value;
-use testkit::{ObservedMembers, poll_next};
+use testkit::{ObservedMembers, members, poll_next};
 use tokio::time::{Instant, sleep};
 use tower_push::{
     Hub,
@@ -25,7 +25,7 @@ use tower_push::{
 use crate::{
     broker::{Broker, Node},
     paused_clock::block_on_paused,
-    presence::{GRACE, members, subscribe},
+    presence::{GRACE, subscribe},
     presence_ledger::PresenceLedger,
 };
 

@@ -7,9 +7,9 @@ use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
     hub_state::{HubState, JoinError, JoinedTopics, TopicRequest, copy_for_topic},
-    multi_topic_events::MultiTopicEvents,
     pattern_table::PatternRequest,
     reader_request::AllowedPattern,
+    resumed_events::ResumedEvents,
     topic_log::TopicStart,
     topic_state::TopicState,
     topic_table::DeferredDrops,
@@ -42,7 +42,7 @@ pub(super) struct BackendResume {
     resume: UpstreamResume<HubEvent>,
     topics: BackendResumeTopics,
     waiter: WaiterKey,
-    multi_topic_events: MultiTopicEvents,
+    resumed_events: ResumedEvents,
     is_cursor_held: bool,
 }
 
@@ -66,7 +66,7 @@ struct HubLogs<'a> {
     topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
-    multi_topic_events: &'a mut MultiTopicEvents,
+    resumed_events: &'a mut ResumedEvents,
 }
 
 impl BackendResumeTopics {
@@ -121,7 +121,7 @@ impl BackendResume {
             waiter: broker.waiting_resumes.register(0),
             hub,
             topics,
-            multi_topic_events: MultiTopicEvents::default(),
+            resumed_events: ResumedEvents::default(),
             is_cursor_held: false,
         })
     }
@@ -147,8 +147,8 @@ impl BackendResume {
     }
 
     /// Returns the events of several topics that the client has got from pages.
-    pub(super) fn multi_topic_events(&mut self) -> &mut MultiTopicEvents {
-        &mut self.multi_topic_events
+    pub(super) fn resumed_events(&mut self) -> &mut ResumedEvents {
+        &mut self.resumed_events
     }
 
     /// Removes a topic that the client leaves.
@@ -181,7 +181,7 @@ impl BackendResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
-            multi_topic_events: &mut self.multi_topic_events,
+            resumed_events: &mut self.resumed_events,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
@@ -286,8 +286,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
             item = item.with_topics([first].into_iter().chain(others).cloned());
         }
         if event.topics().len() > 1 {
-            self.multi_topic_events
-                .insert(&item, event.topics().as_slice());
+            self.resumed_events.insert(&item, event.topics().as_slice());
         }
         Some(Item::Event(item))
     }

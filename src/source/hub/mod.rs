@@ -82,7 +82,6 @@ mod hub_topic;
 mod idempotency_keys;
 #[cfg(feature = "json")]
 mod local_members;
-mod multi_topic_events;
 mod pattern_table;
 #[cfg(feature = "json")]
 mod pending_members;
@@ -98,6 +97,7 @@ mod publish_options;
 mod publisher_ids;
 mod reader_request;
 mod requested_topics;
+mod resumed_events;
 mod revocable_subscriptions;
 #[cfg(feature = "json")]
 mod subscribed_topics;

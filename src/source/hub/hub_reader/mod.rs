@@ -45,7 +45,7 @@ use super::hub_presence::MemberConnection;
 use super::{
     backend_resume::BackendResume,
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
-    multi_topic_events::MultiTopicEvents,
+    resumed_events::ResumedEvents,
     revocable_subscriptions::RevocableSubscription,
 };
 use crate::{
@@ -93,7 +93,7 @@ pub(super) struct HubReader {
     backend_resume: Option<Box<BackendResume>>,
     /// The events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
     /// `catch_up_end`.
-    resumed_events: Option<Box<MultiTopicEvents>>,
+    resumed_events: Option<Box<ResumedEvents>>,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
     /// `None` if the client is no member of a topic and gets no lists of members.

@@ -14,7 +14,7 @@ use crate::{
             backend_resume::{BackendResume, BackendResumeEnd},
             hub_broker::HubBroker,
             hub_state::JoinedTopics,
-            multi_topic_events::MultiTopicEvents,
+            resumed_events::ResumedEvents,
         },
         relay::UpstreamResumeOutcome,
     },
@@ -68,11 +68,11 @@ impl HubReader {
                 joined,
                 gap,
             }) => {
-                let multi_topic_events = std::mem::take(resume.multi_topic_events());
+                let resumed_events = std::mem::take(resume.resumed_events());
                 let is_cursor_held = resume.is_cursor_held();
                 self.backend_resume = None;
                 let has_other_topics = !self.topics.is_empty();
-                self.continue_at(position, joined, multi_topic_events);
+                self.continue_at(position, joined, resumed_events);
                 if let Some(gap) = gap {
                     self.push_gap_after_member_lists(gap);
                 } else if is_cursor_held {
@@ -118,13 +118,17 @@ impl HubReader {
     }
 
     /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
-    /// of these topics. A topic that the client joins later gets the event from its log.
+    /// of these topics, or from those of patterns. A topic that the client joins later gets the event from its log.
     fn with_joined_topics(&mut self, event: Event) -> Event {
         let resume = self.backend_resume.as_deref_mut();
-        let events = resume.map(BackendResume::multi_topic_events);
-        let Some(events) = events.filter(|events| events.has_unnamed_topics(&event)) else {
+        let Some(events) = resume.map(BackendResume::resumed_events) else {
             return event;
         };
+        let is_read = |topic: &Topic| self.topics.iter().any(|reader| reader.reads(topic));
+        let is_in_read_log = event.topics().iter().any(is_read);
+        if !is_in_read_log && !events.has_unnamed_topics(&event) {
+            return event;
+        }
         // Checked before the logs are searched, so that an event that the feed pushes meanwhile is found there.
         let is_ahead_of_feed = self.hub.is_ahead_of_feed(&event);
         let page_event = event.clone();
@@ -132,24 +136,21 @@ impl HubReader {
             let mut readers = self.topics.iter().filter(|reader| reader.reads(topic));
             readers.any(|reader| is_ahead_of_feed || reader.has_unread(&page_event))
         };
+        if event.topics().iter().any(is_unread) {
+            events.insert(&event, event.topics());
+        }
         events.name_topics(event, is_unread)
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
-    fn continue_at(
-        &mut self,
-        position: u64,
-        joined: JoinedTopics,
-        multi_topic_events: MultiTopicEvents,
-    ) {
+    fn continue_at(&mut self, position: u64, joined: JoinedTopics, resumed_events: ResumedEvents) {
         if self.topics.is_empty() {
             self.position = position;
             self.cursor_position = position;
         } else if self.position < position {
             // The reader has read its other topics only up to an earlier position.
             self.raise_catch_up_end(position);
-            let events = multi_topic_events;
-            self.resumed_events = (!events.is_empty()).then(|| Box::new(events));
+            self.resumed_events = (!resumed_events.is_empty()).then(|| Box::new(resumed_events));
         } else {
             // The reader has read its other topics up to a later position.
             self.position = position;

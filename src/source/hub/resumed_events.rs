@@ -2,21 +2,23 @@ use std::collections::HashMap;
 
 use crate::event::{Event, EventId, Topic};
 
-/// The events of several topics that a client has got from pages of the broker, and that may also be in the logs of other topics of the client: the
-/// topics that each of these events has not named yet.
+/// The events that a client has got from pages of the broker, and that may also be in other logs of the client: for each event, its topics that it
+/// has not named yet.
 ///
-/// The client gets such an event from a log only for topics that were not named. At most [`MAX_MULTI_TOPIC_EVENTS`] events are remembered. A client
-/// may get other ones again.
+/// The client gets such an event from a log only for topics that were not named. At most [`MAX_RESUMED_EVENTS`] events are remembered. The client may get
+/// other ones again.
 #[derive(Debug, Default)]
-pub(super) struct MultiTopicEvents(HashMap<EventId, Vec<Topic>>);
+pub(super) struct ResumedEvents(HashMap<EventId, Vec<Topic>>);
 
-const MAX_MULTI_TOPIC_EVENTS: usize = 1024;
+const MAX_RESUMED_EVENTS: usize = 1024;
 
-impl MultiTopicEvents {
-    /// Adds an event of a page. `all_topics` are those to which it was published.
+impl ResumedEvents {
+    /// Adds an event of a page, unless it is there already. `all_topics` are those to which it was published.
     pub(super) fn insert(&mut self, event: &Event, all_topics: &[Topic]) {
-        let id = event.id();
-        if let Some(id) = id.filter(|_| self.0.len() < MAX_MULTI_TOPIC_EVENTS) {
+        let Some(id) = event.id().filter(|id| !self.0.contains_key(*id)) else {
+            return;
+        };
+        if self.0.len() < MAX_RESUMED_EVENTS {
             let unnamed = all_topics.iter();
             let unnamed = unnamed.filter(|topic| !event.topics().contains(topic));
             self.0.insert(id.clone(), unnamed.cloned().collect());
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn log_has_event_for_unnamed_topics_only() {
-        let mut events = MultiTopicEvents::default();
+        let mut events = ResumedEvents::default();
         events.insert(&event(&["a"]), &topics(&["a", "b", "c"]));
         let named = events.name_topics(event(&["a"]), |topic| topic.as_str() == "b");
         assert_eq!(named.topics(), topics(&["a", "b"]));
@@ -105,11 +107,11 @@ mod tests {
 
     #[test]
     fn bounded_number_of_events_is_remembered() {
-        let mut events = MultiTopicEvents::default();
-        for number in 0..=MAX_MULTI_TOPIC_EVENTS {
+        let mut events = ResumedEvents::default();
+        for number in 0..=MAX_RESUMED_EVENTS {
             let event = Event::text("x").with_id(number.to_string()).unwrap();
             events.insert(&event.with_topics(topics(&["a"])), &topics(&["a", "b"]));
         }
-        assert_eq!(events.0.len(), MAX_MULTI_TOPIC_EVENTS);
+        assert_eq!(events.0.len(), MAX_RESUMED_EVENTS);
     }
 }
