@@ -470,6 +470,50 @@ async fn connect_app(server: &NatsServer) -> JetStreamHub {
     builder.connect_hub(Hub::builder()).await.unwrap()
 }
 
+/// A new client gets the last values that the node has read. A client with a cursor also gets those that only the stream has.
+#[tokio::test]
+async fn last_values_before_the_log_need_a_cursor() {
+    let server = NatsServer::start("");
+    let node = hub(&server).await;
+    let start = publish(&node, &["other"], "0").await;
+    publish(&node, &["quiet"], "last value").await;
+    publish_numbers(&node, "busy", 0..30).await;
+    let late = hub_with(&server, Hub::builder().last_value_only(), 10).await;
+    let topics = &["busy", "quiet"];
+    let mut client = HubClient::subscribe(late.hub(), topics, StartPosition::Last(1));
+    client.expect_texts(&["29"]).await;
+    publish(&node, &["quiet"], "new value").await;
+    client.expect_texts(&["new value"]).await;
+    let mut client = HubClient::resume(late.hub(), topics, &start);
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|text| text != "new value") {
+        texts.push(client.next().await);
+    }
+    assert!(texts.iter().any(|text| text == "last value"), "{texts:?}");
+
+    // The stream has removed the values. Clients are told that events are missing.
+    let operator = Operator::connect(&server).await;
+    publish_numbers(&node, "busy", 30..60).await;
+    operator.keep(20).await;
+    let late = hub_with(&server, Hub::builder().last_value_only(), 10).await;
+    let mut client = HubClient::resume(late.hub(), topics, &start);
+    assert_eq!(client.next().await, "expired None");
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|text| text != "59") {
+        texts.push(client.next().await);
+    }
+    assert!(
+        !texts.iter().any(|text| text.ends_with("value")),
+        "{texts:?}"
+    );
+    // A node whose log has the whole stream has all values that are left.
+    publish(&node, &["quiet"], "kept").await;
+    publish_numbers(&node, "busy", 60..70).await;
+    let whole = hub_with(&server, Hub::builder().last_value_only(), 1000).await;
+    let mut client = HubClient::subscribe(whole.hub(), topics, StartPosition::Last(1));
+    client.expect_texts(&["kept", "69"]).await;
+}
+
 #[tokio::test]
 async fn streams_end_with_last_clone() {
     let server = NatsServer::start("");

@@ -228,6 +228,62 @@ async fn publication_fails_with_error_of_this_crate() {
     assert!(source.is_unavailable());
 }
 
+/// A new client gets the last values that the node has read. A client with a cursor also gets those that only the stream has.
+#[tokio::test]
+async fn last_values_before_the_log_need_a_cursor() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = hub(&server).await;
+    let options = PublishOptions::new();
+    let publish = async |topic: &'static str, text: &str| {
+        let published = node
+            .hub()
+            .publish_and_wait(topic, text.to_owned(), &options);
+        published.await.unwrap()
+    };
+    let start = publish("other", "0").await;
+    publish("quiet", "last value").await;
+    for number in 0..30 {
+        publish("busy", &number.to_string()).await;
+    }
+    let late = hub_with(&server, Hub::builder().last_value_only(), 10).await;
+    let topics = &["busy", "quiet"];
+    let mut client = HubClient::subscribe(late.hub(), topics, StartPosition::Last(1));
+    client.expect_texts(&["29"]).await;
+    publish("quiet", "new value").await;
+    client.expect_texts(&["new value"]).await;
+    let mut client = HubClient::resume(late.hub(), topics, &start);
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|text| text != "new value") {
+        texts.push(client.next().await);
+    }
+    assert!(texts.iter().any(|text| text == "last value"), "{texts:?}");
+
+    // The stream has removed the values. Clients are told that events are missing.
+    for number in 30..60 {
+        publish("busy", &number.to_string()).await;
+    }
+    server.command(&["XTRIM", KEY, "MAXLEN", "=", "20"]);
+    let late = hub_with(&server, Hub::builder().last_value_only(), 10).await;
+    let mut client = HubClient::resume(late.hub(), topics, &start);
+    assert_eq!(client.next().await, "expired None");
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|text| text != "59") {
+        texts.push(client.next().await);
+    }
+    assert!(
+        !texts.iter().any(|text| text.ends_with("value")),
+        "{texts:?}"
+    );
+    // A node whose log has the whole stream has all values that are left.
+    publish("quiet", "kept").await;
+    for number in 60..70 {
+        publish("busy", &number.to_string()).await;
+    }
+    let whole = hub_with(&server, Hub::builder().last_value_only(), 1000).await;
+    let mut client = HubClient::subscribe(whole.hub(), topics, StartPosition::Last(1));
+    client.expect_texts(&["kept", "69"]).await;
+}
+
 #[tokio::test]
 async fn streams_end_with_last_clone() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
