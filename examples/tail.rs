@@ -66,8 +66,14 @@ fn subscribe(mut arguments: impl Iterator<Item = String>) -> Result<EventStream,
             "--after" => client = client.cursor(EventId::new(value()?)?),
             "--header" => headers.push(parse_header(&value()?)?),
             "--data-only" => client = client.data_only(),
-            _ if argument.starts_with('-') => return Err(format!("unknown: {argument}").into()),
-            _ => url = Some(argument),
+            _ if argument.starts_with('-') => {
+                return Err(format!("unknown option: {argument}").into());
+            }
+            _ => {
+                if let Some(first) = url.replace(argument) {
+                    return Err(format!("more than one URL: {first}").into());
+                }
+            }
         }
     }
     let client = client.prepare_request(move |mut request| {

@@ -235,10 +235,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.detail)?;
         if let Some(response) = &self.0.response {
-            let text = String::from_utf8_lossy(&response.body);
-            let start: String = text.chars().take(MAX_SHOWN_BODY_CHARS).collect();
-            if !start.trim().is_empty() {
-                write!(f, ": {}", start.trim())?;
+            let text = on_one_line(&String::from_utf8_lossy(&response.body));
+            if !text.is_empty() {
+                write!(f, ": {text}")?;
             }
         }
         #[cfg(feature = "websocket")]
@@ -248,7 +247,7 @@ impl fmt::Display for Error {
             .as_ref()
             .filter(|f| !f.reason().is_empty())
         {
-            write!(f, ": {}", frame.reason())?;
+            write!(f, ": {}", on_one_line(frame.reason()))?;
         }
         Ok(())
     }
@@ -257,11 +256,46 @@ impl fmt::Display for Error {
 /// The number of characters of a response's body that the text of an error shows.
 const MAX_SHOWN_BODY_CHARS: usize = 200;
 
+/// Returns the beginning of a server's text without line breaks and other control characters, so that it changes nothing but its place in a
+/// log or on a terminal.
+fn on_one_line(text: &str) -> String {
+    let is_separator = |c: char| c.is_whitespace() || c.is_control();
+    let words = text.split(is_separator).filter(|word| !word.is_empty());
+    let mut line = String::new();
+    for word in words {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if let Some((len, _)) = line.char_indices().nth(MAX_SHOWN_BODY_CHARS) {
+            line.truncate(len);
+            break;
+        }
+    }
+    line
+}
+
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         self.0
             .source
             .as_deref()
             .map(|error| error as &(dyn error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_server_is_on_one_line() {
+        let body = "<html>\r\n  <b>No\x1b[2J</b>\n";
+        let error = Error::status(StatusCode::FORBIDDEN);
+        let error = error.with_response(StatusCode::FORBIDDEN, body.into());
+        let expected = "the server answered 403 Forbidden: <html> <b>No [2J</b>";
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(on_one_line(&"é".repeat(300)), "é".repeat(200));
+        assert_eq!(on_one_line(" \n"), "");
     }
 }
