@@ -5,14 +5,10 @@ use tower_push::{
     source::{StartPosition, hub::HubSubscriber},
 };
 
-use crate::item::{describe_item, next_item};
+use crate::cursor_client::CursorClient;
 
 /// A client of one of several hubs that show the same events.
-#[derive(Debug)]
-pub struct HubClient {
-    subscriber: HubSubscriber,
-    cursor: Option<EventId>,
-}
+pub type HubClient = CursorClient<HubSubscriber>;
 
 impl HubClient {
     /// Subscribes a client to topics. The client gets the events from `start` on.
@@ -30,31 +26,14 @@ impl HubClient {
 
     /// Subscribes a client that returns with a cursor.
     pub fn resume(hub: &Hub, topics: &[&str], cursor: &EventId) -> Self {
-        let mut client = Self::subscribe(hub, topics, StartPosition::After(cursor.clone()));
-        client.cursor = Some(cursor.clone());
-        client
+        let source = hub.topics(topics.to_vec()).unwrap();
+        let start = StartPosition::After(cursor.clone());
+        Self::new(source.subscribe_from(start).unwrap(), Some(cursor.clone()))
     }
 
     /// Leaves the hub, and returns to a hub with the cursor.
     pub fn move_to(&mut self, hub: &Hub, topics: &[&str]) {
         *self = Self::resume(hub, topics, &self.cursor());
-    }
-
-    /// Returns the cursor with which the client would return. Panics if the client has none.
-    pub fn cursor(&self) -> EventId {
-        self.cursor.clone().expect("the client has no cursor")
-    }
-
-    /// Returns the next item. Panics if there is no item within [`TEST_TIMEOUT`](crate::TEST_TIMEOUT).
-    pub async fn next_item(&mut self) -> Item {
-        let item = next_item(&mut self.subscriber).await;
-        self.cursor = item.cursor().cloned().or(self.cursor.take());
-        item
-    }
-
-    /// Returns the text of the next event, or a description of another item.
-    pub async fn next(&mut self) -> String {
-        describe_item(Ok(self.next_item().await))
     }
 
     /// Returns the next event. Panics at any other item that is not a cursor.
@@ -84,15 +63,6 @@ impl HubClient {
                 Item::Cursor(_) => {}
                 other => panic!("{other:?}"),
             }
-        }
-    }
-}
-
-impl From<HubSubscriber> for HubClient {
-    fn from(subscriber: HubSubscriber) -> Self {
-        Self {
-            subscriber,
-            cursor: None,
         }
     }
 }

@@ -33,9 +33,16 @@ pub async fn next_item<S>(stream: &mut S) -> Item
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
+    next_result(stream).await.unwrap()
+}
+
+/// Returns the next item or error. Panics if there is none within [`TEST_TIMEOUT`], and at the end.
+pub async fn next_result<S>(stream: &mut S) -> Result<Item, BoxError>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
     let next = timeout(TEST_TIMEOUT, stream.next()).await;
-    let item = next.expect("no item in time").expect("the stream ended");
-    item.unwrap()
+    next.expect("no item in time").expect("the stream ended")
 }
 
 /// Reads the items that are ready, described by [`describe_item`].

@@ -22,7 +22,7 @@
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
 //! | [`epoch_ids`], [`published_events`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
-//! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub |
+//! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub: each is a [`CursorClient`] |
 //! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
@@ -33,6 +33,7 @@ pub mod breakable_proxy;
 pub mod client;
 pub mod counting_io;
 pub mod current_exe_child;
+mod cursor_client;
 pub mod epoch_ids;
 pub mod event_stream;
 pub mod event_stream_client;
@@ -68,6 +69,7 @@ pub use self::{
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
     counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,
+    cursor_client::CursorClient,
     event_stream_client::EventStreamClient,
     example_process::ExampleProcess,
     headers::parse_headers,

@@ -1,13 +1,12 @@
 //! A client that moves from relay to relay, as the clients of several servers behind a load balancer do.
 
 use futures_util::StreamExt;
-use tokio::time::timeout;
 use tower_push::{
     EventId, Item, Relay,
     source::{StartPosition, relay::RelaySubscriber},
 };
 
-use crate::{TEST_TIMEOUT, item::describe_item};
+use crate::cursor_client::CursorClient;
 
 /// Reads this number of events from a relay. Panics at a gap.
 pub async fn read_relay_events(relay: &Relay, start: StartPosition, count: usize) {
@@ -23,19 +22,12 @@ pub async fn read_relay_events(relay: &Relay, start: StartPosition, count: usize
 }
 
 /// A client of one of several relays that show the same feed.
-#[derive(Debug)]
-pub struct RelayClient {
-    subscriber: RelaySubscriber,
-    cursor: Option<EventId>,
-}
+pub type RelayClient = CursorClient<RelaySubscriber>;
 
 impl RelayClient {
     /// Connects a client that gets the events from now on. The client has a cursor.
     pub async fn connect(relay: &Relay) -> Self {
-        let mut client = Self {
-            subscriber: relay.subscribe_from(StartPosition::Now),
-            cursor: None,
-        };
+        let mut client = Self::from(relay.subscribe_from(StartPosition::Now));
         assert_eq!(client.next().await, "cursor");
         client
     }
@@ -43,33 +35,12 @@ impl RelayClient {
     /// Connects a client that returns with a cursor.
     pub fn resume(relay: &Relay, cursor: &EventId) -> Self {
         let start = StartPosition::After(cursor.clone());
-        Self {
-            subscriber: relay.subscribe_from(start),
-            cursor: Some(cursor.clone()),
-        }
+        Self::new(relay.subscribe_from(start), Some(cursor.clone()))
     }
 
     /// Leaves the relay, and returns to a relay with the cursor.
     pub fn move_to(&mut self, relay: &Relay) {
         *self = Self::resume(relay, &self.cursor());
-    }
-
-    /// Returns the cursor with which the client would return. Panics if the client has none.
-    pub fn cursor(&self) -> EventId {
-        self.cursor.clone().expect("the client has no cursor")
-    }
-
-    /// Returns the text of the next event, or a description of another item. Panics if there is no item within [`TEST_TIMEOUT`].
-    pub async fn next(&mut self) -> String {
-        let next = timeout(TEST_TIMEOUT, self.subscriber.next()).await;
-        let item = next.expect("no item in time").expect("the stream ended");
-        match &item {
-            Ok(Item::Event(event)) => self.cursor = event.id().cloned(),
-            Ok(Item::Cursor(cursor)) => self.cursor = Some(cursor.clone()),
-            Ok(Item::Gap(gap)) => self.cursor = gap.resumed.clone().or(self.cursor.take()),
-            _ => {}
-        }
-        describe_item(item)
     }
 
     /// Reads exactly these numbers.
