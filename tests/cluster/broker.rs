@@ -62,12 +62,40 @@ impl Broker {
         match self {
             Self::Redis(server) => _ = server.command(&["DEL", "events"]),
             Self::Nats(server) => {
-                let client = async_nats::connect(server.url()).await.unwrap();
-                let subject = "$JS.API.STREAM.DELETE.events";
-                let answer = client.request(subject, "".into()).await.unwrap();
-                let answer = String::from_utf8_lossy(&answer.payload).into_owned();
+                let answer = request(server, "$JS.API.STREAM.DELETE.events", "").await;
                 assert!(answer.contains("\"success\":true"), "{answer}");
             }
         }
     }
+
+    /// Removes all events but the newest one.
+    pub(crate) async fn trim_feed(&self) {
+        match self {
+            Self::Redis(server) => _ = server.command(&["XTRIM", "events", "MAXLEN", "=", "1"]),
+            Self::Nats(server) => {
+                let subject = "$JS.API.STREAM.PURGE.events";
+                let answer = request(server, subject, r#"{"keep":1}"#).await;
+                assert!(answer.contains("\"success\":true"), "{answer}");
+            }
+        }
+    }
+
+    /// Adds an event as another program does.
+    pub(crate) async fn add_event_of_other_program(&self) {
+        match self {
+            Self::Redis(server) => {
+                _ = server.command(&["XADD", "events", "*", "temperature", "hot"]);
+            }
+            Self::Nats(server) => {
+                let answer = request(server, "events", "hot").await;
+                assert!(answer.contains("\"seq\""), "{answer}");
+            }
+        }
+    }
+}
+
+async fn request(server: &NatsServer, subject: &'static str, payload: &'static str) -> String {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let answer = client.request(subject, payload.into()).await.unwrap();
+    String::from_utf8_lossy(&answer.payload).into_owned()
 }

@@ -12,6 +12,7 @@ use std::{
 use futures_util::StreamExt;
 use testkit::{ExampleProcess, Nginx, Random, TEST_TIMEOUT, free_port, nginx::replace_once};
 use tokio::time::{sleep, timeout};
+use tower_push::GapReason;
 use tower_push_client::{Client, ClientItem, Transport};
 
 use crate::{broker::Broker, requests::RequestSender};
@@ -83,7 +84,7 @@ impl Cluster {
         }
     }
 
-    /// Causes a fault after which no event is lost.
+    /// Causes a fault.
     async fn cause_fault(&mut self, fault: Fault, random: &mut Random) {
         let index = random.below(NODES as u64) as usize;
         let pause = Duration::from_millis(random.below(700));
@@ -116,6 +117,17 @@ impl Cluster {
                     self.sender.wait_for_readiness(address, 200).await;
                 }
             }
+            Fault::OtherProgram => {
+                for _ in 0..20 {
+                    self.broker.add_event_of_other_program().await;
+                }
+            }
+            Fault::TrimmedBeforeNode => {
+                node.pause();
+                sleep(pause + PUBLISH_INTERVAL * 4).await;
+                self.broker.trim_feed().await;
+                node.resume();
+            }
         }
         self.wait_until_ready().await;
     }
@@ -133,9 +145,15 @@ enum Fault {
     BrokerStopped,
     /// All nodes are restarted, one after the other, as in a deployment.
     AllNodesRestarted,
+    /// Another program adds events that have other fields.
+    OtherProgram,
+    /// While a node is stopped, events are published, and nearly all events are removed.
+    TrimmedBeforeNode,
 }
 
-const FAULTS: [Fault; 6] = [
+/// The faults after which no event is lost.
+const LOSSLESS_FAULTS: [Fault; 7] = [
+    Fault::OtherProgram,
     Fault::NodeKilled,
     Fault::NodeRestarted,
     Fault::NodeStopped,
@@ -186,6 +204,12 @@ struct HoppingSubscriber {
     random: Random,
     /// The number of the last event, for the test. 0 before the first event.
     last: Arc<AtomicU64>,
+    /// Whether the test has removed events. From then on, a client can get a gap (`expired`), after which some numbers are missing.
+    are_events_removed: Arc<AtomicBool>,
+    /// The number of these gaps that all clients have got.
+    expired_gaps: Arc<AtomicU64>,
+    /// Whether the client has got such a gap, and no number since.
+    may_miss_numbers: bool,
     /// Whether the test has deleted the feed. Before this, a client that has got a number gets no gap.
     is_feed_deleted: Arc<AtomicBool>,
     gaps: u64,
@@ -221,6 +245,13 @@ impl HoppingSubscriber {
                     self.last.store(0, Ordering::Relaxed);
                     return;
                 }
+                if self.are_events_removed.load(Ordering::Relaxed)
+                    && gap.reason == GapReason::Expired
+                {
+                    self.expired_gaps.fetch_add(1, Ordering::Relaxed);
+                    self.may_miss_numbers = true;
+                    return;
+                }
                 // Before the first publication, the stream does not exist in Redis, and the cursor of one node means nothing to another.
                 let last = self.last.load(Ordering::Relaxed);
                 assert_eq!(last, 0, "{gap:?} over {transport}");
@@ -233,8 +264,10 @@ impl HoppingSubscriber {
                     return;
                 };
                 let last = self.last.load(Ordering::Relaxed);
+                let may_miss = std::mem::take(&mut self.may_miss_numbers);
+                let is_next = number == last + 1 || (may_miss && number > last);
                 assert!(
-                    last == 0 || number == last + 1 || number == LAST,
+                    last == 0 || is_next || number == LAST,
                     "{last} then {number} over {transport}"
                 );
                 self.last.store(number, Ordering::Relaxed);
@@ -264,6 +297,8 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
     let client = Client::new().retry_delay(Duration::from_millis(20), Duration::from_millis(500));
     let mut subscribers = Vec::new();
     let mut last_numbers = Vec::new();
+    let are_events_removed = Arc::new(AtomicBool::new(false));
+    let expired_gaps = Arc::new(AtomicU64::new(0));
     let is_feed_deleted = Arc::new(AtomicBool::new(false));
     for seed in 0..SUBSCRIBERS {
         let last = Arc::new(AtomicU64::new(0));
@@ -273,6 +308,9 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
             url: format!("http://{}/feed", cluster.address()),
             random: Random::new(seed),
             last,
+            are_events_removed: are_events_removed.clone(),
+            expired_gaps: expired_gaps.clone(),
+            may_miss_numbers: false,
             is_feed_deleted: is_feed_deleted.clone(),
             gaps: 0,
         };
@@ -285,14 +323,20 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
         is_stopped.clone(),
     ));
     let mut random = Random::new(1);
-    for fault in FAULTS {
+    for fault in LOSSLESS_FAULTS {
         sleep(Duration::from_millis(random.below(500))).await;
         cluster.cause_fault(fault, &mut random).await;
+    }
+    are_events_removed.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        cluster
+            .cause_fault(Fault::TrimmedBeforeNode, &mut random)
+            .await;
     }
     is_stopped.store(true, Ordering::Relaxed);
     let newest = publisher.await.unwrap();
 
-    // Each subscriber has all events up to the newest one, without a gap.
+    // Each subscriber has the newest event.
     let deadline = Instant::now() + 3 * TEST_TIMEOUT;
     let is_behind = |last: &Arc<AtomicU64>| last.load(Ordering::Relaxed) != newest;
     while last_numbers.iter().any(is_behind) {
@@ -304,6 +348,9 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
         assert!(Instant::now() < deadline, "a subscriber is behind");
         sleep(Duration::from_millis(20)).await;
     }
+
+    // The clients of a stopped node are told of the events that were removed before the node could read them.
+    assert!(expired_gaps.load(Ordering::Relaxed) > 0);
 
     // Each subscriber is told that the feed was deleted.
     is_feed_deleted.store(true, Ordering::Relaxed);
