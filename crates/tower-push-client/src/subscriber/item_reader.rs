@@ -275,7 +275,7 @@ impl ItemReader {
             }
             BatchContent::Records | BatchContent::JsonPayloads => {
                 self.parser = BodyParser::BatchElements {
-                    elements: JsonElements::new(body).map_err(Error::malformed)?,
+                    elements: JsonElements::new(body)?,
                     are_payloads: matches!(content, BatchContent::JsonPayloads),
                 };
             }

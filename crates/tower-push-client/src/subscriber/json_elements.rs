@@ -2,7 +2,7 @@ use bytes::{Buf, Bytes};
 use serde::de::IgnoredAny;
 use serde_json::{Deserializer, value::RawValue};
 
-use crate::error::BoxError;
+use crate::error::Error;
 
 /// The elements of a JSON array, which are read one at a time: an array of many small elements needs no more memory than its text.
 #[derive(Debug)]
@@ -15,11 +15,16 @@ impl JsonElements {
     /// Begins to read an array.
     ///
     /// # Errors
-    /// An error if `json` is not one JSON array.
-    pub(super) fn new(json: Bytes) -> Result<Self, BoxError> {
-        let text = std::str::from_utf8(&json)?;
+    /// [`Error::is_cut`] if `json` is the beginning of an array: a response without a length may end too early without an error.
+    /// [`Error::is_malformed`] if `json` is anything else but an array.
+    pub(super) fn new(json: Bytes) -> Result<Self, Error> {
         // The elements have no size, so the vector has no memory.
-        let _: Vec<IgnoredAny> = serde_json::from_str(text)?;
+        let parsed: Result<Vec<IgnoredAny>, _> = serde_json::from_slice(&json);
+        parsed.map_err(|error| match error.is_eof() {
+            true => Error::cut_by(error),
+            false => Error::malformed(error),
+        })?;
+        std::str::from_utf8(&json).map_err(Error::malformed)?;
         Ok(Self { rest: json })
     }
 
@@ -73,19 +78,14 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_array() {
-        let cases: [&[u8]; 8] = [
-            b"",
-            b"{}",
-            b"1",
-            b"[1",
-            b"[1,]",
-            b"[1] 2",
-            b"[\"\xff\"]",
-            b"<html>",
-        ];
+        let cases: [&[u8]; 6] = [b"{}", b"1", b"[1,]", b"[\"\xff\"]", b"[1] 2", b"<html>"];
         for json in cases {
-            let is_array = JsonElements::new(Bytes::from_static(json)).is_ok();
-            assert!(!is_array, "{}", json.escape_ascii());
+            let error = JsonElements::new(Bytes::from_static(json)).unwrap_err();
+            assert!(error.is_malformed(), "{}", json.escape_ascii());
+        }
+        for json in ["", " ", "[", "[1", "[1,", "[\"a"] {
+            let error = JsonElements::new(json.into()).unwrap_err();
+            assert!(error.is_cut(), "{json}");
         }
     }
 }

@@ -510,7 +510,11 @@ impl Subscriber {
                     // The end of the body may have completed further items.
                     Ok(()) => return true,
                     Err(error) => {
-                        self.fail(ConnectionFailure::stop(error), now());
+                        let failure = match error.is_cut() {
+                            true => ConnectionFailure::retry(error),
+                            false => ConnectionFailure::stop(error),
+                        };
+                        self.fail(failure, now());
                         return true;
                     }
                 }

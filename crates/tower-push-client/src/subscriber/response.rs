@@ -259,11 +259,12 @@ impl Subscriber {
     /// Follows a redirect within the same host. Each reconnect begins with the URL of the feed again.
     fn follow_redirect(&mut self, headers: &HeaderMap, now: Instant) {
         let from = self.redirected_uri.as_ref().unwrap_or(&self.uri);
-        let location = headers.get(LOCATION).map(HeaderValue::as_bytes);
-        let location = String::from_utf8_lossy(location.unwrap_or_default());
-        let target = resolve_reference(from, &location);
+        let location = headers.get(LOCATION);
+        let target = location.and_then(|value| resolve_reference(from, value.to_str().ok()?));
+        let location = location.map(HeaderValue::as_bytes).unwrap_or_default();
         let error = match target.filter(|target| http_scheme(target).is_some()) {
             None => {
+                let location = location.escape_ascii();
                 let detail =
                     format!("the server redirects to `{location}`, which is no URL of HTTP");
                 Error::redirect(detail)
@@ -326,7 +327,7 @@ fn is_downgrade_to_http(from: &Uri, target: &Uri) -> bool {
 /// Resolves the `Location` of a redirect ([RFC 3986 §5.2](https://www.rfc-editor.org/rfc/rfc3986#section-5.2)). Dot segments are left for the
 /// server.
 fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
-    let reference = reference.split('#').next().unwrap_or_default().trim();
+    let reference = reference.trim().split('#').next().unwrap_or_default();
     let base_path = base.path();
     let directory = &base_path[..=base_path.rfind('/').unwrap_or_default()];
     let path = match reference {

@@ -292,6 +292,25 @@ fn long_polls_follow_each_other_at_once() {
     assert!(error.unwrap().is_poll_without_events());
 }
 
+/// A response without a length ends without an error where the network has cut it. Another poll may get the whole batch.
+#[test]
+fn beginning_of_a_batch_is_polled_again() {
+    let now = Instant::now();
+    for (body, is_cut) in [("[{\"id\":\"1\",\"da", true), ("", true), ("[1}", false)] {
+        let mut subscriber = subscriber_for(Transport::LongPoll, now);
+        subscriber.poll_request(now).unwrap();
+        subscriber.handle_response(&head(200, &[("content-type", "application/json")]), now);
+        subscriber.handle_input(body.into(), now);
+        subscriber.handle_end(Ok(()), now);
+        match items(&mut subscriber, now).pop().unwrap() {
+            Ok(ClientItem::Reconnecting { error, .. }) => {
+                assert!(is_cut && error.unwrap().is_cut(), "{body}");
+            }
+            end => assert!(!is_cut && end.unwrap_err().is_malformed(), "{body}"),
+        }
+    }
+}
+
 #[test]
 fn empty_id_clears_the_cursor() {
     let now = Instant::now();
