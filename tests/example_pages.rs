@@ -73,7 +73,7 @@ fn run_with_next_server(example: &str, script: &str) {
 }
 
 fn run_browser_script(script: &str, addresses: &[impl AsRef<OsStr>]) {
-    let output = programs::browser_script(script)
+    let output = programs::node_script_with_chromium(script)
         .args(addresses)
         .output()
         .expect("run scripts/setup first");

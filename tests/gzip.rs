@@ -177,7 +177,7 @@ async fn python_reads_each_event_at_once() {
 }
 
 fn node(client: &str, url: &str) -> Command {
-    let mut command = programs::browser_script("gzip.mjs");
+    let mut command = programs::node_script_with_chromium("gzip.mjs");
     command.args([client, url]);
     command
 }

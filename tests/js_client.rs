@@ -362,19 +362,19 @@ async fn client_runs_in_bun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_runs_in_workers_of_chromium() {
-    assert_passes(programs::browser_script("client_workers.mjs").into()).await;
+    assert_passes(programs::node_script_with_chromium("client_workers.mjs").into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_tabs_share_connections() {
-    let mut command = programs::browser_script("client_browser.mjs");
+    let mut command = programs::node_script_with_chromium("client_browser.mjs");
     command.arg("chromium");
     assert_passes(command.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn firefox_frames_share_connections() {
-    let mut command = programs::firefox_script("client_browser.mjs");
+    let mut command = programs::node_script_with_firefox("client_browser.mjs");
     command.arg("firefox");
     assert_passes(command.into()).await;
 }

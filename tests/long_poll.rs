@@ -1542,7 +1542,7 @@ mod in_chromium {
     /// A plain `fetch` loop in Chromium, whose cache remembers the cursor: `tests/js/long_poll.mjs`.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn plain_fetch_loop_loses_nothing() {
-        let mut node = programs::browser_script("long_poll.mjs");
+        let mut node = programs::node_script_with_chromium("long_poll.mjs");
         let channel = Channel::new();
         let long_poll = service(channel.clone())
             .transport(LongPoll::new().wait_time(Duration::from_millis(60)));

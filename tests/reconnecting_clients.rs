@@ -67,7 +67,7 @@ async fn serve_ends() -> TestServer {
 /// Returns the close codes after which the client reconnects.
 async fn codes_after_which(client: &str) -> Vec<u16> {
     let server = serve_ends().await;
-    let mut command = programs::browser_script("reconnecting_clients.mjs");
+    let mut command = programs::node_script_with_chromium("reconnecting_clients.mjs");
     command.args([client, &server.url("/")]);
     command.args(CODES.map(|code| code.to_string()));
     serde_json::from_value(run_to_json(command).await).unwrap()
@@ -108,7 +108,7 @@ async fn serve_finished_source() -> (TestServer, Arc<AtomicUsize>) {
 /// Returns the events that a page gets from a source that sends one event and finishes, and the number of requests of the page.
 async fn read_finished_source(client: &str) -> (Value, usize) {
     let (server, requests) = serve_finished_source().await;
-    let mut command = programs::browser_script("page_event_sources.mjs");
+    let mut command = programs::node_script_with_chromium("page_event_sources.mjs");
     command.args([client, &server.url("/events")]);
     let events = run_to_json(command).await;
     (events, requests.load(Ordering::Relaxed))

@@ -290,7 +290,7 @@ mod in_chromium {
 
     impl Page {
         fn open(arguments: &[&str]) -> Self {
-            let mut node = programs::browser_script("attack.mjs");
+            let mut node = programs::node_script_with_chromium("attack.mjs");
             let node = node.args(arguments).stdin(Stdio::piped()).spawn();
             Self(node.expect("run scripts/setup first"))
         }

@@ -108,12 +108,12 @@ async fn assert_browser_reuses_places(browser: &str, mut script: Command) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn firefox_frees_places_over_http2() {
-    let script = programs::firefox_script("websocket_http2.mjs");
+    let script = programs::node_script_with_firefox("websocket_http2.mjs");
     assert_browser_reuses_places("firefox", script.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_frees_places_over_http2() {
-    let script = programs::browser_script("websocket_http2.mjs");
+    let script = programs::node_script_with_chromium("websocket_http2.mjs");
     assert_browser_reuses_places("chromium", script.into()).await;
 }

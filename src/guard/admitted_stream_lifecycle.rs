@@ -167,7 +167,7 @@ impl AdmittedStreamLifecycle {
         self.guard.record_refusal(head, RefusalReason::Draining);
         self.set_close_reason(CloseReason::Drained);
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_inner_refusal();
+            outer.on_refusal_by_inner_guard();
             outer.on_non_streaming_response();
         }
         self.guard
@@ -315,10 +315,10 @@ impl StreamLifecycle for AdmittedStreamLifecycle {
         }
     }
 
-    fn on_inner_refusal(&self) {
+    fn on_refusal_by_inner_guard(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_inner_refusal();
+            outer.on_refusal_by_inner_guard();
         }
     }
 

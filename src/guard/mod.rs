@@ -128,7 +128,7 @@ use crate::{
     event::Topic,
     origin_policy::OriginPolicy,
     source::Push,
-    supervision::{StreamHandle, StreamHandleSlot},
+    supervision::{StreamHandle, StreamHandleExtension},
     transport::{
         BoxResponseFuture, Preference, PushBody, Transport, UnreadForm,
         add_connection_close_unless_upgraded, is_event_source_request, is_websocket_upgrade,
@@ -358,8 +358,8 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         let stream = match admit(guard, head) {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
-                if let Some(outer) = StreamHandleSlot::take_from(head) {
-                    outer.lifecycle().on_inner_refusal();
+                if let Some(outer) = StreamHandleExtension::take_from(head) {
+                    outer.lifecycle().on_refusal_by_inner_guard();
                 }
                 return Box::pin(ready(refuse(guard, head, reason)));
             }
@@ -368,13 +368,13 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
         let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let is_upgrade_request = is_websocket_upgrade(head);
-        let handle_offer = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
+        let handle_offer = StreamHandleExtension::insert(head, StreamHandle::new(stream.clone()));
         let has_unread_form = UnreadForm::is_in(head);
         let response = respond_with_form(&self.transport, head, push);
         // If the form is not read yet, the inner transport takes the stream's handle only after it has read the form. The offer of the handle
         // must not be dropped before that.
         let handle_offer = has_unread_form.then_some(handle_offer);
-        head.extensions.remove::<StreamHandleSlot>();
+        head.extensions.remove::<StreamHandleExtension>();
         Box::pin(async move {
             let head = head_for_observers.as_ref();
             let response = stream.response_unless_drained(response).await;
@@ -415,7 +415,7 @@ fn admit(
         Some(drain) => Some(drain.register().ok_or(RefusalReason::Draining)?),
         None => None,
     };
-    let outer = StreamHandleSlot::take_from(head);
+    let outer = StreamHandleExtension::take_from(head);
     Ok(AdmittedStreamLifecycle::new(
         guard.clone(),
         drainable,

@@ -37,7 +37,7 @@ pub struct Subscription {
     start: Option<StartPosition>,
     has_unreadable_cursor: bool,
     transport: &'static str,
-    shared: Arc<SharedSubscription>,
+    shared: Arc<SharedRequestState>,
     client_messages: Option<ClientMessagesSlot>,
     /// Whether the response has begun, so that its subprotocol is fixed.
     has_response_begun: bool,
@@ -45,9 +45,9 @@ pub struct Subscription {
     can_respond_early: bool,
 }
 
-/// The request's head and the expiry, which all clones of a [`Subscription`] share.
+/// The state of a request that all clones of its [`Subscription`] share.
 #[derive(Debug)]
-struct SharedSubscription {
+struct SharedRequestState {
     head: Parts,
     expires_at: Mutex<Option<Instant>>,
     /// The index of the agreed subprotocol in the client's list.
@@ -82,7 +82,7 @@ impl Subscription {
                 RequestedCursor::Absent | RequestedCursor::Unreadable => None,
             },
             transport,
-            shared: Arc::new(SharedSubscription {
+            shared: Arc::new(SharedRequestState {
                 head: head.clone(),
                 expires_at: Mutex::default(),
                 subprotocol_index: Mutex::default(),

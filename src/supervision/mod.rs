@@ -56,7 +56,9 @@ mod supervised_stream;
 #[cfg(feature = "tracing")]
 pub(crate) const TRACING_TARGET: &str = "tower_push";
 
-pub(crate) use self::stream_handle::{RegisterWakerOutcome, StreamHandleSlot, StreamLifecycle};
+pub(crate) use self::stream_handle::{
+    RegisterWakerOutcome, StreamHandleExtension, StreamLifecycle,
+};
 pub use self::{
     pending_subscription::PendingSubscription, stream_handle::StreamHandle,
     supervised_stream::SupervisedStream,

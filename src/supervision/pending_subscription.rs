@@ -1,6 +1,6 @@
 use http::request::Parts;
 
-use super::{StreamHandle, StreamHandleSlot, SupervisedStream};
+use super::{StreamHandle, StreamHandleExtension, SupervisedStream};
 #[cfg(feature = "server")]
 use crate::detach::DetachOffer;
 use crate::source::{Push, PushSource, Rejection, Subscription};
@@ -24,7 +24,7 @@ impl PendingSubscription {
     ///
     /// `transport` is the [name](crate::transport::Transport::name) of the transport.
     pub fn new(head: &mut Parts, transport: &'static str) -> Self {
-        let handle = StreamHandleSlot::take_from(head);
+        let handle = StreamHandleExtension::take_from(head);
         Self {
             #[cfg(feature = "server")]
             detach_offer: DetachOffer::take_from(head),

@@ -55,7 +55,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     fn on_non_streaming_response(&self);
 
     /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.
-    fn on_inner_refusal(&self);
+    fn on_refusal_by_inner_guard(&self);
 }
 
 /// The result of [`StreamLifecycle::register_end_time_waker`].
@@ -81,9 +81,9 @@ impl StreamHandle {
 /// The extension of a request's head in which a guard passes a handle. Clones of the head share the slot, and only the first taker gets the
 /// handle. A source that keeps a clone of the head therefore does not keep the stream open.
 #[derive(Clone)]
-pub(crate) struct StreamHandleSlot(Arc<Mutex<Option<StreamHandle>>>);
+pub(crate) struct StreamHandleExtension(Arc<Mutex<Option<StreamHandle>>>);
 
-impl StreamHandleSlot {
+impl StreamHandleExtension {
     /// Puts a handle into the extensions of `head`, until the returned offer is dropped.
     pub(crate) fn insert(head: &mut Parts, handle: StreamHandle) -> StreamHandleOffer {
         let slot = Self(Arc::new(Mutex::new(Some(handle))));
@@ -105,7 +105,7 @@ impl StreamHandleSlot {
 /// The offer of a handle to a transport. Dropping the offer withdraws the handle, unless the transport has taken it, because the head and its
 /// clones may outlive the stream.
 #[must_use]
-pub(crate) struct StreamHandleOffer(StreamHandleSlot);
+pub(crate) struct StreamHandleOffer(StreamHandleExtension);
 
 impl Drop for StreamHandleOffer {
     fn drop(&mut self) {

@@ -17,15 +17,15 @@ pub fn node_script(script: &str, package: &str) -> Command {
     command
 }
 
-/// Returns a command that runs a script in `tests/js` with Chromium.
-pub fn browser_script(script: &str) -> Command {
+/// Returns a command that runs a script in `tests/js` with node. The script drives Chromium.
+pub fn node_script_with_chromium(script: &str) -> Command {
     installed_path("/usr/bin/chromium");
     installed_path("/usr/bin/chromedriver");
     node_script(script, "selenium-webdriver")
 }
 
-/// Returns a command that runs a script in `tests/js` with Firefox.
-pub fn firefox_script(script: &str) -> Command {
+/// Returns a command that runs a script in `tests/js` with node. The script drives Firefox.
+pub fn node_script_with_firefox(script: &str) -> Command {
     installed_path("/usr/bin/firefox-esr");
     node_script(script, "ws")
 }

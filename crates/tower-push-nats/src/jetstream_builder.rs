@@ -24,7 +24,7 @@ use crate::{
     stream_api::StreamApi,
     stream_backend::{HubSink, StreamBackend},
     stream_connection::StreamConnection,
-    stream_continuity::LogTailLimits,
+    stream_continuity::InitialEntriesLimits,
     stream_reader::{MessageSink, StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
@@ -55,7 +55,7 @@ pub struct JetStreamBuilder {
     subject_prefix: Option<String>,
     domain: Option<String>,
     relay: RelayBuilder,
-    log_limits: LogTailLimits,
+    log_limits: InitialEntriesLimits,
     request_timeout: Duration,
     connect_wait: Duration,
     retry_time: Duration,
@@ -81,7 +81,7 @@ impl JetStreamBuilder {
             subject_prefix: None,
             domain: None,
             relay: Relay::builder(),
-            log_limits: LogTailLimits {
+            log_limits: InitialEntriesLimits {
                 max_messages: 1024,
                 max_bytes: 4 << 20,
             },
@@ -309,7 +309,8 @@ impl JetStreamBuilder {
         Ok((Arc::new(api), info))
     }
 
-    /// Returns the log of the members of a hub on the stream. The log's stream is created with the first member.
+    /// Returns the log of the members of the hub whose events are in the stream. This log has a stream of its own, which is created with the first
+    /// member.
     fn member_log(&self, node: &StartingNode) -> MemberLog {
         let (name, subject) = members_stream(&self.stream);
         let subjects = SubjectMapping::new(&subject);
@@ -344,7 +345,7 @@ impl StartingNode {
     /// Fills a log with the newest events, and starts the reader.
     async fn start_reader<S: MessageSink, T>(
         self,
-        limits: LogTailLimits,
+        limits: InitialEntriesLimits,
         make_log: impl FnOnce(EventId, JetStreamUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
         let Self {

@@ -66,7 +66,8 @@ impl JetStreamUpstream {
         &self,
         request: &PageRequest,
     ) -> Result<Page<HubEvent>, UpstreamError> {
-        if let Some(reader) = TopicPageReader::new(&self.api, request, self.metrics.position())
+        if let Some(reader) =
+            TopicPageReader::new_if_cheaper(&self.api, request, self.metrics.position())
             && let Some(page) = reader.read().await?
         {
             return Ok(page);

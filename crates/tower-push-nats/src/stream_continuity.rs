@@ -33,12 +33,12 @@ pub(crate) fn check_continuity(
 
 /// How many of the newest messages, and how many of their bytes, a log begins with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LogTailLimits {
+pub(crate) struct InitialEntriesLimits {
     pub(crate) max_messages: usize,
     pub(crate) max_bytes: usize,
 }
 
-impl LogTailLimits {
+impl InitialEntriesLimits {
     /// Returns the sequence number before the newest messages that fit the limits. The bytes of these messages are estimated by the average
     /// size of the stream's messages.
     pub(crate) fn start_sequence(&self, contents: StreamContents) -> u64 {
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn log_begins_with_newest_messages() {
         let start = |max_messages, max_bytes, contents| {
-            let limits = LogTailLimits {
+            let limits = InitialEntriesLimits {
                 max_messages,
                 max_bytes,
             };

@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     reader_status::ReaderMetrics,
     stream_api::StreamApi,
-    stream_continuity::{LogTailLimits, StreamContinuity, check_continuity},
+    stream_continuity::{InitialEntriesLimits, StreamContinuity, check_continuity},
     stream_cursor::StreamCursor,
     stream_message::StreamMessage,
     subject_mapping::SubjectMapping,
@@ -64,7 +64,7 @@ pub(crate) struct StreamReader<S> {
     /// The sequence numbers and fingerprints of the messages that were read last. With these numbers, the reader finds the position at which to
     /// continue after a server has lost the newest messages.
     recent: VecDeque<(u64, Fingerprint)>,
-    limits: LogTailLimits,
+    limits: InitialEntriesLimits,
     metrics: Arc<ReaderMetrics>,
     backoff: FeedBackoff,
 }
@@ -85,7 +85,7 @@ impl<S: MessageSink> StreamReader<S> {
         api: Arc<StreamApi>,
         sink: S,
         position: StreamCursor,
-        limits: LogTailLimits,
+        limits: InitialEntriesLimits,
         metrics: Arc<ReaderMetrics>,
     ) -> Self {
         let sequence = position.sequence;
@@ -310,7 +310,7 @@ impl<S: MessageSink> StreamReader<S> {
 pub(crate) async fn log_start_cursor(
     api: &StreamApi,
     info: &StreamInfo,
-    limits: LogTailLimits,
+    limits: InitialEntriesLimits,
 ) -> Result<StreamCursor, Error> {
     cursor_at_sequence(api, limits.start_sequence(info.state), info.fingerprint()).await
 }

@@ -61,7 +61,7 @@ impl<'a> TopicPageReader<'a> {
     /// would probably not be complete. `read_before` is the sequence number up to which the reader of this process has read the stream.
     ///
     /// This function sends no request, because most pages are near the end.
-    pub(crate) fn new(
+    pub(crate) fn new_if_cheaper(
         api: &'a StreamApi,
         request: &'a PageRequest,
         read_before: u64,

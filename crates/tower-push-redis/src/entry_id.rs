@@ -21,8 +21,8 @@ impl EntryId {
         }
     }
 
-    /// Returns whether this is an id for the beginning of a stream.
-    pub(crate) fn is_start(&self) -> bool {
+    /// Returns whether this is an id of [`random_start`](Self::random_start). [`ZERO`](Self::ZERO) is not one.
+    pub(crate) fn is_random_start(&self) -> bool {
         self.ms == 0 && self.seq > 0
     }
 }

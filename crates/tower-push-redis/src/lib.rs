@@ -80,7 +80,7 @@ mod entry_id;
 mod error;
 mod fingerprint;
 mod hub_entry;
-mod log_tail;
+mod initial_entries;
 mod reader_status;
 mod redis_hub;
 mod redis_presence;

@@ -15,7 +15,7 @@ use crate::{
     connector::{Connector, SharedConnection},
     error::Error,
     hub_entry::HubSink,
-    log_tail::{LogTail, LogTailLimits},
+    initial_entries::{InitialEntries, InitialEntriesLimits},
     reader_status::ReaderMetrics,
     redis_hub::RedisHub,
     redis_presence::read_members,
@@ -54,7 +54,7 @@ pub struct RedisStreamBuilder {
     servers: RedisServers,
     key: Arc<str>,
     relay: RelayBuilder,
-    log_limits: LogTailLimits,
+    log_limits: InitialEntriesLimits,
     command_timeout: Duration,
     connect_wait: Duration,
     publisher: PublisherConfig,
@@ -66,7 +66,7 @@ impl RedisStreamBuilder {
             servers,
             key,
             relay: Relay::builder(),
-            log_limits: LogTailLimits {
+            log_limits: InitialEntriesLimits {
                 max_entries: 1024,
                 max_bytes: 4 << 20,
             },
@@ -257,10 +257,17 @@ impl RedisStreamBuilder {
 /// Connects, and reads the newest entries and the members of a hub. While the server is not available, tries again for the time `wait`.
 async fn connect_and_read_tail(
     connector: &Connector,
-    limits: LogTailLimits,
+    limits: InitialEntriesLimits,
     has_members: bool,
     wait: Duration,
-) -> Result<(MultiplexedConnection, Option<MemberSnapshot>, LogTail), Error> {
+) -> Result<
+    (
+        MultiplexedConnection,
+        Option<MemberSnapshot>,
+        InitialEntries,
+    ),
+    Error,
+> {
     let ends_at = Instant::now() + wait;
     let mut backoff = FeedBackoff::default();
     loop {
@@ -273,7 +280,8 @@ async fn connect_and_read_tail(
             if has_members {
                 members = Some(read_members(connector, &mut connection).await?);
             }
-            let tail = LogTail::read(connector, &mut connection, limits, &mut estimate).await?;
+            let tail =
+                InitialEntries::read(connector, &mut connection, limits, &mut estimate).await?;
             if members
                 .as_ref()
                 .is_some_and(|members| is_before(members.last_id(), &tail.start))

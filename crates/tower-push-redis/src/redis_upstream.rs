@@ -125,7 +125,9 @@ fn page_after<E>(
         Some(removed_id) if removed_id == cursor.id => {
             return Ok(page_of_entries(&snapshot.entries, request, to_event));
         }
-        Some(_) if cursor.id.is_start() => return Err(UpstreamError::Lost(GapReason::Epoch)),
+        Some(_) if cursor.id.is_random_start() => {
+            return Err(UpstreamError::Lost(GapReason::Epoch));
+        }
         _ => {}
     }
     let is_after_all = cursor.id > info.last_generated_id;

@@ -108,7 +108,7 @@ impl ReaderPosition {
             // No other stream has removed an entry with this id.
             return StreamContinuity::Intact;
         }
-        let is_other_start = self.id.is_start() && info.max_deleted_id < self.id;
+        let is_other_start = self.id.is_random_start() && info.max_deleted_id < self.id;
         let is_later_removed = is_removed_last && info.max_deleted_id > self.id;
         if is_other_start || is_later_removed {
             return StreamContinuity::Replaced;

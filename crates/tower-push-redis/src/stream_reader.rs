@@ -9,7 +9,7 @@ use crate::{
     connector::{Connector, SharedConnection, is_master},
     entry_id::EntryId,
     error::Error,
-    log_tail::{LogTail, LogTailLimits},
+    initial_entries::{InitialEntries, InitialEntriesLimits},
     reader_status::ReaderMetrics,
     stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
     stream_entry::StreamEntry,
@@ -59,7 +59,7 @@ pub(crate) struct StreamReader<S> {
     /// The entries that were read last. With these entries, the reader finds the position at which to continue after a failover that lost the
     /// newest entries.
     recent: VecDeque<(EntryId, Fingerprint)>,
-    limits: LogTailLimits,
+    limits: InitialEntriesLimits,
     estimate: EntrySizeEstimate,
     metrics: Arc<ReaderMetrics>,
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
@@ -93,7 +93,7 @@ impl<S: EntrySink> StreamReader<S> {
         connector: Arc<Connector>,
         sink: S,
         position: ReaderPosition,
-        limits: LogTailLimits,
+        limits: InitialEntriesLimits,
         metrics: Arc<ReaderMetrics>,
         shared: [Arc<SharedConnection>; 2],
     ) -> Self {
@@ -112,7 +112,7 @@ impl<S: EntrySink> StreamReader<S> {
     }
 
     /// Pushes the entries of a tail, which follow the sink's last event.
-    pub(crate) fn push_tail(&mut self, tail: LogTail) {
+    pub(crate) fn push_tail(&mut self, tail: InitialEntries) {
         self.push_all(&tail.entries);
         self.set_position(tail.position);
     }
@@ -276,7 +276,8 @@ impl<S: EntrySink> StreamReader<S> {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         self.sink.before_gap(&self.connector, connection).await?;
-        let tail = LogTail::read(&self.connector, connection, self.limits, &mut self.estimate);
+        let tail =
+            InitialEntries::read(&self.connector, connection, self.limits, &mut self.estimate);
         let mut tail = tail.await?;
         let known = tail
             .entries

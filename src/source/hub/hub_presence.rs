@@ -322,13 +322,13 @@ impl HubState {
         }
     }
 
-    /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
+    /// Returns the topic whose members join and leave in the topic `presence_topic`, which is the same topic with the suffix of
     /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
-    pub(super) fn member_topic_of(&self, events: &Topic) -> Topic {
+    pub(super) fn topic_with_members_of(&self, presence_topic: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
-        let base = events.as_str().strip_suffix(suffix);
+        let base = presence_topic.as_str().strip_suffix(suffix);
         let base = base.and_then(|base| Topic::new(base).ok());
-        base.unwrap_or_else(|| events.clone())
+        base.unwrap_or_else(|| presence_topic.clone())
     }
 }
 

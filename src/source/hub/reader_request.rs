@@ -91,7 +91,7 @@ impl From<&Topic> for AllowedTopic {
 }
 
 /// The plan by which a client joins the logs of a hub.
-struct TopicJoinPlan {
+struct ClientJoinPlan {
     cursor: Option<HubCursor>,
     requests: Vec<TopicRequest>,
     patterns: Vec<PatternRequest>,
@@ -110,7 +110,7 @@ struct BackendResumePlan {
     has_limited_patterns: bool,
 }
 
-impl TopicJoinPlan {
+impl ClientJoinPlan {
     #[cfg(feature = "json")]
     fn is_resumed_from_broker(&self, topic: &Topic) -> bool {
         let resume = self.backend_resume.as_ref();
@@ -174,7 +174,7 @@ impl ReaderRequest {
             hub.leave(joined.logs());
             (joined, member_lists) = self.join(&hub, &plan)?;
         }
-        let TopicJoinPlan {
+        let ClientJoinPlan {
             cursor,
             backend_resume,
             ..
@@ -219,7 +219,7 @@ impl ReaderRequest {
     }
 
     /// Returns which logs the client joins at once, and which after a resume from the broker.
-    fn join_plan(&self, hub: &HubState) -> TopicJoinPlan {
+    fn join_plan(&self, hub: &HubState) -> ClientJoinPlan {
         let cursor = match &self.start {
             StartPosition::After(id) => {
                 let position = hub.position_of(id);
@@ -242,7 +242,7 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let patterns = self.patterns.iter();
-        let mut plan = TopicJoinPlan {
+        let mut plan = ClientJoinPlan {
             requests: self.topics.iter().map(request).collect(),
             patterns: patterns
                 .map(|allowed| allowed.join_request(start))
@@ -270,7 +270,7 @@ impl ReaderRequest {
     fn join(
         &self,
         hub: &HubState,
-        plan: &TopicJoinPlan,
+        plan: &ClientJoinPlan,
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
         return self.join_and_list_members(hub, &plan.requests, &plan.patterns, |topic| {
@@ -315,7 +315,7 @@ impl ReaderRequest {
         let (joined, lists) = {
             let presence = hub.lock_presence();
             let joined = hub.join(requests, patterns, &mut deferred_drops)?;
-            let members = |topic| (topic, presence.members(&hub.member_topic_of(topic)));
+            let members = |topic| (topic, presence.members(&hub.topic_with_members_of(topic)));
             (joined, listed.map(members).collect::<Vec<_>>())
         };
         let lists = lists.into_iter();

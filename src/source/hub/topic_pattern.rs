@@ -43,7 +43,8 @@ enum PatternRemainder {
 /// The maximum length of the texts of a pattern that a client chooses, in bytes: that of a topic. A longer pattern matches no topic.
 const MAX_CLIENT_PATTERN_LEN: usize = 1024;
 
-/// The function of [`TopicPattern::from_fn`]. The key of the pattern identifies the function, so two of them count as equal.
+/// The function of [`TopicPattern::from_fn`]. Any two functions count as equal, because patterns are
+/// told apart by their keys.
 #[derive(Clone)]
 struct TopicMatcher(Arc<dyn Fn(&str) -> bool + Send + Sync>);
 

@@ -119,7 +119,7 @@ impl TopicState {
         }
     }
 
-    /// Returns the pattern whose events the log has. Returns `None` for a topic.
+    /// Returns the pattern that this log belongs to. Returns `None` for the log of a topic.
     pub(super) fn pattern(&self) -> Option<&TopicPattern> {
         match &self.owner {
             LogOwner::Topic(_) => None,

@@ -25,7 +25,7 @@ pub(super) struct FlushTimer {
     armed_number: AtomicU64,
     /// Locked while the timer is set, and never while the log is flushed.
     sleep: Mutex<Option<RunningTimer>>,
-    waker: Arc<FlushWaker>,
+    waker: Arc<FlushOnWake>,
 }
 
 /// The result of [`FlushTimer::arm`].
@@ -39,7 +39,8 @@ pub(super) enum ArmTimerOutcome {
     NoRuntime,
 }
 
-struct FlushWaker {
+/// The waker of the timer. To wake it flushes the log.
+struct FlushOnWake {
     target: Weak<dyn FlushTarget>,
 }
 
@@ -51,7 +52,7 @@ impl FlushTimer {
         Self {
             armed_number: AtomicU64::new(0),
             sleep: Mutex::new(None),
-            waker: Arc::new(FlushWaker { target }),
+            waker: Arc::new(FlushOnWake { target }),
         }
     }
 
@@ -85,10 +86,10 @@ impl FlushTimer {
     }
 }
 
-/// The error of [`FlushWaker::start_timer`]: no tokio runtime is entered.
+/// The error of [`FlushOnWake::start_timer`]: no tokio runtime is entered.
 struct NoRuntime;
 
-impl FlushWaker {
+impl FlushOnWake {
     fn flush_target(&self) {
         if let Some(target) = self.target.upgrade() {
             target.flush_held();
@@ -114,7 +115,7 @@ impl FlushWaker {
 }
 
 #[cfg(not(all(test, tower_push_loom)))]
-impl Wake for FlushWaker {
+impl Wake for FlushOnWake {
     fn wake(self: Arc<Self>) {
         self.flush_target();
     }
@@ -124,7 +125,7 @@ impl Wake for FlushWaker {
 type RunningTimer = ();
 
 #[cfg(all(test, tower_push_loom))]
-impl FlushWaker {
+impl FlushOnWake {
     /// Starts a thread that flushes the log at any later time, in place of a timer.
     fn start_timer(self: &Arc<Self>, _: Instant) -> Result<Option<RunningTimer>, NoRuntime> {
         let waker = self.clone();

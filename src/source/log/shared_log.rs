@@ -200,10 +200,10 @@ impl SharedLog {
         self.status.store(status, Ordering::Release);
     }
 
-    /// Returns the position up to which a reader reads: that of the last flushed event, and at least `min_end_position`. The caller has locked
-    /// the log for reading.
+    /// Returns the position up to which a reader may read: that of the last flushed event, and at least `min_end_position`. Without a flush
+    /// window, a reader may read all events. The caller has locked the log for reading.
     #[inline]
-    fn end_position(&self, min_end_position: u64) -> u64 {
+    fn readable_up_to(&self, min_end_position: u64) -> u64 {
         match &self.flush_window {
             Some(_) => min_end_position.max(self.status.load(Ordering::Acquire) / 2),
             None => u64::MAX,
@@ -284,7 +284,7 @@ impl SharedLog {
             return EventLogReadOutcome::UpToDate;
         }
         let log = lock_for_reading(&self.log);
-        let end_position = self.end_position(range.min_end_position);
+        let end_position = self.readable_up_to(range.min_end_position);
         log.read(range.after, end_position, max_bytes, buffer)
     }
 
@@ -310,7 +310,7 @@ impl SharedLog {
         }
         let log = lock_for_reading(&self.log);
         let position = range.after;
-        let end_position = self.end_position(range.min_end_position);
+        let end_position = self.readable_up_to(range.min_end_position);
         if !log.has_events_after(position, end_position, min_len as u64) {
             return log.read(position, end_position, max_bytes, buffer);
         }

@@ -67,7 +67,7 @@ impl RelayState {
     }
 
     /// Counts the lost cursor of a client, and resolves its start: the client gets a gap, and then everything in the log.
-    pub(super) fn start_at_oldest_counting_loss(
+    pub(super) fn record_lost_cursor_and_start_at_oldest(
         &self,
         cursor: &EventId,
         reason: GapReason,

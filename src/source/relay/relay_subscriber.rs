@@ -214,7 +214,8 @@ impl UpstreamResumeLog for RelayLog<'_> {
     }
 
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
-        self.relay.start_at_oldest_counting_loss(cursor, reason)
+        self.relay
+            .record_lost_cursor_and_start_at_oldest(cursor, reason)
     }
 
     fn end_of_feed_at(&mut self, position: u64) -> Option<ResolvedStart> {

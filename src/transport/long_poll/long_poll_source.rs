@@ -12,8 +12,8 @@ use crate::{
 
 /// The source that one long-poll request reads, or the client's parked stream in its place.
 ///
-/// A plain stream is parked between two requests. A source that resumes is subscribed to by each request, with the cursor that the source
-/// gave in the request before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next
+/// A plain stream is parked between two requests. Each request subscribes anew to a source that resumes, with the cursor of the
+/// response before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next
 /// request would begin with the next event, and lose the events in between.
 pub(super) struct LongPollSource {
     pending: PendingSubscription,

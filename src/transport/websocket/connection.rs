@@ -303,8 +303,8 @@ impl SessionDriver {
 
     /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
     ///
-    /// `polled_items` is the result of [`poll_items`](Self::poll_items) if the caller has called it because the source has more. If
-    /// `polled_items` is given, the first round neither reads nor polls the source: the socket will wake the connection when it has input.
+    /// `polled_items` is `None`, unless the caller has already polled the source with [`poll_items`](Self::poll_items). Then it is the result of
+    /// this call, and the first round neither reads nor polls the source: the socket will wake the connection when it has input.
     fn poll_session<IO: Read + Write + Unpin>(
         &mut self,
         socket: &mut IO,

@@ -29,10 +29,10 @@ use crate::gzip::DeflatedBlock;
 /// assert_eq!(bytes, "bc");
 /// ```
 #[derive(Clone)]
-pub struct EventRun(Arc<EventRunData>);
+pub struct EventRun(Arc<SharedEventRun>);
 
 /// The data that all clones of a run share.
-struct EventRunData {
+struct SharedEventRun {
     /// The history, and then the events of the run.
     events: Box<[Event]>,
     history_len: usize,
@@ -102,7 +102,7 @@ impl EventRun {
         let mut all: Vec<Event> = history.into_iter().collect();
         let history_len = all.len();
         all.extend(events);
-        Self(Arc::new(EventRunData {
+        Self(Arc::new(SharedEventRun {
             events: all.into_boxed_slice(),
             history_len,
             first_position,

@@ -65,10 +65,10 @@ use crate::format::envelope;
 /// # Ok::<(), tower_push::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Event(Arc<EventData>);
+pub struct Event(Arc<SharedEvent>);
 
 /// The data that all clones of an event share.
-struct EventData {
+struct SharedEvent {
     fields: Fields,
     encodings: EncodingCache,
 }
@@ -174,7 +174,7 @@ impl Event {
 
     #[inline]
     fn from_fields(fields: Fields) -> Self {
-        Self(Arc::new(EventData {
+        Self(Arc::new(SharedEvent {
             fields,
             encodings: EncodingCache::default(),
         }))

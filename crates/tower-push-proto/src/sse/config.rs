@@ -4,8 +4,8 @@ use crate::event::EventType;
 
 /// The configuration of SSE streams, which all streams of a transport share.
 ///
-/// A stream consists of the source's events, and of what the encoder adds: an opening, heartbeats, ids, gaps and ends. Each addition has a
-/// setting of its own. [`new`](Self::new) and [`data_only`](Self::data_only) are two sets of these settings:
+/// A stream consists of the source's events, and of what the encoder adds: an opening, heartbeats, ids, gaps and ends. Each thing that the
+/// encoder adds has a setting of its own. [`new`](Self::new) and [`data_only`](Self::data_only) are two sets of these settings:
 ///
 /// | setting | `new` | `data_only` |
 /// |---|---|---|

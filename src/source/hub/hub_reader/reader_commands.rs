@@ -56,7 +56,7 @@ impl HubReader {
             true => {
                 let locked = self.hub.lock_presence();
                 let joined = self.hub.join(requests, &[], &mut deferred_drops)?;
-                let members = locked.members(&self.hub.member_topic_of(&request.topic));
+                let members = locked.members(&self.hub.topic_with_members_of(&request.topic));
                 (joined, is_new.then_some(members))
             }
             false => (self.hub.join(requests, &[], &mut deferred_drops)?, None),

@@ -8,7 +8,8 @@
 //! # Invariant: no reader sleeps through an event
 //! [`TopicState::wake_readers`](crate::source::hub::topic_state::TopicState::wake_readers) is called after the change for which readers are woken. It first changes
 //! the topic's status, and then wakes the wait list. A group stores its waker for a status, and its readers were polled after all changes up to this
-//! status. So each later change wakes the group. The topics without a group keep the invariant of [`HubState`](crate::source::hub::hub_state::HubState).
+//! status. So each later change wakes the group. For a topic without a group, the readers store their own wakers in the topic's wait
+//! list, and [`HubState`](crate::source::hub::hub_state::HubState) says why no wake-up is lost.
 
 use std::sync::Arc;
 

@@ -60,7 +60,9 @@ impl HubReader {
         let listed = listed.iter();
         let listed = listed.filter(move |listed| topic.is_none_or(|topic| topic == *listed));
         listed.map(|listed| {
-            let (members, _) = self.hub.list_members(&self.hub.member_topic_of(listed));
+            let (members, _) = self
+                .hub
+                .list_members(&self.hub.topic_with_members_of(listed));
             control_events::members(listed, members)
         })
     }

@@ -13,7 +13,7 @@ use crate::{
 
 /// The newest entries of a stream, with which a log begins.
 #[derive(Debug)]
-pub(crate) struct LogTail {
+pub(crate) struct InitialEntries {
     /// The entries, with the oldest first.
     pub(crate) entries: Vec<StreamEntry>,
     /// The cursor before the first of the entries.
@@ -22,19 +22,19 @@ pub(crate) struct LogTail {
     pub(crate) position: ReaderPosition,
 }
 
-/// The limits of a [`LogTail`].
+/// The limits of [`InitialEntries`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LogTailLimits {
+pub(crate) struct InitialEntriesLimits {
     pub(crate) max_entries: usize,
     pub(crate) max_bytes: usize,
 }
 
-impl LogTail {
+impl InitialEntries {
     /// Reads the newest entries of a stream, in several responses of a bounded size. Creates the stream if the key does not exist.
     pub(crate) async fn read(
         connector: &Connector,
         connection: &mut MultiplexedConnection,
-        limits: LogTailLimits,
+        limits: InitialEntriesLimits,
         estimate: &mut EntrySizeEstimate,
     ) -> Result<Self, Error> {
         let key = connector.key();
