@@ -19,7 +19,7 @@ use crate::{
     transport::{Transport, http_scheme, with_http_scheme},
 };
 
-/// A client of feeds: an HTTP service, and how to subscribe with it.
+/// Subscribes to streams of events. Holds the tower service that sends its HTTP requests, and the settings of new subscriptions.
 ///
 /// A `Client` is a plain value: the setters change the value, and a clone is independent. Subscriptions that exist keep their settings.
 /// See the [crate docs](crate) for an example.

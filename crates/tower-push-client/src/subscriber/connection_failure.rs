@@ -8,11 +8,8 @@ use tower_push_proto::EventId;
 use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 
 #[cfg(feature = "websocket")]
-use super::ConnectionReader;
-use super::{
-    EventConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
-    item_reader::ItemReader,
-};
+use super::{ConnectionReader, EventConnection};
+use super::{MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader};
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
 /// A connection that has failed or ended, and what the client does about it.

@@ -2,7 +2,7 @@
 
 mod backoff;
 #[cfg(feature = "websocket")]
-mod client_websocket;
+mod client_session;
 mod config;
 mod connection_failure;
 mod durable_poll;
@@ -35,7 +35,7 @@ use tower_push_proto::{
 use tower_push_proto::{EventId, Item};
 
 #[cfg(feature = "websocket")]
-use self::client_websocket::{ClientWebSocket, ServerMessage};
+use self::client_session::{ClientSession, ServerMessage};
 pub use self::config::SubscriberConfig;
 use self::{
     backoff::Backoff, connection_failure::ConnectionFailure, item_reader::ItemReader,
@@ -148,7 +148,7 @@ enum SubscriberState {
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
-        websocket: Box<ClientWebSocket>,
+        websocket: Box<ClientSession>,
         /// The failure that is handled when the connection has ended. `None` if the subscription then ends because the application has closed
         /// it.
         failure: Option<Box<ConnectionFailure>>,
@@ -186,7 +186,7 @@ struct EventConnection {
 enum ConnectionReader {
     Body(ItemReader),
     #[cfg(feature = "websocket")]
-    WebSocket(Box<ClientWebSocket>),
+    WebSocket(Box<ClientSession>),
 }
 
 impl ConnectionReader {
@@ -330,7 +330,7 @@ impl Subscriber {
             *request.version_mut() = http::Version::HTTP_2;
             let protocol = hyper::ext::Protocol::from_static("websocket");
             request.extensions_mut().insert(protocol);
-            return client_websocket::add_handshake_headers(
+            return client_session::add_handshake_headers(
                 request.headers_mut(),
                 true,
                 &self.config,
@@ -338,7 +338,7 @@ impl Subscriber {
         }
         #[cfg(feature = "websocket")]
         if transport == Transport::WebSocket {
-            return client_websocket::add_handshake_headers(
+            return client_session::add_handshake_headers(
                 request.headers_mut(),
                 false,
                 &self.config,

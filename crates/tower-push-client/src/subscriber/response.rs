@@ -12,7 +12,7 @@ use http::{
 use tower_push_proto::{EventId, header_list::media_type};
 
 #[cfg(feature = "websocket")]
-use super::ClientWebSocket;
+use super::ClientSession;
 use super::{
     ConnectionReader, EventConnection, ResponseAction, Subscriber, SubscriberState, batch_cursor,
     connection_failure::{ConnectionFailure, reaction_to_status},
@@ -198,7 +198,7 @@ impl Subscriber {
             self.fail(ConnectionFailure::stop(error), now);
             return Some(ResponseAction::Drop);
         }
-        match ClientWebSocket::from_handshake(&head.headers, accept, &self.config) {
+        match ClientSession::from_handshake(&head.headers, accept, &self.config) {
             Ok(websocket) => {
                 let reader = ConnectionReader::WebSocket(Box::new(websocket));
                 self.begin_reading(reader, transport, transport, now, None, now);

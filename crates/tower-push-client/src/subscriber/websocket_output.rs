@@ -6,8 +6,7 @@ use bytes::{Buf, BytesMut};
 use tower_push_proto::event::{CloseFrame, Payload};
 
 use super::{
-    ConnectionReader, EventConnection, Subscriber, SubscriberState,
-    client_websocket::ClientWebSocket,
+    ConnectionReader, EventConnection, Subscriber, SubscriberState, client_session::ClientSession,
 };
 
 /// The number of bytes of unwritten messages from which a subscriber takes no further message: 64 KiB.
@@ -34,7 +33,7 @@ impl Subscriber {
             ..
         }) = &mut self.state
         {
-            websocket.send(message);
+            websocket.write_message(message);
         }
     }
 
@@ -64,7 +63,7 @@ impl Subscriber {
         }
     }
 
-    fn websocket(&mut self) -> Option<&mut ClientWebSocket> {
+    fn websocket(&mut self) -> Option<&mut ClientSession> {
         match &mut self.state {
             SubscriberState::Closing { websocket, .. } => Some(websocket),
             SubscriberState::Reading(EventConnection {

@@ -25,10 +25,10 @@ use crate::error::Error;
 
 /// The client's side of one WebSocket connection, as a state machine without I/O.
 ///
-/// [`next_message`](Self::next_message) reads frames, and answers pings and the close frame of the server. [`send`](Self::send) and
+/// [`next_message`](Self::next_message) reads frames, and answers pings and the close frame of the server. [`write_message`](Self::write_message) and
 /// [`close`](Self::close) write frames. The caller writes [`output`](Self::output) to the socket.
 #[derive(Debug)]
-pub(super) struct ClientWebSocket {
+pub(super) struct ClientSession {
     decoder: FrameDecoder,
     output: BytesMut,
     /// Whether our close frame is in the output or was written.
@@ -104,7 +104,7 @@ pub(super) fn add_handshake_headers(
     accept
 }
 
-impl ClientWebSocket {
+impl ClientSession {
     /// Checks the server's part of the opening handshake ([RFC 6455 §4.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.1)).
     /// `expected_accept` is what [`add_handshake_headers`] has returned.
     ///
@@ -248,7 +248,7 @@ impl ClientWebSocket {
     }
 
     /// Writes a message. Does nothing after a close frame.
-    pub(super) fn send(&mut self, payload: &Payload) {
+    pub(super) fn write_message(&mut self, payload: &Payload) {
         if self.has_closed {
             return;
         }
