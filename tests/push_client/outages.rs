@@ -237,6 +237,15 @@ async fn expired_token_is_replaced() {
         let url = format!("http://{}{}", proxy.address(), path(transport));
         let mut stream = client.subscribe(url).unwrap();
         for number in 0..4 {
+            if number > 0 {
+                valid.fetch_add(1, Ordering::SeqCst);
+                proxy.break_connections();
+                // The old connection is gone, so that it gets no event.
+                while !matches!(
+                    next_item(&mut stream).await,
+                    ClientItem::Reconnecting { .. }
+                ) {}
+            }
             channel.publish(Json(number)).unwrap();
             assert_eq!(next_text(&mut stream).await, number.to_string());
             if transport == Transport::DurableLongPoll {
@@ -245,8 +254,6 @@ async fn expired_token_is_replaced() {
                     ClientItem::Cursor(_)
                 ));
             }
-            valid.fetch_add(1, Ordering::SeqCst);
-            proxy.break_connections();
         }
         assert_eq!(refusals.load(Ordering::SeqCst), 3, "{transport}");
     }
