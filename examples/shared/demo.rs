@@ -101,7 +101,7 @@ impl Transport for CompressedWebSocket {
 }
 
 /// Returns a feed of two events per second, which alternate between the time and a random number. All subscribers get the same events, and can
-/// resume at any of the last [`RESUMABLE_EVENTS`].
+/// resume at any of the last `RESUMABLE_EVENTS`.
 pub fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
     static FEED: LazyLock<Feed> = LazyLock::new(Feed::new);
     source_fn(|subscription: Subscription| async move { Ok(FEED.subscribe(subscription.cursor())) })
