@@ -293,6 +293,10 @@ impl HubState {
                     next
                 }
             };
+            if next.is_none() {
+                // The task ends, and it publishes without the lock before. A departure of this time starts another task.
+                presence.departure_task = None;
+            }
             next.map(|time| time.saturating_sub(now))
         };
         published.into_iter().for_each(finish_publication);

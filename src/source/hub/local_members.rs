@@ -70,6 +70,12 @@ pub(super) enum NextPresenceRequest {
 /// The maximum number of members in one request.
 const MAX_REQUEST_MEMBERS: usize = 128;
 
+/// The maximum length of the topics and members of one request, in bytes: 256 KiB. A NATS server accepts messages of 1 MiB by default.
+const MAX_REQUEST_LEN: usize = 256 * 1024;
+
+/// The maximum length of a [`Topic`], in bytes.
+const MAX_TOPIC_LEN: usize = 1024;
+
 /// How often a node renews its lease within the time of the lease.
 const RENEWALS_PER_LEASE: u32 = 3;
 
@@ -201,8 +207,10 @@ impl LocalMembers {
     /// Makes a request of the members that have changed, or of the members of a request that has failed.
     fn make_request(&mut self, list: &PresenceTable) -> PresenceRequest {
         if self.unconfirmed.is_empty() {
+            let max_entry_len = self.options.max_member_len.saturating_add(MAX_TOPIC_LEN);
+            let max_members = (MAX_REQUEST_LEN / max_entry_len).clamp(1, MAX_REQUEST_MEMBERS);
             let pending = std::iter::from_fn(|| self.pending.pop_first());
-            self.unconfirmed.extend(pending.take(MAX_REQUEST_MEMBERS));
+            self.unconfirmed.extend(pending.take(max_members));
         } else {
             // These members may have changed since the request that has failed.
             for (id, value) in &mut self.unconfirmed {
@@ -344,6 +352,23 @@ mod tests {
     fn update(members: &mut LocalMembers, key: &str, value: &str) {
         let value = Arc::new(Value::from(value));
         members.update(&topic(), &key.into(), value).unwrap();
+    }
+
+    #[test]
+    fn requests_with_large_members_have_fewer_of_them() {
+        let options = PresenceOptions::new().max_member_len(64 * 1024);
+        let mut members = LocalMembers::new(Arc::new(options), true);
+        for number in 0..10 {
+            enter(&mut members, &number.to_string(), "value");
+        }
+        let list = PresenceTable::default();
+        let mut lens = Vec::new();
+        for _ in 0..4 {
+            let request = request_at(&mut members, Duration::ZERO, &list);
+            answer(&mut members, &request, &[]);
+            lens.push(request.changes.len());
+        }
+        assert_eq!(lens, [3, 3, 3, 1]);
     }
 
     /// Returns the list of all nodes, which has these members.

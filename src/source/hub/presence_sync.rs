@@ -22,7 +22,6 @@ use super::{
     presence_backend::{
         ErasedPresenceBackend, MemberSnapshot, PresenceAnswer, PresenceBackend, PresenceRequest,
     },
-    presence_options::PresenceOptions,
     presence_table::{PresenceAction, PresenceChange, PresenceTable},
 };
 use crate::{event::EventId, sync::MutexGuard};
@@ -100,7 +99,7 @@ impl HubState {
             }
         }
         let was_empty = presence.table.is_empty();
-        presence.table.apply(&pushed.change, &self.config.presence);
+        presence.table.apply(&pushed.change);
         if was_empty {
             // While the hub has members, the task makes requests, which remove the members of nodes that are gone.
             self.tell_broker_of_members(presence);
@@ -115,7 +114,7 @@ impl HubState {
         let mut table = PresenceTable::default();
         for (topic, key, value) in snapshot.members {
             let change = PresenceChange::join(&topic, &key, value);
-            table.apply(&change, &self.config.presence);
+            table.apply(&change);
         }
         let replaced = {
             let presence = &mut *self.lock_presence();
@@ -130,16 +129,16 @@ impl HubState {
 
 impl PresenceTable {
     /// Applies a change that a broker has published. Applying a change a second time has no effect.
-    fn apply(&mut self, change: &PresenceChange, options: &PresenceOptions) {
+    fn apply(&mut self, change: &PresenceChange) {
         let PresenceChange { topic, key, action } = change;
         match action {
             PresenceAction::Join(value) | PresenceAction::Update(value) => {
-                let is_member = self.has_member(topic, key);
-                if is_member {
+                if self.has_member(topic, key) {
                     self.update(topic, key, value.clone());
                 } else {
-                    // The broker has the same limits, so there is room, unless another program has written to it.
-                    let _ = self.enter(topic, key, value.clone(), options);
+                    // The broker keeps the limits. The list of this node may have more members for a while, because a leave may come after the
+                    // join that it has made room for.
+                    self.insert(topic, key, value.clone());
                 }
             }
             PresenceAction::Leave => drop(self.leave(topic, key, None)),
@@ -210,5 +209,29 @@ async fn run_presence_requests(hub: Weak<HubState>, broker: Arc<BrokerPresence>)
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::Topic,
+        source::hub::{PresenceOptions, presence_table::TooManyMembers},
+    };
+
+    #[test]
+    fn join_that_comes_before_the_leave_that_made_room_is_applied() {
+        let options = PresenceOptions::new().max_members(1);
+        let topic = Topic::new("room").unwrap();
+        let value = Arc::new(serde_json::Value::Null);
+        let (first, second) = (Arc::from("first"), Arc::from("second"));
+        let mut list = PresenceTable::default();
+        list.enter(&topic, &first, value.clone(), &options).unwrap();
+        list.apply(&PresenceChange::join(&topic, &second, value));
+        list.apply(&PresenceChange::leave(&topic, &first));
+        assert!(list.has_member(&topic, &second));
+        assert!(!list.has_member(&topic, &first));
+        assert_eq!(list.check_room(&topic, &options), Err(TooManyMembers));
     }
 }

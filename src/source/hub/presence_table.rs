@@ -77,15 +77,20 @@ impl PresenceTable {
             return Ok(self.update(topic, key, value));
         }
         self.check_room(topic, options)?;
+        self.insert(topic, key, value.clone());
+        Ok(Some(PresenceChange::join(topic, key, value)))
+    }
+
+    /// Adds a member with one connection. The topic must not have the member.
+    pub(super) fn insert(&mut self, topic: &Topic, key: &Arc<str>, value: Arc<Value>) {
         self.member_count += 1;
         let member = TopicMember {
-            value: value.clone(),
+            value,
             connections: 1,
             departure: None,
         };
         let members = self.topics.entry(topic.clone()).or_default();
         members.insert(key.clone(), member);
-        Ok(Some(PresenceChange::join(topic, key, value)))
     }
 
     /// Checks that a topic has room for another member.
