@@ -7,7 +7,7 @@
 //! A round is one connection on loopback, from a server thread, which writes bytes that were encoded beforehand, to a client on one tokio
 //! thread, which counts events to the end. The event streams have ids, and the WebSockets carry payloads alone. The contestants take turns, so
 //! that a disturbance affects all of them. The table shows the best round of each, and its ratio to tower-push-client with the same bytes: a
-//! ratio above 1 means that the other client is faster, as tokio-tungstenite is, which reads messages and knows no events.
+//! ratio above 1 means that the other client is faster. tokio-tungstenite reads messages and knows no events.
 
 use std::{
     error::Error,
