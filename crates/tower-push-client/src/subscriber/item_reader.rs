@@ -2,6 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, header::CONTENT_TYPE};
+use serde::de::IgnoredAny;
 use tower_push_proto::{
     Event, EventId, Item,
     format::{JsonSeqParser, MultipartParser, MultipartPart, NdjsonParser, Record},
@@ -12,7 +13,10 @@ use tower_push_proto::{
 #[cfg(feature = "websocket")]
 use tower_push_proto::{byte_search, event::Payload};
 
-use super::{config::SubscriberConfig, json_elements::JsonElements};
+use super::{
+    config::SubscriberConfig,
+    json_elements::{JsonElements, check_whole},
+};
 use crate::{error::Error, transport::Transport};
 
 /// Reads the items of one response body, in the format that its `Content-Type` names.
@@ -270,6 +274,7 @@ impl ItemReader {
     ) -> Result<(), Error> {
         match content {
             BatchContent::Records if config.is_data_only => {
+                check_whole::<IgnoredAny>(&body)?;
                 let item = Item::Event(event_of_json(&body)?);
                 self.queued.push_back(item);
             }

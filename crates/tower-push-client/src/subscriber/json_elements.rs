@@ -1,5 +1,5 @@
 use bytes::{Buf, Bytes};
-use serde::de::IgnoredAny;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Deserializer, value::RawValue};
 
 use crate::error::Error;
@@ -15,15 +15,11 @@ impl JsonElements {
     /// Begins to read an array.
     ///
     /// # Errors
-    /// [`Error::is_cut`] if `json` is the beginning of an array: a response without a length may end too early without an error.
+    /// [`Error::is_cut`] if `json` is the beginning of an array.
     /// [`Error::is_malformed`] if `json` is anything else but an array.
     pub(super) fn new(json: Bytes) -> Result<Self, Error> {
         // The elements have no size, so the vector has no memory.
-        let parsed: Result<Vec<IgnoredAny>, _> = serde_json::from_slice(&json);
-        parsed.map_err(|error| match error.is_eof() {
-            true => Error::cut_by(error),
-            false => Error::malformed(error),
-        })?;
+        check_whole::<Vec<IgnoredAny>>(&json)?;
         std::str::from_utf8(&json).map_err(Error::malformed)?;
         Ok(Self { rest: json })
     }
@@ -49,6 +45,19 @@ impl JsonElements {
     fn skip_white_space(&mut self) {
         let len = self.rest.len() - self.rest.trim_ascii_start().len();
         self.rest.advance(len);
+    }
+}
+
+/// Checks that `json` is a whole JSON value of the type `T`.
+///
+/// # Errors
+/// [`Error::is_cut`] if `json` is the beginning of such a value: a response without a length may end too early without an error.
+/// [`Error::is_malformed`] if `json` is anything else.
+pub(super) fn check_whole<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<(), Error> {
+    match serde_json::from_slice::<T>(json) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_eof() => Err(Error::cut_by(error)),
+        Err(error) => Err(Error::malformed(error)),
     }
 }
 

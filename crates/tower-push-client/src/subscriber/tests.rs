@@ -296,17 +296,30 @@ fn long_polls_follow_each_other_at_once() {
 #[test]
 fn beginning_of_a_batch_is_polled_again() {
     let now = Instant::now();
-    for (body, is_cut) in [("[{\"id\":\"1\",\"da", true), ("", true), ("[1}", false)] {
-        let mut subscriber = subscriber_for(Transport::LongPoll, now);
+    let cases: [(&[u8], bool, bool); 7] = [
+        (b"[{\"id\":\"1\",\"da", false, true),
+        (b"", false, true),
+        (b"[1}", false, false),
+        (b"[1,2", true, true),
+        (b"[\"\xc3", true, true),
+        (b"", true, true),
+        (b"[1}", true, false),
+    ];
+    for (body, is_data_only, is_cut) in cases {
+        let mut config = SubscriberConfig::new();
+        config.transports = [Transport::LongPoll].into();
+        config.is_data_only = is_data_only;
+        let uri = Uri::from_static("http://host/feed");
+        let mut subscriber = Subscriber::new(Arc::new(config), uri, None, now);
         subscriber.poll_request(now).unwrap();
         subscriber.handle_response(&head(200, &[("content-type", "application/json")]), now);
         subscriber.handle_input(body.into(), now);
         subscriber.handle_end(Ok(()), now);
         match items(&mut subscriber, now).pop().unwrap() {
             Ok(ClientItem::Reconnecting { error, .. }) => {
-                assert!(is_cut && error.unwrap().is_cut(), "{body}");
+                assert!(is_cut && error.unwrap().is_cut(), "{body:?}");
             }
-            end => assert!(!is_cut && end.unwrap_err().is_malformed(), "{body}"),
+            end => assert!(!is_cut && end.unwrap_err().is_malformed(), "{body:?}"),
         }
     }
 }
