@@ -265,7 +265,7 @@ fn read_one(kind: u8, body: &[u8], headers: &[&[u8]], piece_len: usize) {
             assert_eq!(subscriber.cursor().cloned(), offset.filter(|id| !id.is_finished()));
         }
         None => {
-            // A batch is read as a whole or not at all.
+            // A batch of payloads is checked as a whole before its first payload is returned.
             assert!(payloads.is_empty());
             match error {
                 Some(error) => assert!(

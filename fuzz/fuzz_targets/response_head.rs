@@ -44,7 +44,7 @@ fn follow(location: HeaderValue) {
         return;
     };
     let text = location.to_str().unwrap();
-    // Browsers take a backslash for a slash, and a URL with the scheme of its base and without slashes for a relative one.
+    // Browsers take a backslash for a slash.
     if text.contains('\\') {
         return;
     }

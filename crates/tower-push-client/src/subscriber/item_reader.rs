@@ -59,7 +59,7 @@ impl BodyParser {
 /// The kind of content of the batch of a long poll.
 #[derive(Clone, Copy, Debug)]
 enum BatchContent {
-    /// A JSON array of records.
+    /// A JSON array of records. The items before a record that cannot be read are returned.
     Records,
     /// A JSON array of payloads.
     JsonPayloads,

@@ -324,6 +324,22 @@ fn beginning_of_a_batch_is_polled_again() {
     }
 }
 
+/// The records of a batch are read one at a time, so that a batch needs no more memory than its text.
+#[test]
+fn records_before_a_malformed_one_are_yielded() {
+    let now = Instant::now();
+    let mut subscriber = subscriber_for(Transport::LongPoll, now);
+    subscriber.poll_request(now).unwrap();
+    subscriber.handle_response(&head(200, &[("content-type", "application/json")]), now);
+    subscriber.handle_input("[{\"id\":\"1\",\"data\":1},{\"id\":7}]".into(), now);
+    subscriber.handle_end(Ok(()), now);
+    let mut read = items(&mut subscriber, now);
+    assert!(read.pop().unwrap().unwrap_err().is_malformed());
+    assert!(matches!(read.pop(), Some(Ok(ClientItem::Event(_)))));
+    assert!(subscriber.is_terminated());
+    assert_eq!(subscriber.cursor(), Some(&1.into()));
+}
+
 #[test]
 fn empty_id_clears_the_cursor() {
     let now = Instant::now();
