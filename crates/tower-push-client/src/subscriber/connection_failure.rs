@@ -107,14 +107,14 @@ impl Subscriber {
     }
 
     /// Forgets the connection. Returns whether the server has shown that it is there: it has sent a byte of a feed, or a response that is
-    /// no feed. A connection that was stable begins the backoff anew.
+    /// no feed. A connection that was stable or has brought new events begins the backoff anew.
     fn end_connection(&mut self, now: Instant) -> bool {
         let has_worked = match &self.state {
             SubscriberState::Reading(connection) => {
                 let lasted = now.saturating_duration_since(connection.since);
                 if connection.has_input {
                     self.selector.on_success(now);
-                    if lasted >= STABLE_AFTER {
+                    if lasted >= STABLE_AFTER || connection.has_news(self.cursor.as_ref()) {
                         self.backoff.reset();
                     }
                 }
@@ -186,12 +186,8 @@ impl Subscriber {
         let SubscriberState::Reading(connection) = &self.state else {
             return;
         };
-        let is_repeated = connection.has_cursors && connection.polled_cursor == self.cursor;
-        let has_news = connection.has_items && !is_repeated;
+        let has_news = connection.has_news(self.cursor.as_ref());
         let took = now.saturating_duration_since(connection.since);
-        if has_news {
-            self.backoff.reset();
-        }
         if self.retry_hint.is_some() {
             return self.fail(ConnectionFailure::planned_end(), now);
         }

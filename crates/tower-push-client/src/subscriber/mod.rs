@@ -182,6 +182,15 @@ struct EventConnection {
     is_last_batch: bool,
 }
 
+impl EventConnection {
+    /// Whether the connection has brought items. A long poll whose items have led back to the cursor of its request has brought nothing new.
+    /// `cursor` is the client's cursor.
+    fn has_news(&self, cursor: Option<&EventId>) -> bool {
+        let is_repeated = self.has_cursors && self.polled_cursor.as_ref() == cursor;
+        self.has_items && !is_repeated
+    }
+}
+
 #[derive(Debug)]
 enum ConnectionReader {
     Body(ItemReader),

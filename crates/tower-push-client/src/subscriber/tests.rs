@@ -292,6 +292,47 @@ fn long_polls_follow_each_other_at_once() {
     assert!(error.unwrap().is_poll_without_events());
 }
 
+/// A long poll may have a body in a streaming format, which is cut or falls silent after its events.
+#[test]
+fn failed_long_poll_with_events_resets_the_backoff() {
+    for is_cut in [true, false] {
+        let delays = delays_after_failed_polls(is_cut, |round| round + 2);
+        assert!(delays.iter().all(|delay| *delay <= SECOND), "{delays:?}");
+        let delays = delays_after_failed_polls(is_cut, |_| 1);
+        assert!(delays.iter().any(|delay| *delay > SECOND), "{delays:?}");
+    }
+}
+
+/// Returns the delays after 100 long polls, each of which brings the event with the id that `id` returns, and is then cut or falls silent. The
+/// first poll begins after the event 1.
+fn delays_after_failed_polls(is_cut: bool, id: impl Fn(u64) -> u64) -> Vec<Duration> {
+    let mut now = Instant::now();
+    let mut config = SubscriberConfig::new();
+    config.transports = [Transport::LongPoll].into();
+    config.poll_timeout = 10 * SECOND;
+    let uri = Uri::from_static("http://host/feed");
+    let mut subscriber = Subscriber::new(Arc::new(config), uri, Some(1.into()), now);
+    let poll = |round| {
+        subscriber.poll_request(now).unwrap();
+        let head = head(200, &[("content-type", "application/x-ndjson")]);
+        subscriber.handle_response(&head, now);
+        let line = format!("{{\"id\":\"{}\",\"data\":1}}\n", id(round));
+        subscriber.handle_input(line.into(), now);
+        let read = items(&mut subscriber, now);
+        assert!(matches!(read.last(), Some(Ok(ClientItem::Event(_)))));
+        if is_cut {
+            subscriber.handle_end(Err("cut".into()), now);
+        } else {
+            now += 10 * SECOND;
+            subscriber.handle_timeout(now);
+        }
+        let delay = last_delay(&mut subscriber, now);
+        now += delay;
+        delay
+    };
+    (0..100).map(poll).collect()
+}
+
 /// A response without a length ends without an error where the network has cut it. Another poll may get the whole batch.
 #[test]
 fn beginning_of_a_batch_is_polled_again() {
