@@ -262,7 +262,10 @@ impl Subscriber {
         let location = headers.get(LOCATION);
         let target = location.and_then(|value| resolve_reference(from, value.to_str().ok()?));
         let location = location.map(HeaderValue::as_bytes).unwrap_or_default();
-        let error = match target.filter(|target| http_scheme(target).is_some()) {
+        // The URL of a service in the same process may have no scheme.
+        let may_follow =
+            |target: &Uri| http_scheme(target).is_some() || target.scheme() == from.scheme();
+        let error = match target.filter(may_follow) {
             None => {
                 let location = location.escape_ascii();
                 let detail =
@@ -329,7 +332,7 @@ fn is_downgrade_to_http(from: &Uri, target: &Uri) -> bool {
 fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
     let reference = reference.trim().split('#').next().unwrap_or_default();
     let base_path = base.path();
-    let directory = &base_path[..=base_path.rfind('/').unwrap_or_default()];
+    let directory = base_path.rfind('/').map_or("/", |end| &base_path[..=end]);
     let path = match reference {
         "" => return Some(base.clone()),
         _ if reference.starts_with("//") => {

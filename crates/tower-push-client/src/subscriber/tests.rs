@@ -424,6 +424,34 @@ fn cursor_follows_the_returned_items() {
     }
 }
 
+/// A service in the same process may take a URL that is only a path.
+#[test]
+fn url_without_a_scheme_is_redirected() {
+    for (from, location, expected) in [
+        ("/a/feed?q", "/c", Some("/c")),
+        ("/a/feed?q", "c?d", Some("/a/c?d")),
+        ("/a/feed?q", "?d", Some("/a/feed?d")),
+        ("/a/feed?q", "//host/c", None),
+        ("/a/feed?q", "http://host/c", None),
+        ("/a/feed?q", "javascript:alert(1)", None),
+        ("host", "c", None),
+        ("*", "c", Some("/c")),
+    ] {
+        let now = Instant::now();
+        let config = Arc::new(SubscriberConfig::new());
+        let mut subscriber = Subscriber::new(config, Uri::from_static(from), None, now);
+        subscriber.poll_request(now).unwrap();
+        subscriber.handle_response(&head(307, &[("location", location)]), now);
+        let request = subscriber.poll_request(now);
+        let uri = request.map(|request| request.uri().to_string());
+        assert_eq!(uri.as_deref(), expected, "{from} {location}");
+        if expected.is_none() {
+            let error = subscriber.poll_item(|| now).unwrap().unwrap_err();
+            assert!(error.is_redirect());
+        }
+    }
+}
+
 #[test]
 fn retry_after_is_a_floor() {
     let now = Instant::now();
