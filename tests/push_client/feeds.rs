@@ -45,6 +45,29 @@ async fn gap_arrives_with_its_data() {
 }
 
 #[tokio::test]
+async fn event_with_cursor_arrives_on_each_transport() {
+    let source = source_fn(async |_: Subscription| {
+        let event = Event::text("a").with_id("3")?;
+        let cursor = "7".parse()?;
+        let items = [Item::EventWithCursor { event, cursor }, Item::Finished];
+        Ok::<_, tower_push::source::Rejection>(stream::iter(items))
+    });
+    let server = TestServer::start(tower_push::service(source)).await;
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        let (event, cursor) = loop {
+            match next_item(&mut stream).await {
+                ClientItem::EventWithCursor { event, cursor } => break (event, cursor),
+                ClientItem::Connected { .. } => {}
+                item => panic!("{transport}: {item:?}"),
+            }
+        };
+        assert_eq!(event.id().unwrap().as_str(), "3", "{transport}");
+        assert_eq!(cursor.as_str(), "7", "{transport}");
+    }
+}
+
+#[tokio::test]
 async fn fields_of_events_arrive() {
     let source = source_fn(async |_: Subscription| {
         let event = Event::json_text("{\"eur\":21.5}")?;

@@ -228,8 +228,9 @@ fn web_platform_tests_are_passed() {
 
 #[test]
 fn events_have_their_own_id_and_topic() -> Result<(), Error> {
-    let mut input =
-        Bytes::from("topic: a\ntopics: a\tb\nid: 1\ndata: x\n\ndata: y\n\nid:\ndata: z\n\n");
+    let mut input = Bytes::from(
+        "topic: a\ntopics: a\tb\nid: 1\nevent_id: 0\ndata: x\n\ndata: y\n\nid:\ndata: z\n\n",
+    );
     let mut parser = SseParser::new();
     let mut next = || parser.next_event(&mut input).map(Option::unwrap);
     let event = next()?;
@@ -237,8 +238,10 @@ fn events_have_their_own_id_and_topic() -> Result<(), Error> {
         (event.id.as_deref(), event.topic.as_deref()),
         (Some("1"), Some("a"))
     );
+    assert_eq!(event.event_id.as_deref(), Some("0"));
     let event = next()?;
     assert_eq!((event.id, event.topic, event.topics), (None, None, None));
+    assert_eq!(event.event_id, None);
     let event = next()?;
     assert_eq!(event.id.as_deref(), Some(""));
     Ok(())

@@ -391,6 +391,36 @@ fn empty_id_clears_the_cursor() {
     assert_eq!(subscriber.cursor(), None);
 }
 
+/// SSE names an event's id in the field `event_id` if the field `id` is another cursor. Without the field `id`, the cursor stays.
+#[test]
+fn event_id_is_not_the_cursor() {
+    for (fields, id, cursor) in [
+        ("id: 7\nevent_id: 3", Some("3"), Some("7")),
+        ("event_id: 3\nid: 7", Some("3"), Some("7")),
+        ("id: 7\nevent_id: 7", Some("7"), Some("7")),
+        ("id: 7\nevent_id:", Some("7"), Some("7")),
+        ("id: 7", Some("7"), Some("7")),
+        ("event_id: 3", None, Some("1")),
+        ("id\nevent_id: 3", None, None),
+    ] {
+        let now = Instant::now();
+        let mut subscriber = subscriber(now);
+        connect(&mut subscriber, now);
+        let input = format!("id: 1\ndata: a\n\n{fields}\ndata: b\n\n");
+        subscriber.handle_input(input.into(), now);
+        let item = items(&mut subscriber, now).pop().unwrap().unwrap();
+        let own_cursor = match &item {
+            ClientItem::EventWithCursor { cursor, .. } => Some(cursor.as_str()),
+            _ => None,
+        };
+        assert_eq!(own_cursor, cursor.filter(|_| id == Some("3")), "{fields}");
+        let event = item.into_event().unwrap();
+        assert_eq!(event.id().map(EventId::as_str), id, "{fields}");
+        let moved = subscriber.cursor().map(EventId::as_str);
+        assert_eq!(moved, cursor, "{fields}");
+    }
+}
+
 /// An id that cannot be sent back has the same effect however the input is cut.
 #[test]
 fn invalid_id_without_an_event_is_ignored() {

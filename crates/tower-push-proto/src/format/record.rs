@@ -143,6 +143,8 @@ impl Record {
     /// Reads an event of an SSE stream. `config` must be the server's configuration, which has the event types of gaps, ends and
     /// heartbeats, and says whether payloads are in base64. Returns `None` for a heartbeat.
     ///
+    /// An event with a field `event_id` has this id, and its field `id` is the record's cursor.
+    ///
     /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id), which also moves between records.
     ///
     /// # Errors
@@ -152,6 +154,7 @@ impl Record {
         let SseEvent {
             event_type,
             id,
+            event_id,
             topic,
             topics,
             data,
@@ -171,16 +174,22 @@ impl Record {
         } else {
             Event::text(data)
         };
-        // An empty `id` field means that the event has no id.
+        // An empty `id` field means that the event has no id. Without an `id` field the cursor stays, so that the event has no id either.
+        let mut cursor = None;
         if let Some(id) = id.filter(|id| !id.is_empty()) {
-            event = event.with_id(id)?;
+            event = match event_id.filter(|event_id| !event_id.is_empty() && *event_id != id) {
+                Some(event_id) => {
+                    cursor = Some(EventId::new(id)?);
+                    event.with_id(event_id)?
+                }
+                None => event.with_id(id)?,
+            };
         }
         let topics = topics.as_deref().map(parse_tab_separated);
         event = with_topics(event, topic.as_deref(), topics)?;
         if let Some(event_type) = event_type {
             event = event.with_type(event_type)?;
         }
-        let cursor = None;
         Ok(Some(Self::Event { event, cursor }))
     }
 }

@@ -51,6 +51,9 @@ pub struct SseEvent {
     /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field, so that the [last event
     /// ID](SseParser::last_event_id) comes from an earlier event.
     pub id: Option<String>,
+    /// The value of the event's `event_id` field, which is not in the standard: the event's id if the `id` field is another cursor. `None` if the
+    /// event has no such field.
+    pub event_id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
     /// The value of the event's `topics` field, which is not in the standard: all topics of an event that has several, separated by tabs. `None`
@@ -77,6 +80,7 @@ struct PartialLine {
 #[derive(Debug, Default)]
 struct PartialEvent {
     event_type: String,
+    event_id: Option<String>,
     topic: Option<String>,
     topics: Option<String>,
     /// The last event ID buffer. Events without an `id` field inherit this id.
@@ -269,6 +273,7 @@ impl SseParser {
                 set_utf8_lossy(&mut self.event.id, value);
                 self.event.has_id = true;
             }
+            b"event_id" => set_utf8_lossy(self.event.event_id.get_or_insert_default(), value),
             b"topic" => set_utf8_lossy(self.event.topic.get_or_insert_default(), value),
             b"topics" => set_utf8_lossy(self.event.topics.get_or_insert_default(), value),
             b"retry" => {
@@ -287,6 +292,7 @@ impl SseParser {
         if self.last_event_id != event.id {
             self.last_event_id.clone_from(&event.id);
         }
+        let event_id = event.event_id.take();
         let topic = event.topic.take();
         let topics = event.topics.take();
         if !std::mem::take(&mut event.has_data) {
@@ -297,6 +303,7 @@ impl SseParser {
         Some(SseEvent {
             event_type: (!event_type.is_empty()).then_some(event_type),
             id: has_id.then(|| event.id.clone()),
+            event_id,
             topic,
             topics,
             data: std::mem::take(&mut event.data),
