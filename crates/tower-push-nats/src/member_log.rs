@@ -42,6 +42,9 @@ use crate::{
 /// first. The idempotency key of an event is made of its entry, so an event that two nodes publish is in the stream once. When the events of an entry
 /// are published, an entry says so, so that no node publishes them again after the time for which the stream remembers the keys.
 ///
+/// Other programs can write to the subjects of the log. A message that is no entry changes no members, and says nothing of the events of the entry
+/// before it. But the next entry is appended behind this message.
+///
 /// # Invariant: a ledger has all entries
 /// A ledger begins with the first entry of the stream or with a snapshot. A snapshot is several messages with parts of a ledger, and then an entry
 /// that makes them valid. Entries before a snapshot are removed when a later snapshot is complete. A node that does not find the entry that it has
@@ -90,15 +93,22 @@ struct Replica {
     stream: Option<Fingerprint>,
     /// The sequence number and the fingerprint of the last message that was read.
     position: Option<(u64, Fingerprint)>,
-    /// The sequence number and the fingerprint of the last entry.
+    /// The sequence number and the fingerprint of the last message with the subject of the entries.
     last_entry: Option<(u64, Fingerprint)>,
-    /// The changes of the last entry, as long as this node does not know that their events are published.
-    unannounced: Vec<ListChange>,
+    unannounced: Option<UnannouncedChanges>,
     /// The parts of snapshots that are not valid yet, with the sequence number of the first part.
     parts: BTreeMap<String, (u64, Vec<LedgerPart>)>,
     /// The sequence number at which the last snapshot begins.
     snapshot_start: Option<u64>,
     entries_since_snapshot: usize,
+}
+
+/// The changes of the last entry, as long as this node does not know that their events are published.
+#[derive(Debug)]
+struct UnannouncedChanges {
+    /// The sequence number and the fingerprint of the entry.
+    entry: (u64, Fingerprint),
+    changes: Vec<ListChange>,
 }
 
 /// The suffix of the name of the members' stream.
@@ -211,7 +221,7 @@ impl MemberLog {
         }
     }
 
-    /// Reads the members of all topics. There are none if there is no log, or if the user may not read it.
+    /// Reads the members of all topics. There are none if there is no log, if the user may not read it, or if its stream is not one of members.
     pub(crate) async fn read_members(&self) -> Result<MemberSnapshot, Error> {
         let hub_stream = self.hub_api.info().await?;
         let replica = &mut *self.replica.lock().await;
@@ -222,17 +232,13 @@ impl MemberLog {
         };
         let mut snapshot = MemberSnapshot::new(last_id.to_event_id());
         // The log is read after the last id: an entry is older than its events.
-        match self.api.info().await {
-            Err(error) if error.is_not_found() || error.is_unauthorized() => return Ok(snapshot),
-            Err(error) => return Err(error),
-            Ok(info) => {
-                if replica.stream != Some(info.fingerprint()) {
-                    *replica = Replica::of_stream(info.fingerprint());
-                }
-                if info.state.messages > 0 {
-                    self.read_up_to(replica, info.state.last_seq).await?;
-                }
+        match self.read_all(replica).await {
+            Err(error)
+                if error.is_not_found() || error.is_unauthorized() || error.is_wrong_stream() =>
+            {
+                return Ok(snapshot);
             }
+            read => read?,
         }
         for (member, value) in replica.ledger.members() {
             if let Ok(topic) = Topic::new(member.topic.as_str()) {
@@ -240,6 +246,18 @@ impl MemberLog {
             }
         }
         Ok(snapshot)
+    }
+
+    /// Reads the whole log, if its stream exists.
+    async fn read_all(&self, replica: &mut Replica) -> Result<(), Error> {
+        let info = self.api.checked_info().await?;
+        if replica.stream != Some(info.fingerprint()) {
+            *replica = Replica::of_stream(info.fingerprint());
+        }
+        if info.state.messages > 0 {
+            self.read_up_to(replica, info.state.last_seq).await?;
+        }
+        Ok(())
     }
 
     async fn read_up_to(&self, replica: &mut Replica, sequence: u64) -> Result<(), Error> {
@@ -296,7 +314,7 @@ impl MemberLog {
                 new = &new[1..];
             }
             for message in new {
-                let outcome = self.apply(replica, message)?;
+                let outcome = self.apply(replica, message);
                 if own == Some(message.sequence) {
                     own_outcome = outcome;
                 }
@@ -328,25 +346,16 @@ impl MemberLog {
         Ok(())
     }
 
-    fn apply(
-        &self,
-        replica: &mut Replica,
-        message: &StreamMessage,
-    ) -> Result<Option<RequestOutcome>, Error> {
+    fn apply(&self, replica: &mut Replica, message: &StreamMessage) -> Option<RequestOutcome> {
         let subject = message.subject.as_str();
-        let outcome = if subject == self.part_subject() {
-            let part: SnapshotPart = parse(message)?;
-            let parts = replica.parts.entry(part.id);
-            let parts = parts.or_insert((message.sequence, Vec::new()));
-            parts.1.push(part.part);
-            None
-        } else if subject == self.log_subject() {
-            replica.apply_entry(message)?
-        } else {
-            None
-        };
         replica.position = Some((message.sequence, message.fingerprint));
-        Ok(outcome)
+        if subject == self.log_subject() {
+            return replica.apply_entry(message);
+        }
+        if subject == self.part_subject() {
+            replica.apply_part(message);
+        }
+        None
     }
 
     /// Publishes the events of the last entry, unless they are known to be published.
@@ -355,14 +364,12 @@ impl MemberLog {
         replica: &mut Replica,
         request: &PresenceRequest,
     ) -> Result<(), Error> {
-        let Some((sequence, token)) = replica.last_entry else {
+        let Some(unannounced) = &replica.unannounced else {
             return Ok(());
         };
-        if replica.unannounced.is_empty() {
-            return Ok(());
-        }
+        let (sequence, token) = unannounced.entry;
         let mut keyed = Vec::new();
-        for (index, change) in replica.unannounced.iter().enumerate() {
+        for (index, change) in unannounced.changes.iter().enumerate() {
             let key = format!("members:{sequence}-{}:{index}", token.as_str());
             if let Some(event) = event_of_change(request, change) {
                 keyed.push((change, event, key));
@@ -379,9 +386,10 @@ impl MemberLog {
             try_join_all(wave.iter().map(|(_, event, key)| publish(event, key))).await?;
             rest = later;
         }
-        replica.unannounced.clear();
+        replica.unannounced = None;
         // If another node has appended an entry since, it has published the events, too.
-        let _ = self.append(&LogEntry::Announced, sequence).await;
+        let after = replica.last_sequence();
+        let _ = self.append(&LogEntry::Announced, after).await;
         Ok(())
     }
 
@@ -418,7 +426,7 @@ impl MemberLog {
         if replica.entries_since_snapshot < interval {
             return;
         }
-        if self.catch_up(replica, None).await.is_err() || !replica.unannounced.is_empty() {
+        if self.catch_up(replica, None).await.is_err() || replica.unannounced.is_some() {
             return;
         }
         let after = replica.last_sequence();
@@ -467,20 +475,30 @@ impl Replica {
         self.last_entry.map_or(0, |(sequence, _)| sequence)
     }
 
-    fn apply_entry(&mut self, message: &StreamMessage) -> Result<Option<RequestOutcome>, Error> {
-        let entry: LogEntry = parse(message)?;
+    fn apply_part(&mut self, message: &StreamMessage) {
+        let Some(part) = parse::<SnapshotPart>(message) else {
+            return;
+        };
+        let parts = self.parts.entry(part.id);
+        let parts = parts.or_insert((message.sequence, Vec::new()));
+        parts.1.push(part.part);
+    }
+
+    fn apply_entry(&mut self, message: &StreamMessage) -> Option<RequestOutcome> {
         let is_first = self.last_entry.is_none();
-        self.last_entry = Some((message.sequence, message.fingerprint));
+        let position = (message.sequence, message.fingerprint);
+        self.last_entry = Some(position);
         self.entries_since_snapshot += 1;
+        let entry = parse::<LogEntry>(message)?;
         // This entry was appended when the events of the entry before it were published.
-        self.unannounced.clear();
+        self.unannounced = None;
         match entry {
             LogEntry::Request(request) => {
                 let outcome = self.ledger.apply(&request, message.time / 1_000_000);
-                self.unannounced.clone_from(&outcome.changes);
-                Ok(Some(outcome))
+                self.set_unannounced(position, outcome.changes.clone());
+                Some(outcome)
             }
-            LogEntry::Announced => Ok(None),
+            LogEntry::Announced => None,
             LogEntry::Snapshot {
                 id,
                 parts,
@@ -501,10 +519,16 @@ impl Replica {
                         member: member.clone(),
                         kind: ListChangeKind::Join(value.clone()),
                     });
-                    self.unannounced = joins.collect();
+                    self.set_unannounced(position, joins.collect());
                 }
-                Ok(None)
+                None
             }
+        }
+    }
+
+    fn set_unannounced(&mut self, entry: (u64, Fingerprint), changes: Vec<ListChange>) {
+        if !changes.is_empty() {
+            self.unannounced = Some(UnannouncedChanges { entry, changes });
         }
     }
 }
@@ -522,7 +546,7 @@ fn event_of_change(request: &PresenceRequest, change: &ListChange) -> Option<Hub
     })
 }
 
-fn parse<'a, T: Deserialize<'a>>(message: &'a StreamMessage) -> Result<T, Error> {
-    let parsed = serde_json::from_slice(&message.payload);
-    parsed.map_err(|_| Error::wrong_stream("the log of members has an entry of another program"))
+/// Returns the content of a message. Returns `None` if another program has written it.
+fn parse<'a, T: Deserialize<'a>>(message: &'a StreamMessage) -> Option<T> {
+    serde_json::from_slice(&message.payload).ok()
 }

@@ -116,6 +116,13 @@ impl StreamApi {
         self.store_description(info.await??)
     }
 
+    /// Describes the stream, and checks that it can be a feed.
+    pub(crate) async fn checked_info(&self) -> Result<StreamInfo, Error> {
+        let info = self.info().await?;
+        self.check_config(&info.config)?;
+        Ok(info)
+    }
+
     /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
     pub(crate) async fn info_or_create(&self) -> Result<StreamInfo, Error> {
         if !self.connection.has_version(MIN_SERVER_VERSION) {

@@ -94,7 +94,12 @@ impl MessageSink for HubSink {
     }
 
     async fn before_gap(&mut self) -> Result<(), Error> {
-        self.feed.set_members(self.members.read_members().await?);
+        match self.members.read_members().await {
+            Ok(members) => self.feed.set_members(members),
+            Err(error) if error.is_unavailable() => return Err(error),
+            // The next attempt would fail as well. Events do not wait for members, whose list stays as it is.
+            Err(_) => {}
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use testkit::{MembersBroker, NatsServer, Random, run_members_randomly, wait_unti
 use tokio::time::sleep;
 use tower_push::{
     Hub,
-    source::hub::{MemberConnection, PresenceOptions},
+    source::hub::{MemberConnection, PresenceOptions, PublishOptions},
 };
 use tower_push_nats::JetStreamHub;
 
@@ -228,6 +228,57 @@ async fn lost_members_come_back() {
     expect_members(&[node(&server).await], &["ada", "bob", "eve"]).await;
     sleep(NODE_TIMEOUT * 2).await;
     expect_members(&nodes, &["ada", "bob", "eve"]).await;
+}
+
+/// Other programs can publish to the subjects of the members.
+#[tokio::test]
+async fn foreign_messages_change_no_members() {
+    let server = NatsServer::start("");
+    let nodes = [node(&server).await, node(&server).await];
+    let _ada = enter(&nodes[0], "ada", 1);
+    expect_members(&nodes, &["ada"]).await;
+    let operator = Operator::connect(&server).await;
+    let subject = format!("$MEMBERS.{STREAM}");
+    let part = format!("{subject}.part");
+    let other = format!("{subject}.other");
+    for subject in [&subject, &part, &other] {
+        operator.publish(subject, &[], "not of this crate").await;
+    }
+    let _bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    operator.publish(&subject, &[], "").await;
+    let late = node(&server).await;
+    let nodes = [nodes[0].clone(), nodes[1].clone(), late];
+    expect_members(&nodes, &["ada", "bob"]).await;
+    // All servers read the members again, because of the gap.
+    operator.delete_stream().await;
+    let _eve = enter(&nodes[2], "eve", 1);
+    expect_members(&nodes, &["ada", "bob", "eve"]).await;
+}
+
+/// A stream of another program has the name of the members' stream.
+#[tokio::test]
+async fn foreign_stream_has_no_members() {
+    let server = NatsServer::start("");
+    let operator = Operator::connect(&server).await;
+    let config = json!({ "name": MEMBERS_STREAM, "subjects": ["other"], "storage": "memory" });
+    let create = format!("STREAM.CREATE.{MEMBERS_STREAM}");
+    operator.request(&create, config).await;
+    operator.publish("other", &[], "1").await;
+    let node = node(&server).await;
+    assert_eq!(members(&node).len(), 0);
+    operator.delete_stream().await;
+    let options = PublishOptions::default();
+    let publish = async || {
+        node.hub()
+            .publish_and_wait("news", "text", &options)
+            .await
+            .is_ok()
+    };
+    while !publish().await {
+        sleep(Duration::from_millis(10)).await;
+    }
+    wait_until(|| node.reader_status().replaced > 0, || "no gap").await;
 }
 
 #[tokio::test]
