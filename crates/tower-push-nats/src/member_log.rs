@@ -20,6 +20,7 @@ use tower_push::{
 use tower_push_proto::{fingerprint::Fingerprint, random};
 
 use crate::{
+    api_response::StreamInfo,
     error::Error,
     jetstream_publisher::JetStreamPublisher,
     member_ledger::{
@@ -96,11 +97,22 @@ struct Replica {
     /// The sequence number and the fingerprint of the last message with the subject of the entries.
     last_entry: Option<(u64, Fingerprint)>,
     unannounced: Option<UnannouncedChanges>,
-    /// The parts of snapshots that are not valid yet, with the sequence number of the first part.
-    parts: BTreeMap<String, (u64, Vec<LedgerPart>)>,
+    /// The snapshots that are not valid yet, by their ids.
+    pending_snapshots: BTreeMap<String, PendingSnapshot>,
     /// The sequence number at which the last snapshot begins.
     snapshot_start: Option<u64>,
+    /// Also counts from the last snapshot that this node has failed to write.
     entries_since_snapshot: usize,
+}
+
+/// A snapshot whose parts were read, but not yet the entry that makes it valid.
+#[derive(Debug)]
+struct PendingSnapshot {
+    /// The sequence number of the first part.
+    start: u64,
+    part_count: usize,
+    /// The parts, if the log begins with them. A node that has read earlier entries does not need them.
+    parts: Vec<LedgerPart>,
 }
 
 /// The changes of the last entry, as long as this node does not know that their events are published.
@@ -252,6 +264,10 @@ impl MemberLog {
     async fn read_all(&self, replica: &mut Replica) -> Result<(), Error> {
         let info = self.api.checked_info().await?;
         if replica.stream != Some(info.fingerprint()) {
+            // The ledger of a lost stream is kept until it is in the new one: see `open`.
+            if replica.ledger.len() > 0 && !self.has_entries(&info).await? {
+                return Ok(());
+            }
             *replica = Replica::of_stream(info.fingerprint());
         }
         if info.state.messages > 0 {
@@ -335,15 +351,26 @@ impl MemberLog {
         if replica.stream == Some(info.fingerprint()) {
             return Ok(());
         }
-        let old = std::mem::replace(replica, Replica::of_stream(info.fingerprint()));
-        if info.state.last_seq == 0 && old.ledger.len() > 0 {
-            match self.write_snapshot(&old.ledger, 0, true).await {
+        if replica.ledger.len() > 0 && !self.has_entries(&info).await? {
+            match self.write_snapshot(&replica.ledger, 0, true).await {
                 // Another node has written the members first.
                 Err(error) if error.is_conflict() => {}
                 written => written?,
             }
         }
+        // Not earlier: if the snapshot is not written, the next attempt needs the ledger.
+        *replica = Replica::of_stream(info.fingerprint());
         Ok(())
+    }
+
+    /// Returns whether the stream has an entry. Parts of a snapshot that was not completed are none.
+    async fn has_entries(&self, info: &StreamInfo) -> Result<bool, Error> {
+        if info.state.messages == 0 {
+            return Ok(false);
+        }
+        let subject = self.log_subject();
+        let first = self.api.read_direct(1, Some(&subject), 1, READ_BYTES);
+        Ok(!first.await?.is_empty())
     }
 
     fn apply(&self, replica: &mut Replica, message: &StreamMessage) -> Option<RequestOutcome> {
@@ -418,7 +445,8 @@ impl MemberLog {
         Ok(published.seq)
     }
 
-    /// Writes a snapshot if there are many entries since the last one. A snapshot that fails is written later.
+    /// Writes a snapshot if there are many entries since the last one. If this fails, for example because another node has appended an entry
+    /// meanwhile, the next attempt is after as many entries again.
     async fn write_snapshot_if_due(&self, replica: &mut Replica) {
         let interval = MIN_SNAPSHOT_INTERVAL.max(replica.ledger.len());
         // A random part of the interval keeps the nodes from all writing a snapshot at the same time.
@@ -430,6 +458,8 @@ impl MemberLog {
             return;
         }
         let after = replica.last_sequence();
+        // Set before the attempt, which may be cancelled.
+        replica.entries_since_snapshot = 0;
         let written = self.write_snapshot(&replica.ledger, after, false).await;
         // Nodes that lag read the log from the earlier snapshot on.
         if let (Ok(()), Some(start)) = (written, replica.snapshot_start) {
@@ -479,9 +509,16 @@ impl Replica {
         let Some(part) = parse::<SnapshotPart>(message) else {
             return;
         };
-        let parts = self.parts.entry(part.id);
-        let parts = parts.or_insert((message.sequence, Vec::new()));
-        parts.1.push(part.part);
+        let snapshot = self.pending_snapshots.entry(part.id);
+        let snapshot = snapshot.or_insert_with(|| PendingSnapshot {
+            start: message.sequence,
+            part_count: 0,
+            parts: Vec::new(),
+        });
+        snapshot.part_count += 1;
+        if self.last_entry.is_none() {
+            snapshot.parts.push(part.part);
+        }
     }
 
     fn apply_entry(&mut self, message: &StreamMessage) -> Option<RequestOutcome> {
@@ -489,7 +526,12 @@ impl Replica {
         let position = (message.sequence, message.fingerprint);
         self.last_entry = Some(position);
         self.entries_since_snapshot += 1;
-        let entry = parse::<LogEntry>(message)?;
+        let entry = parse::<LogEntry>(message);
+        if !matches!(entry, Some(LogEntry::Snapshot { .. })) {
+            let pending = self.pending_snapshots.values_mut();
+            pending.for_each(|snapshot| snapshot.parts = Vec::new());
+        }
+        let entry = entry?;
         // This entry was appended when the events of the entry before it were published.
         self.unannounced = None;
         match entry {
@@ -504,13 +546,13 @@ impl Replica {
                 parts,
                 is_restored,
             } => {
-                // The other parts are those of snapshots that have failed.
-                let found = std::mem::take(&mut self.parts).remove(&id);
-                if let Some((start, found)) = found.filter(|(_, found)| found.len() == parts) {
+                // The other snapshots have failed.
+                let found = std::mem::take(&mut self.pending_snapshots).remove(&id);
+                if let Some(found) = found.filter(|found| found.part_count == parts) {
                     if is_first {
-                        self.ledger = MemberLedger::from_parts(found);
+                        self.ledger = MemberLedger::from_parts(found.parts);
                     }
-                    self.snapshot_start = Some(start);
+                    self.snapshot_start = Some(found.start);
                 }
                 self.entries_since_snapshot = 0;
                 if is_restored {

@@ -281,6 +281,35 @@ async fn foreign_stream_has_no_members() {
     wait_until(|| node.reader_status().replaced > 0, || "no gap").await;
 }
 
+/// A server that has begun to write its members to a new stream has died.
+#[tokio::test]
+async fn lost_members_come_back_after_incomplete_snapshot() {
+    let server = NatsServer::start("");
+    let nodes = [node(&server).await, node(&server).await];
+    let _ada = enter(&nodes[0], "ada", 1);
+    let _bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    let operator = Operator::connect(&server).await;
+    let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
+    let info = operator.request(&info, json!({})).await;
+    let delete = format!("STREAM.DELETE.{MEMBERS_STREAM}");
+    operator.request(&delete, json!({})).await;
+    let create = format!("STREAM.CREATE.{MEMBERS_STREAM}");
+    // A node may have created the stream first.
+    let _ = operator.try_request(&create, info["config"].clone()).await;
+    let part = json!({ "id": "abcdef", "part": { "nodes": {}, "members": [] } });
+    let subject = format!("$MEMBERS.{STREAM}.part");
+    operator.publish(&subject, &[], &part.to_string()).await;
+    // All servers read the members again, because of the gap.
+    operator.delete_stream().await;
+    let _eve = enter(&nodes[0], "eve", 1);
+    expect_members(&nodes, &["ada", "bob", "eve"]).await;
+    let late = node(&server).await;
+    expect_members(&[late], &["ada", "bob", "eve"]).await;
+    sleep(NODE_TIMEOUT * 2).await;
+    expect_members(&nodes, &["ada", "bob", "eve"]).await;
+}
+
 #[tokio::test]
 async fn members_of_all_servers_are_bounded() {
     let server = NatsServer::start("");
