@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -121,6 +122,8 @@ struct UnannouncedChanges {
     /// The sequence number and the fingerprint of the entry.
     entry: (u64, Fingerprint),
     changes: Vec<ListChange>,
+    /// The number of changes, from the first, whose events this node has published. A request that is cancelled does not lose them.
+    published: usize,
 }
 
 /// The suffix of the name of the members' stream.
@@ -190,7 +193,10 @@ impl MemberLog {
         let log_entry = LogEntry::Request(entry.clone());
         let sequence = loop {
             self.catch_up(replica, None).await?;
-            self.announce(replica, request).await?;
+            if self.announce(replica, request).await? {
+                // The last entry is now the one that says so.
+                continue;
+            }
             if replica.ledger.has_lost_lease(&entry) {
                 return Ok(PresenceAnswer::LeaseLost);
             }
@@ -385,39 +391,36 @@ impl MemberLog {
         None
     }
 
-    /// Publishes the events of the last entry, unless they are known to be published.
+    /// Publishes the events of the last entry, unless they are known to be published. Returns whether it has published them.
+    ///
+    /// # Cancellation
+    /// The next call continues with the events that are not known to be published.
     async fn announce(
         &self,
         replica: &mut Replica,
         request: &PresenceRequest,
-    ) -> Result<(), Error> {
-        let Some(unannounced) = &replica.unannounced else {
-            return Ok(());
+    ) -> Result<bool, Error> {
+        let Some(unannounced) = &mut replica.unannounced else {
+            return Ok(false);
         };
-        let (sequence, token) = unannounced.entry;
-        let mut keyed = Vec::new();
-        for (index, change) in unannounced.changes.iter().enumerate() {
-            let key = format!("members:{sequence}-{}:{index}", token.as_str());
-            if let Some(event) = event_of_change(request, change) {
-                keyed.push((change, event, key));
-            }
-        }
-        let mut rest = keyed.as_slice();
-        while !rest.is_empty() {
-            // The events of one member are published one after the other.
-            let mut members = HashSet::new();
-            let distinct = rest.iter().take(MAX_PUBLICATIONS);
-            let count = distinct.take_while(|(change, ..)| members.insert(&change.member));
-            let (wave, later) = rest.split_at(count.count());
-            let publish = |event, key| self.publisher.publish_to_topics(event, Some(key));
-            try_join_all(wave.iter().map(|(_, event, key)| publish(event, key))).await?;
-            rest = later;
+        while unannounced.published < unannounced.changes.len() {
+            let wave = unannounced.next_wave();
+            let events = wave.clone().filter_map(|index| {
+                let event = event_of_change(request, &unannounced.changes[index])?;
+                Some((event, unannounced.idempotency_key(index)))
+            });
+            let publications = events.map(async |(event, key)| {
+                let published = self.publisher.publish_to_topics(&event, Some(&key));
+                published.await
+            });
+            try_join_all(publications).await?;
+            unannounced.published = wave.end;
         }
         replica.unannounced = None;
         // If another node has appended an entry since, it has published the events, too.
         let after = replica.last_sequence();
         let _ = self.append(&LogEntry::Announced, after).await;
-        Ok(())
+        Ok(true)
     }
 
     /// Appends an entry behind the entry `after`. Returns its sequence number.
@@ -570,8 +573,31 @@ impl Replica {
 
     fn set_unannounced(&mut self, entry: (u64, Fingerprint), changes: Vec<ListChange>) {
         if !changes.is_empty() {
-            self.unannounced = Some(UnannouncedChanges { entry, changes });
+            self.unannounced = Some(UnannouncedChanges {
+                entry,
+                changes,
+                published: 0,
+            });
         }
+    }
+}
+
+impl UnannouncedChanges {
+    /// Returns the indexes of the changes whose events are published next, at the same time. The events of one member are published one after the
+    /// other.
+    fn next_wave(&self) -> Range<usize> {
+        let mut members = HashSet::new();
+        let rest = self.changes[self.published..].iter().take(MAX_PUBLICATIONS);
+        let count = rest
+            .take_while(|change| members.insert(&change.member))
+            .count();
+        self.published..self.published + count
+    }
+
+    /// Returns the idempotency key of the event of a change, which is the same on all nodes.
+    fn idempotency_key(&self, index: usize) -> String {
+        let (sequence, token) = &self.entry;
+        format!("members:{sequence}-{}:{index}", token.as_str())
     }
 }
 
@@ -591,4 +617,34 @@ fn event_of_change(request: &PresenceRequest, change: &ListChange) -> Option<Hub
 /// Returns the content of a message. Returns `None` if another program has written it.
 fn parse<'a, T: Deserialize<'a>>(message: &'a StreamMessage) -> Option<T> {
     serde_json::from_slice(&message.payload).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member_ledger::MemberId;
+
+    #[test]
+    fn wave_has_each_member_once() {
+        let changes = ["a", "b", "a", "c"].map(|key| ListChange {
+            member: MemberId {
+                topic: "room".to_owned(),
+                key: key.to_owned(),
+            },
+            kind: ListChangeKind::Leave,
+        });
+        let mut unannounced = UnannouncedChanges {
+            entry: (7, Fingerprint::from_bits(0)),
+            changes: changes.to_vec(),
+            published: 0,
+        };
+        let first = unannounced.next_wave();
+        assert_eq!(first, 0..2);
+        unannounced.published = first.end;
+        assert_eq!(unannounced.next_wave(), 2..4);
+        unannounced.changes = vec![unannounced.changes[0].clone(); 2];
+        unannounced.published = 1;
+        assert_eq!(unannounced.next_wave(), 1..2);
+        assert!(unannounced.idempotency_key(1).ends_with(":1"));
+    }
 }
