@@ -9,7 +9,7 @@ import { recordOf } from "./sse.js";
 
 /**
  * Returns a transport over the browser's `EventSource`, which hears only the types that it is told, and sees no HTTP status, no heartbeat and no
- * id that comes alone.
+ * id that comes alone. An event whose id is that of the event before has no `id`.
  *
  * ```ts
  * connect("/prices", { transports: [eventSource(["EUR", "USD"]), "long-poll"] });
@@ -24,6 +24,8 @@ export function eventSource(types: string[] = []): TransportPlugin {
       const address = new URL(url);
       if (cursor) address.searchParams.set("last_event_id", cursor);
       const source: EventSource = new Source(address.href, { withCredentials: options.credentials === "include" });
+      // An EventSource repeats the last id with each event that has none.
+      let lastId = cursor;
       try {
         return await new Promise<End>((resolve, reject) => {
           signal.addEventListener("abort", () => resolve({}));
@@ -33,8 +35,10 @@ export function eventSource(types: string[] = []): TransportPlugin {
           const { gap = "gap", end = "end", finished = "finished" } = options.controlEvents ?? {};
           for (const type of new Set(["message", gap, end, finished, ...types])) {
             source.addEventListener(type, ({ data, lastEventId }: MessageEvent) => {
+              const isNewId = lastEventId && lastEventId !== lastId;
+              lastId = lastEventId;
               try {
-                onRecord(recordOf({ event: type, data, ...(lastEventId && { id: lastEventId }) }, options));
+                onRecord(recordOf({ event: type, data, ...(isNewId && { id: lastEventId }) }, options));
               } catch (error) {
                 reject(error);
               }

@@ -72,6 +72,7 @@ export class HubConnection implements TopicConnection {
     if (!topics[0] && !this.#mayHaveNoTopic) throw noTopic();
     for (const topic of topics) this.#progress.set(topic, "resumable");
     this.#connection = connect(url, rest) as PushConnection as Connection;
+    this.#requestedCursor = this.cursor;
     this.#updateUrl();
     this.#connection.on("state", (state) => this.#onState(state));
     this.#connection.on("cursor", () => this.#onCursor());

@@ -266,6 +266,33 @@ test("a topic that the stream has not begun is new in a connection that replaces
   late.close();
 });
 
+test("SSE: the next leader's first event is passed on, although the server sends the cursor of the request as its id", async () => {
+  const cursors = [];
+  const streams = [];
+  const fetch = async (_, { headers }) => {
+    cursors.push(headers.get("last-event-id"));
+    const { readable, writable } = new TransformStream();
+    streams.push(writable.getWriter());
+    return new Response(readable.pipeThrough(new TextEncoderStream()), { headers: { "content-type": "text/event-stream" } });
+  };
+  const tab = () => topicTab("typing", ["a"], { transports: ["sse"], fetch, minDelay: 1, maxDelay: 5 });
+  const leader = tab();
+  const follower = tab();
+  const seen = [];
+  follower.on("event", ({ data }) => seen.push(data));
+  await Promise.all([leader, follower].map((push) => next(push, "state", (state) => state === "open")));
+  const first = next(follower, "event");
+  streams[0].write("topic: a\nid: 1\ndata: 1\n\n");
+  await first;
+  leader.close();
+  await until(() => streams.length === 2);
+  streams[1].write("topic: a\nid: 1\ndata: 2\n\ntopic: a\nid: 2\ndata: 3\n\n");
+  await until(() => seen.includes(3));
+  assert.deepEqual(seen, [1, 2, 3]);
+  assert.deepEqual(cursors, [null, "1"]);
+  follower.close();
+});
+
 test("a leader whose topics all begin anew sends no cursor", async () => {
   const hub = await FakeHub.start();
   const leader = hub.open("no cursor", ["a"]);

@@ -2,8 +2,11 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { EventSource } from "eventsource";
 import { WebSocket } from "ws";
+import { eventSource } from "../../../clients/js/dist/event-source.js";
 import { connect } from "../../../clients/js/dist/topics.js";
+import { serve, sse } from "./servers.mjs";
 import { CuttingProxy, SERVER, inParallel, namesOf, next, range } from "./support.mjs";
 
 /** How topics change: by commands, or by a new request. */
@@ -263,6 +266,19 @@ test("SSE: an event without history that carries the cursor of the request is no
   const seen = new Seen(push);
   await next(push, "finished");
   assert.deepEqual(seen.of("a"), [1, 2, 3]);
+});
+
+test("event-source: events without ids are no repetitions of the last event that has one", async () => {
+  const end = 'event: finished\ndata: {"finished":true}\n\n';
+  const { url } = await serve(sse(`id: 1\ndata: 1\n\ndata: 2\n\ndata: 3\n\nid: 2\ndata: 4\n\n${end}`));
+  for (const [since, ids] of [[undefined, ["1", undefined, undefined, "2"]], ["1", [undefined, undefined, undefined, "2"]]]) {
+    const push = open(["a"], { transports: [eventSource()], EventSource, since }, url);
+    const events = [];
+    for await (const event of push) events.push(event);
+    assert.deepEqual(events.map(({ data }) => data), [1, 2, 3, 4]);
+    assert.deepEqual(events.map(({ id }) => id), ids);
+    assert.equal(push.cursor, "2");
+  }
 });
 
 test("an event that comes again for a further topic, too, is passed on for this topic", async () => {
