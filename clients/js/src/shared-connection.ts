@@ -88,7 +88,7 @@ export class SharedConnection implements PushConnection {
     const name = `tower-push ${JSON.stringify([url.href, key])}`;
     this.#group = new TabGroup<Message>(name, lease, { kind: "ping" }, {
       onJoin: () => {},
-      onLeave: () => this.#stopCatchUp(),
+      onLeave: () => this.#abandonCatchUp(),
       onElect: () => this.#takeOver(),
       onDepose: () => this.#resign(),
       onMessage: (message) => this.#onMessage(message),
@@ -138,8 +138,7 @@ export class SharedConnection implements PushConnection {
 
   /** Asks the others for their positions, and resumes at the oldest one. */
   async #takeOver(): Promise<void> {
-    if (this.#catchUp) this.#position = undefined;
-    this.#stopCatchUp();
+    this.#abandonCatchUp();
     const counts: CountMessage[] = (this.#counts = [this.#count()]);
     this.#group.post({ kind: "census" });
     await new Promise((resolve) => setTimeout(resolve, CENSUS_TIME));
@@ -228,6 +227,7 @@ export class SharedConnection implements PushConnection {
 
   /** Holds the leader's reports after `position` back, and reads what is before them over a connection of its own. */
   #startCatchUp(position: Position, target: string | undefined): void {
+    this.#repeated = undefined;
     this.#position = position;
     if (this.#catchUp) return void Object.assign(this.#catchUp, { target, held: [] });
     const connection = connect(this.#url, { ...this.#options, since: this.cursor ?? "now" });
@@ -243,6 +243,12 @@ export class SharedConnection implements PushConnection {
       this.#stopCatchUp();
       for (const held of catchUp.held.slice(Math.max(0, index))) this.#pass(held.report, held.cursor);
     });
+  }
+
+  /** Stops before this tab has come to its position in the leader's reports. Only the cursor says how far it is. */
+  #abandonCatchUp(): void {
+    if (this.#catchUp) this.#position = undefined;
+    this.#stopCatchUp();
   }
 
   #stopCatchUp(): void {

@@ -70,6 +70,41 @@ const leader = (term, sequence, fields) => ({ kind: "leader", position: position
 const report = (term, sequence, cursor, ...report) => ({ kind: "report", position: position(term, sequence), cursor, hasOwnId: true, report });
 const event = (id, topic = "a") => ["event", { type: "message", data: id, id, topic }];
 
+/** Answers requests with event streams that the test writes. */
+function eventStreams() {
+  const cursors = [];
+  const streams = [];
+  const fetch = async (_, { headers }) => {
+    cursors.push(headers.get("last-event-id"));
+    const { readable, writable } = new TransformStream();
+    const writer = writable.getWriter();
+    // The client may have closed the stream.
+    streams.push({ write: (text) => writer.write(text).catch(() => {}) });
+    return new Response(readable.pipeThrough(new TextEncoderStream()), { headers: { "content-type": "text/event-stream" } });
+  };
+  return { cursors, streams, fetch };
+}
+
+/** Returns a leader that is played by the test, and a tab without topics, which has got the event `e1`. The page of the tab is `page`. */
+async function followedWithoutTopics() {
+  const key = `without topics ${++count}`;
+  const fake = new FakeTab("tower-push", new URL("/channel", SERVER).href, key);
+  await fake.lead();
+  const { cursors, streams, fetch } = eventStreams();
+  const page = (globalThis.document = new EventTarget());
+  const push = connectShared(new URL("/channel", SERVER), { shared: key, lease: LEASE, since: "c0", transports: ["sse"], fetch });
+  delete globalThis.document;
+  closers.push(() => push.close());
+  const items = [];
+  push.on("event", ({ id }) => items.push(id));
+  push.on("gap", ({ reason }) => items.push(reason));
+  await fake.hears(({ kind }) => kind === "ping");
+  fake.post(leader(1, 0, { cursor: "c0" }));
+  fake.post(report(1, 1, "e1", ...event("e1")));
+  await next(push, "event");
+  return { fake, page, push, items, cursors, streams };
+}
+
 /** Returns a leader that is played by the test, and a tab that follows it after the cursor `c0`. */
 async function followed(topics = ["a"]) {
   const key = `followed ${++count}`;
@@ -158,6 +193,37 @@ test("repetitions are counted anew under each leader", async () => {
   fake.post(report(term, 602, "e2", ...event("e2")));
   while (items.at(-1) !== "e2") await next(push, "event");
   assert.deepEqual(items, ["e1", "e2"]);
+  push.close();
+});
+
+test("a tab that misses something of what a new leader repeats passes on all that it reads itself", async () => {
+  const { fake, push, items, cursors, streams } = await followedWithoutTopics();
+  fake.post(leader(2, 0, { cursor: "c0", from: position(1, 0) }));
+  fake.post(report(2, 3, "e3", ...event("e3")));
+  await until(() => streams.length === 1);
+  streams[0].write("id: e2\ndata: 2\n\nid: e3\ndata: 3\n\n");
+  while (items.at(-1) !== "e3") await next(push, "event");
+  fake.post(report(2, 4, "e4", ...event("e4")));
+  await next(push, "event");
+  assert.deepEqual(items, ["e1", "e2", "e3", "e4"]);
+  assert.deepEqual(cursors, ["e1"]);
+  push.close();
+});
+
+test("a tab that is frozen while it catches up catches up when it is back", async () => {
+  const { fake, page, push, items, cursors, streams } = await followedWithoutTopics();
+  fake.post(report(1, 3, "e3", ...event("e3")));
+  await until(() => streams.length === 1);
+  page.dispatchEvent(new Event("freeze"));
+  const ping = fake.hears(({ kind }) => kind === "ping");
+  page.dispatchEvent(new Event("resume"));
+  await ping;
+  fake.post(leader(1, 3, { cursor: "e3" }));
+  await until(() => streams.length === 2);
+  streams[1].write("id: e2\ndata: 2\n\nid: e3\ndata: 3\n\n");
+  while (items.at(-1) !== "e3") await next(push, "event");
+  assert.deepEqual(items, ["e1", "e2", "e3"]);
+  assert.deepEqual(cursors, ["e1", "e1"]);
   push.close();
 });
 
@@ -267,14 +333,7 @@ test("a topic that the stream has not begun is new in a connection that replaces
 });
 
 test("SSE: the next leader's first event is passed on, although the server sends the cursor of the request as its id", async () => {
-  const cursors = [];
-  const streams = [];
-  const fetch = async (_, { headers }) => {
-    cursors.push(headers.get("last-event-id"));
-    const { readable, writable } = new TransformStream();
-    streams.push(writable.getWriter());
-    return new Response(readable.pipeThrough(new TextEncoderStream()), { headers: { "content-type": "text/event-stream" } });
-  };
+  const { cursors, streams, fetch } = eventStreams();
   const tab = () => topicTab("typing", ["a"], { transports: ["sse"], fetch, minDelay: 1, maxDelay: 5 });
   const leader = tab();
   const follower = tab();
