@@ -1,6 +1,13 @@
 import { type Gap, type PushEvent, type PushGap, type State } from "./index.js";
 import type { ErrorFields } from "./reports.js";
-/** The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. */
+/** Where the cursor moves. */
+interface Cursor {
+    cursor: string | undefined;
+}
+/**
+ * The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. Nothing follows the state `closed` but
+ * `finished`.
+ */
 export declare class ConnectionOutput {
     #private;
     state: State;
@@ -12,12 +19,16 @@ export declare class ConnectionOutput {
     read(): AsyncIterator<PushEvent | PushGap, undefined>;
     /** Calls only listeners of this name. */
     emit(name: string, value: unknown): void;
-    emitEvent(event: PushEvent): void;
-    emitGap(gap: Gap): void;
+    /** Moves the cursor, and passes on the event, also if a listener of `cursor` closes the connection. */
+    emitEvent(event: PushEvent, { cursor }?: Cursor): void;
+    /** Moves the cursor, and passes on the gap, like `emitEvent`. */
+    emitGap(gap: Gap, { cursor }?: Cursor): void;
     /** Reports an error. A final one ends the connection. */
     emitError({ message, ...fields }: ErrorFields): void;
     setCursor(cursor: string | undefined): void;
+    /** Sets the state to that of the leader's connection. If that is closed, this connection goes on with the next leader. */
     setState(state: State): void;
     finish(): void;
     close(): void;
 }
+export {};

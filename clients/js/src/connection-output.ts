@@ -3,7 +3,15 @@ import { ListenerSet, RESERVED } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
 import type { ErrorFields } from "./reports.js";
 
-/** The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. */
+/** Where the cursor moves. */
+interface Cursor {
+  cursor: string | undefined;
+}
+
+/**
+ * The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. Nothing follows the state `closed` but
+ * `finished`.
+ */
 export class ConnectionOutput {
   state: State = "connecting";
   cursor: string | undefined;
@@ -28,35 +36,43 @@ export class ConnectionOutput {
 
   /** Calls only listeners of this name. */
   emit(name: string, value: unknown): void {
-    this.#listeners.emit(name, value);
+    if (this.state !== "closed") this.#listeners.emit(name, value);
   }
 
-  emitEvent(event: PushEvent): void {
+  /** Moves the cursor, and passes on the event, also if a listener of `cursor` closes the connection. */
+  emitEvent(event: PushEvent, { cursor }: Cursor = this): void {
+    if (this.state === "closed") return;
+    this.setCursor(cursor);
     this.#queues.push(event);
     this.#listeners.emit("event", event);
     if (!RESERVED.includes(event.type)) this.#listeners.emit(event.type, event);
   }
 
-  emitGap(gap: Gap): void {
+  /** Moves the cursor, and passes on the gap, like `emitEvent`. */
+  emitGap(gap: Gap, { cursor }: Cursor = this): void {
+    if (this.state === "closed") return;
+    this.setCursor(cursor);
     this.#queues.push({ type: "gap", gap });
     this.#listeners.emit("gap", gap);
   }
 
   /** Reports an error. A final one ends the connection. */
   emitError({ message, ...fields }: ErrorFields): void {
+    if (this.state === "closed") return;
     const error = new PushError(message, "final", fields);
     this.#listeners.emit("error", error);
     if (fields.final) this.#end(undefined, error);
   }
 
   setCursor(cursor: string | undefined): void {
-    if (cursor === this.cursor) return;
+    if (cursor === this.cursor || this.state === "closed") return;
     this.cursor = cursor;
     this.#listeners.emit("cursor", cursor);
   }
 
+  /** Sets the state to that of the leader's connection. If that is closed, this connection goes on with the next leader. */
   setState(state: State): void {
-    if (state === this.state || this.state === "closed") return;
+    if (state === this.state || state === "closed" || this.state === "closed") return;
     this.state = state;
     this.#listeners.emit("state", state);
   }
@@ -71,7 +87,8 @@ export class ConnectionOutput {
 
   #end(reason?: "finished", error?: PushError): void {
     if (this.state === "closed") return;
-    this.setState("closed");
+    this.state = "closed";
+    this.#listeners.emit("state", "closed");
     this.#onEnd();
     if (reason) this.#listeners.emit(reason);
     this.#queues.end(error);

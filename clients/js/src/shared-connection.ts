@@ -274,10 +274,12 @@ export class SharedConnection implements PushConnection {
   #pass([name, value]: Report, cursor: string | undefined): void {
     if (name === "event" && this.#isRepeated(value.id)) return;
     if (name === "gap") this.#repeated = undefined;
-    if (this.#repeated == null) this.#output.setCursor(cursor);
-    if (name === "event") this.#output.emitEvent(value);
-    else if (name === "gap") this.#output.emitGap(value);
-    else if (name === "state") this.#output.setState(value);
+    // Events that the leader repeats do not move this tab back.
+    const moved = this.#repeated == null ? { cursor } : this.#output;
+    if (name === "event") return this.#output.emitEvent(value, moved);
+    if (name === "gap") return this.#output.emitGap(value, moved);
+    this.#output.setCursor(moved.cursor);
+    if (name === "state") this.#output.setState(value);
     else if (name === "finished") this.#output.finish();
     else if (name === "error") this.#output.emitError(value);
   }

@@ -168,6 +168,23 @@ for (const [connect, path, options] of [
     assert.deepEqual(states.slice(-2), ["open", "closed"]);
   });
 
+  test(`${path}: a tab that hears that the leader's connection is closed is not closed`, async () => {
+    const key = `closed leader ${++count}`;
+    const fake = new FakeTab(path === "/topics" ? "tower-push topics" : "tower-push", new URL(path, SERVER).href, key);
+    await fake.lead();
+    const push = connect(new URL(path, SERVER), { shared: key, lease: LEASE, ...options });
+    const states = [];
+    push.on("state", (state) => states.push(state));
+    const items = readAll(push);
+    await fake.hears(({ kind }) => kind === "ping");
+    fake.post(leader(1, 0, { topics: ["a"], state: "closed" }));
+    fake.post(leader(1, 0, { topics: ["a"], state: "waiting" }));
+    await until(() => states.length);
+    push.close();
+    assert.deepEqual(states, ["waiting", "closed"]);
+    assert.deepEqual(await items, []);
+  });
+
   test(`${path}: a leader that hears of a later one still speaks for its own term`, async () => {
     const key = `deposed ${++count}`;
     const push = connect(new URL(path, SERVER), { shared: key, lease: LEASE, transports: ["websocket"], WebSocket, ...options });
@@ -225,6 +242,18 @@ test("a tab that is frozen while it catches up catches up when it is back", asyn
   assert.deepEqual(items, ["e1", "e2", "e3"]);
   assert.deepEqual(cursors, ["e1", "e1"]);
   push.close();
+});
+
+test("a tab that is closed by a listener passes on nothing of what it has held back", async () => {
+  const { fake, push, items, streams } = await followedWithoutTopics();
+  for (const n of [3, 4, 5]) fake.post(report(1, n, `e${n}`, ...event(`e${n}`)));
+  await until(() => streams.length === 1);
+  push.on("cursor", (cursor) => cursor === "e3" && push.close());
+  streams[0].write("id: e2\ndata: 2\n\nid: e3\ndata: 3\n\n");
+  await next(push, "state", (state) => state === "closed");
+  await wait(50);
+  assert.deepEqual(items, ["e1", "e2", "e3"]);
+  assert.equal(push.cursor, "e3");
 });
 
 test("a new leader of which only a report arrives is asked for its topics, and gets all publications", async () => {
