@@ -35,5 +35,6 @@ export declare class TabGroup<M> {
     stop(): void;
     /** Records that a message of the leader has arrived. */
     hearLeader(): void;
+    /** Sends a message to the other tabs. A report that cannot be sent is a hole in the reports, which the other tabs notice. */
     post(message: M): void;
 }

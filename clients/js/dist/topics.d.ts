@@ -52,7 +52,8 @@ export interface TopicConnection extends PushConnection {
     unsubscribe(...topics: string[]): void;
     /**
      * Publishes a JSON value over a WebSocket. Resolves with the event's id. If the connection breaks, the command is repeated with the same key. Rejects
-     * if the server refuses, if another transport than a WebSocket is open, if the connection is closed, or if 1024 commands have no answer.
+     * if the value has no JSON, if the server refuses, if another transport than a WebSocket is open, if the connection is closed, or if 1024 commands have
+     * no answer.
      */
     publish(topic: string, data: unknown, options?: PublicationOptions): Promise<string>;
 }

@@ -1,5 +1,6 @@
 import type { Connection } from "./connection.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
+import { plainJson } from "./json.js";
 import { randomKey } from "./random-key.js";
 import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { PublicationOptions, TopicConnection, TopicOptions, TopicPattern } from "./topics.js";
@@ -147,7 +148,8 @@ export class HubConnection implements TopicConnection {
       if (this.state === "closed") return reject(new PushError("the connection is closed", "final"));
       if (this.#commands.size >= MAX_UNANSWERED_COMMANDS) return reject(new PushError("too many commands have no answer", "final"));
       const ref = ++this.#lastRef;
-      const message = { publish: { topic, event, data: data ?? null, key, echo }, ref };
+      // Made JSON now, so that no command is kept that cannot be sent.
+      const message = { publish: { topic, event, data: plainJson(data), key, echo }, ref };
       this.#commands.set(ref, { message, promise: { resolve, reject } });
       if (this.#acceptsCommands) this.#connection.send(message);
       this.#checkTransport();

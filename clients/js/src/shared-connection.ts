@@ -1,5 +1,6 @@
 import { ConnectionOutput } from "./connection-output.js";
 import { connect, type ConnectOptions, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
+import { sendable } from "./json.js";
 import { listenToReports, type Report } from "./reports.js";
 import { CENSUS_TIME, isBefore, nextTerm, TabGroup, type Position } from "./tab-group.js";
 
@@ -117,7 +118,7 @@ export class SharedConnection implements PushConnection {
   send(message: unknown): boolean {
     if (this.#lead) return this.#lead.connection.send(message);
     const isSent = this.#group.hasLeader && this.state === "open";
-    if (isSent) this.#group.post({ kind: "send", message });
+    if (isSent) this.#group.post({ kind: "send", message: sendable(message) });
     return isSent;
   }
 

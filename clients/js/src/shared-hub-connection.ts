@@ -1,5 +1,6 @@
 import { ConnectionOutput } from "./connection-output.js";
 import { PushError, type PushEvent, type PushGap, type State } from "./index.js";
+import { plainJson, sendable } from "./json.js";
 import { PendingPublications } from "./pending-publications.js";
 import { randomKey } from "./random-key.js";
 import type { CountMessage, LeaderMessage, Message, Publication, PublicationResult, ReportMessage } from "./shared-hub-messages.js";
@@ -77,7 +78,7 @@ export class SharedHubConnection implements TopicConnection {
   send(message: unknown): boolean {
     if (this.#leader) return !!this.#leader.connection?.send(message);
     const isSent = this.#group.hasLeader && this.state === "open";
-    if (isSent) this.#group.post({ kind: "send", message });
+    if (isSent) this.#group.post({ kind: "send", message: sendable(message) });
     return isSent;
   }
 
@@ -94,9 +95,9 @@ export class SharedHubConnection implements TopicConnection {
     if (removed.size) this.#onTopicsChanged();
   }
 
-  publish(topic: string, data: unknown, { key = randomKey(), ...rest }: PublicationOptions = {}): Promise<string> {
-    if (this.state === "closed") return Promise.reject(closedError());
-    return this.#publications.publish([topic, data ?? null, { key, ...rest }]);
+  async publish(topic: string, data: unknown, { key = randomKey(), ...rest }: PublicationOptions = {}): Promise<string> {
+    if (this.state === "closed") throw closedError();
+    return this.#publications.publish([topic, plainJson(data), { key, ...rest }]);
   }
 
   close(): void {

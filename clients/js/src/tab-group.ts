@@ -91,11 +91,12 @@ export class TabGroup<M> {
     this.#hasLeader = this.#hasHeardLeader = true;
   }
 
+  /** Sends a message to the other tabs. A report that cannot be sent is a hole in the reports, which the other tabs notice. */
   post(message: M): void {
     try {
       this.#channel?.postMessage(message);
     } catch {
-      // The channel is closed: this tab has left.
+      // The channel is closed, because this tab has left, or the option `parse` has returned something that has no clone.
     }
   }
 

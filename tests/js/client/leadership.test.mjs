@@ -269,6 +269,22 @@ test("a new leader of which only a report arrives is asked for its topics, and g
   push.close();
 });
 
+test("what a tab publishes and sends is JSON, also if it has no clone", async () => {
+  const { fake, push } = await followed();
+  const reactive = new Proxy({ text: "é", show() {} }, {});
+  const heard = Promise.all(["publish", "send"].map((wanted) => fake.hears(({ kind }) => kind === wanted)));
+  const publication = push.publish("a", reactive);
+  await until(() => push.send(reactive));
+  const [{ tab, ref, publication: [topic, data] }, { message }] = await heard;
+  assert.deepEqual([topic, data, message], ["a", { text: "é" }, '{"text":"é"}']);
+  fake.post({ kind: "published", tab, ref, result: { id: "p1" } });
+  assert.equal(await publication, "p1");
+  const cycle = {};
+  cycle.self = cycle;
+  for (const noJson of [cycle, () => {}, 1n]) await assert.rejects(push.publish("a", noJson));
+  push.close();
+});
+
 // The requests of a leader, to a hub that the test plays.
 
 /** A hub that says nothing by itself. */

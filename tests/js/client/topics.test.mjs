@@ -395,6 +395,12 @@ test("a publication that cannot be made is rejected", async () => {
   pending.close();
   await assert.rejects(publication, /closed/);
   await assert.rejects(pending.publish(room, 1), /closed/);
+  const cycle = {};
+  cycle.self = cycle;
+  const early = open([room], { transports: ["websocket"] });
+  for (const noJson of [cycle, () => {}, 1n]) await assert.rejects(early.publish(room, noJson));
+  assert.ok(await early.publish(room, 1));
+  early.close();
   const stream = open([a], { transports: ["sse"] });
   await assert.rejects(stream.publish(room, 1), /no WebSocket/);
   stream.close();
