@@ -12,7 +12,7 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Mutex,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tower_push::{
     event::Topic,
@@ -242,7 +242,10 @@ impl MemberLog {
     /// Reads the members of all topics. There are none if there is no log, if the user may not read it, or if its stream is not one of members.
     pub(crate) async fn read_members(&self) -> Result<MemberSnapshot, Error> {
         let hub_stream = self.hub_api.info().await?;
-        let replica = &mut *self.replica.lock().await;
+        // A request of this node can take longer. Events do not wait for it: then the log is read anew.
+        let lock = timeout(self.api.connection.timeout(), self.replica.lock());
+        let (mut locked, mut unshared) = (lock.await.ok(), Replica::default());
+        let replica = locked.as_deref_mut().unwrap_or(&mut unshared);
         let last_id = StreamCursor {
             sequence: hub_stream.state.last_seq,
             stream: hub_stream.fingerprint(),
