@@ -443,38 +443,19 @@ impl MembersBroker for Broker {
         node.hub()
     }
 
+    /// The stream of the hub is never deleted or purged: JetStream would forget the idempotency keys, and a late repetition of a join could follow
+    /// the leave.
     async fn fail(&mut self, random: &mut Random) {
-        match random.below(6) {
+        match random.below(3) {
             0 | 1 => {
                 self.0.pause();
                 sleep(Duration::from_millis(200 + random.below(2000))).await;
                 self.0.resume();
             }
-            2 => {
+            _ => {
                 self.0.kill();
                 sleep(Duration::from_millis(random.below(1500))).await;
                 self.0.start_again();
-            }
-            3 => {
-                let operator = Operator::connect(&self.0).await;
-                let delete = format!("STREAM.DELETE.{STREAM}");
-                let _ = operator.try_request(&delete, json!({})).await;
-            }
-            4 => {
-                let operator = Operator::connect(&self.0).await;
-                let delete = format!("STREAM.DELETE.{MEMBERS_STREAM}");
-                // Two such faults may follow each other.
-                let _ = operator.try_request(&delete, json!({})).await;
-                // A node that writes the members to a new stream may not know the newest ones, which then join again. So clients need a gap.
-                let delete = format!("STREAM.DELETE.{STREAM}");
-                let _ = operator.try_request(&delete, json!({})).await;
-            }
-            _ => {
-                let operator = Operator::connect(&self.0).await;
-                let keep = json!({ "keep": 3 });
-                let _ = operator
-                    .try_request(&format!("STREAM.PURGE.{STREAM}"), keep)
-                    .await;
             }
         }
     }
