@@ -263,8 +263,10 @@ impl Subscriber {
         let target = location.and_then(|value| resolve_reference(from, value.to_str().ok()?));
         let location = location.map(HeaderValue::as_bytes).unwrap_or_default();
         // The URL of a service in the same process may have no scheme.
-        let may_follow =
-            |target: &Uri| http_scheme(target).is_some() || target.scheme() == from.scheme();
+        let may_follow = |target: &Uri| {
+            let is_of_http = http_scheme(target).is_some() || target.scheme() == from.scheme();
+            is_of_http && has_valid_port(target)
+        };
         let error = match target.filter(may_follow) {
             None => {
                 let location = location.escape_ascii();
@@ -320,6 +322,14 @@ fn is_same_host(a: &Uri, b: &Uri) -> bool {
     let is_same_port = port(a) == port(b) || a.port().is_none() && b.port().is_none();
     let hosts = (a.host().unwrap_or_default(), b.host().unwrap_or_default());
     is_same_port && hosts.0.eq_ignore_ascii_case(hosts.1)
+}
+
+/// Whether a URL has a valid port, or none. [`Uri`] also accepts text such as `host:443(c`.
+fn has_valid_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
+    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default());
+    matches!(port, Some("" | ":")) || uri.port_u16().is_some()
 }
 
 /// Whether a redirect leads from `https` to `http`.
