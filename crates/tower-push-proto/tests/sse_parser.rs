@@ -221,7 +221,7 @@ fn web_platform_tests_are_passed() {
     let ids = "id: \0hello\ndata: 1\n\nid: he\0llo\ndata: 2\n\nid: hello\ndata: 3\n\ndata: 4\n\nid\ndata: 5\n\n";
     let ids: Vec<_> = read(ids).0.into_iter().map(|event| event.2).collect();
     assert_eq!(ids, ["", "", "hello", "hello", ""]);
-    // The standard decodes UTF-8, whatever the `Content-Type` says.
+    // A parser decodes UTF-8 even if the `Content-Type` names another charset.
     let (events, ..) = read_pieces([&b"data:ok\xe2\x80\xa6\xff\n\n"[..]]);
     assert_eq!(events[0].1, "ok\u{2026}\u{fffd}");
 }

@@ -232,30 +232,31 @@ impl RedisStreamBuilder {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
         let connector = Arc::new(connector);
         let limits = self.log_limits;
-        let (connection, members, tail) =
-            connect_and_read_tail(&connector, limits, has_members, self.connect_wait).await?;
+        let (connection, members, initial) =
+            connect_and_read_initial_entries(&connector, limits, has_members, self.connect_wait)
+                .await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
         let upstream = RedisUpstream::new(reads.clone());
-        let (sink, log) = make_log(tail.start.clone(), upstream, publisher.clone(), members);
+        let (sink, log) = make_log(initial.start.clone(), upstream, publisher.clone(), members);
         let metrics = Arc::new(ReaderMetrics::new());
         let mut reader = StreamReader::new(
             connector.clone(),
             sink,
-            tail.position,
+            initial.position,
             self.log_limits,
             metrics.clone(),
             [reads.clone(), writes],
         );
-        reader.push_tail(tail);
+        reader.push_initial_entries(initial);
         let task = tokio::spawn(reader.run(connection));
         Ok((log, StreamConnection::new(publisher, reads, metrics, task)))
     }
 }
 
 /// Connects, and reads the newest entries and the members of a hub. While the server is not available, tries again for the time `wait`.
-async fn connect_and_read_tail(
+async fn connect_and_read_initial_entries(
     connector: &Connector,
     limits: InitialEntriesLimits,
     has_members: bool,
@@ -274,21 +275,21 @@ async fn connect_and_read_tail(
         let connected = async {
             let mut connection = connector.connect().await?;
             let mut estimate = EntrySizeEstimate::new();
-            // The tail must have all entries that are newer than the list of members. In the rare case that it does not, the list is read again,
-            // after the tail.
+            // The initial entries must include all that are newer than the list of members. In the rare case that they do not, the list is read
+            // again, after these entries.
             let mut members = None;
             if has_members {
                 members = Some(read_members(connector, &mut connection).await?);
             }
-            let tail =
+            let initial =
                 InitialEntries::read(connector, &mut connection, limits, &mut estimate).await?;
             if members
                 .as_ref()
-                .is_some_and(|members| is_before(members.last_id(), &tail.start))
+                .is_some_and(|members| is_before(members.last_id(), &initial.start))
             {
                 members = Some(read_members(connector, &mut connection).await?);
             }
-            Ok((connection, members, tail))
+            Ok((connection, members, initial))
         };
         let delay = backoff.next_delay();
         match connected.await {

@@ -111,10 +111,10 @@ impl<S: EntrySink> StreamReader<S> {
         }
     }
 
-    /// Pushes the entries of a tail, which follow the sink's last event.
-    pub(crate) fn push_tail(&mut self, tail: InitialEntries) {
-        self.push_all(&tail.entries);
-        self.set_position(tail.position);
+    /// Pushes initial entries, which follow the sink's last event.
+    pub(crate) fn push_initial_entries(&mut self, initial: InitialEntries) {
+        self.push_all(&initial.entries);
+        self.set_position(initial.position);
     }
 
     /// Follows the stream until this future is dropped, first with `connection` and later with new ones.
@@ -276,31 +276,31 @@ impl<S: EntrySink> StreamReader<S> {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         self.sink.before_gap(&self.connector, connection).await?;
-        let tail =
+        let initial =
             InitialEntries::read(&self.connector, connection, self.limits, &mut self.estimate);
-        let mut tail = tail.await?;
-        let known = tail
+        let mut initial = initial.await?;
+        let known = initial
             .entries
             .iter()
             .rposition(|entry| self.is_recently_read(entry));
         // The number of recent entries that are still in the stream.
         let mut known_recent = 0;
         if let Some(known) = known {
-            let newer = tail.entries.split_off(known + 1);
-            if let Some(entry) = tail.entries.pop() {
+            let newer = initial.entries.split_off(known + 1);
+            if let Some(entry) = initial.entries.pop() {
                 let mut recent = self.recent.iter();
                 let lost = recent.position(|(id, _)| *id > entry.id);
                 known_recent = lost.unwrap_or(self.recent.len());
-                tail.start = entry.event_id();
+                initial.start = entry.event_id();
             }
-            tail.entries = newer;
+            initial.entries = newer;
         }
         self.metrics.add_replaced();
-        let gap = Gap::new(GapReason::Epoch).resumed(tail.start.clone());
+        let gap = Gap::new(GapReason::Epoch).resumed(initial.start.clone());
         self.sink.gap(&gap);
         // The recent entries that the stream still has are kept: after another failover, the reader may have to go further back.
         self.recent.truncate(known_recent);
-        self.push_tail(tail);
+        self.push_initial_entries(initial);
         Ok(())
     }
 

@@ -153,7 +153,7 @@ async fn members_of_dead_server_leave_once() {
         .map(String::as_str)
         .chain(["elsewhere", "stays"]);
     expect_members(&nodes, &all.collect::<Vec<_>>()).await;
-    // The connections keep the hub, and tell nobody of their end when it is gone.
+    // The node is dropped before its connections, so it does not tell the broker of their end.
     drop((dead, connections));
     expect_members(&nodes, &["elsewhere", "stays"]).await;
     let late = node(&server).await;
