@@ -37,7 +37,7 @@ use tower_push::{
     event::Topic,
     guard::DrainPlan,
     layer::TransportLayer,
-    source::relay::{Feed, Page, PageRequest, Upstream, UpstreamError},
+    source::relay::{Page, PageRequest, RelayWriter, Upstream, UpstreamError},
     transport::Negotiate,
 };
 
@@ -91,13 +91,13 @@ async fn main() -> Result<(), BoxError> {
 
     // The log is filled before the first client, so that clients that return after a restart resume from memory.
     let start = table.id_before_last(LOG_EVENTS).await?;
-    let (mut feed, relay) = Relay::builder()
+    let (mut writer, relay) = Relay::builder()
         .max_events(LOG_EVENTS as usize)
         .start_after(start)
         .upstream(table.clone())
         .build();
-    while table.read_into(&mut feed).await? {}
-    tokio::spawn(table.clone().follow(feed));
+    while table.read_into(&mut writer).await? {}
+    tokio::spawn(table.clone().follow(writer));
 
     let drain = Drain::new();
     let guard = Guard::builder().drain(&drain).build();
@@ -209,8 +209,8 @@ impl EventTable {
     }
 
     /// Pushes the next rows. Returns whether there may be more.
-    async fn read_into(&self, feed: &mut Feed) -> Result<bool, BoxError> {
-        let after = match feed.last_id() {
+    async fn read_into(&self, writer: &mut RelayWriter) -> Result<bool, BoxError> {
+        let after = match writer.last_id() {
             Some(id) => id,
             None => START.parse()?,
         };
@@ -218,24 +218,24 @@ impl EventTable {
             Ok(page) => page,
             Err(UpstreamError::Lost(reason)) => {
                 // The table was created anew. Its rows are read from the first one on.
-                feed.gap(&Gap::new(reason).resumed(START.parse()?));
+                writer.gap(&Gap::new(reason).resumed(START.parse()?));
                 return Ok(true);
             }
             Err(failed) => return Err(failed.to_string().into()),
         };
         let (gap, events) = page.into_parts();
-        gap.iter().for_each(|gap| feed.gap(gap));
+        gap.iter().for_each(|gap| writer.gap(gap));
         let is_empty = events.is_empty();
         for event in events {
-            feed.push(event)?;
+            writer.push(event)?;
         }
         Ok(!is_empty)
     }
 
     /// Reads the table for this process, until the process ends.
-    async fn follow(self, mut feed: Feed) {
+    async fn follow(self, mut writer: RelayWriter) {
         loop {
-            if let Err(error) = self.follow_connection(&mut feed).await {
+            if let Err(error) = self.follow_connection(&mut writer).await {
                 eprintln!("database: {error}");
             }
             sleep(RECONNECT_DELAY).await;
@@ -243,7 +243,7 @@ impl EventTable {
     }
 
     /// Reads the table until a connection breaks.
-    async fn follow_connection(&self, feed: &mut Feed) -> Result<(), BoxError> {
+    async fn follow_connection(&self, writer: &mut RelayWriter) -> Result<(), BoxError> {
         let (client, mut connection) = tokio_postgres::connect(&self.database, NoTls).await?;
         let wake_up = Notify::new();
         let messages = stream::poll_fn(|cx| connection.poll_message(cx));
@@ -256,7 +256,7 @@ impl EventTable {
             client.batch_execute("LISTEN events").await?;
             loop {
                 // A notification after this read is kept, and ends the wait.
-                while self.read_into(feed).await? {}
+                while self.read_into(writer).await? {}
                 let _ = timeout(POLL_INTERVAL, wake_up.notified()).await;
             }
         };

@@ -110,7 +110,7 @@
 //! | `websocket` (default) | the WebSocket transport | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
-//! | `gzip` | Server-Sent Events and chunked streams in gzip: `transport::Gzip` | `flate2`, `zlib-rs` |
+//! | `gzip` | Server-Sent Events and chunked streams in gzip: `transport::GzipConfig` | `flate2`, `zlib-rs` |
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteTimeout`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |

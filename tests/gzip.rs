@@ -31,7 +31,7 @@ use tower_push::{
     server::Server,
     service,
     source::{StartPosition, source_fn},
-    transport::{Chunked, Gzip, Sse, Transport},
+    transport::{Chunked, GzipConfig, Sse, Transport},
 };
 
 /// A server with a channel in gzip at `/stream`, and an empty page at `/page`.
@@ -134,7 +134,7 @@ fn curl(version: HttpVersion, url: &str) -> Command {
 /// Publishes each event after the client has read the one before, on a server in hyper and on one that takes streams out of hyper.
 async fn assert_events_are_read_at_once(client: &str, command: impl Fn(&str) -> Command) {
     for server in [None, Some(Server::new())] {
-        let sse = Sse::new().gzip(Gzip::new());
+        let sse = Sse::new().gzip(GzipConfig::new());
         let gzip = GzipServer::start(server.clone(), sse).await;
         let is_subscribed = || gzip.channel.subscriber_count() == 1;
         let mut reader = Reader::start(&mut command(&gzip.url()));
@@ -225,7 +225,7 @@ fn vary(headers: &HeaderMap) -> Vec<&HeaderValue> {
 
 #[tokio::test]
 async fn request_that_accepts_gzip_gets_gzip() {
-    let sse = sse().gzip(Gzip::new());
+    let sse = sse().gzip(GzipConfig::new());
     for (accept_encoding, expected) in [("gzip", true), ("gzip;q=0", false), ("br", false)] {
         let headers = [("accept-encoding", accept_encoding)];
         let response = respond(&sse, Channel::new(), &headers).await;
@@ -234,7 +234,7 @@ async fn request_that_accepts_gzip_gets_gzip() {
     }
     let response = respond(&sse, Channel::new(), &[]).await;
     assert!(!has_gzip(response.headers()));
-    let chunked = Chunked::default().gzip(Gzip::new());
+    let chunked = Chunked::default().gzip(GzipConfig::new());
     let response = respond(&chunked, Channel::new(), &[ACCEPTS_GZIP]).await;
     assert!(has_gzip(response.headers()));
     assert_eq!(vary(response.headers()), ["Accept", "Accept-Encoding"]);
@@ -244,7 +244,7 @@ async fn request_that_accepts_gzip_gets_gzip() {
 async fn gzip_is_off_by_default() {
     for transport in [
         &sse() as &dyn Transport,
-        &sse().gzip(Gzip::new()).gzip(None),
+        &sse().gzip(GzipConfig::new()).gzip(None),
     ] {
         let response = respond(transport, Channel::new(), &[ACCEPTS_GZIP]).await;
         assert!(!has_gzip(response.headers()) && vary(response.headers()).is_empty());
@@ -255,7 +255,7 @@ async fn gzip_is_off_by_default() {
 async fn head_request_gets_the_same_headers() {
     let mut head = get_request_head("/", &[ACCEPTS_GZIP]);
     head.method = http::Method::HEAD;
-    let transport = sse().gzip(Gzip::new());
+    let transport = sse().gzip(GzipConfig::new());
     let response = transport
         .respond(&mut head, Push::new(Channel::new()))
         .await;
@@ -266,9 +266,9 @@ async fn head_request_gets_the_same_headers() {
 async fn request_with_credentials_gets_no_gzip() {
     for credentials in ["authorization", "cookie", "proxy-authorization"] {
         let headers = [ACCEPTS_GZIP, (credentials, "x")];
-        let response = respond(&sse().gzip(Gzip::new()), Channel::new(), &headers).await;
+        let response = respond(&sse().gzip(GzipConfig::new()), Channel::new(), &headers).await;
         assert!(!has_gzip(response.headers()), "{credentials}");
-        let allowed = sse().gzip(Gzip::new().with_credentials(true));
+        let allowed = sse().gzip(GzipConfig::new().with_credentials(true));
         let response = respond(&allowed, Channel::new(), &headers).await;
         assert!(has_gzip(response.headers()), "{credentials}");
     }
@@ -280,7 +280,7 @@ async fn gzip_length_reveals_secret_of_same_stream() {
     let secret = "session=f3b6a1c09d7e4528";
     let length_after = async |guess: &str| {
         let channel = Channel::new();
-        let transport = sse().gzip(Gzip::new());
+        let transport = sse().gzip(GzipConfig::new());
         let mut body = respond(&transport, channel.clone(), &[ACCEPTS_GZIP])
             .await
             .into_body();
@@ -331,7 +331,7 @@ fn inflate_beginning(gzip: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn clean_end_has_a_trailer() {
     let source = stream::iter(["one", "two"]);
-    let transport = Chunked::default().gzip(Gzip::new());
+    let transport = Chunked::default().gzip(GzipConfig::new());
     let body = respond(&transport, source, &[ACCEPTS_GZIP])
         .await
         .into_body();
@@ -349,7 +349,7 @@ async fn clean_end_has_a_trailer() {
 #[tokio::test]
 async fn failed_stream_has_no_trailer() {
     let items: [Result<Event, BoxError>; 2] = [Ok(Event::text("one")), Err("broken".into())];
-    let transport = sse().gzip(Gzip::new());
+    let transport = sse().gzip(GzipConfig::new());
     let body = respond(&transport, stream::iter(items), &[ACCEPTS_GZIP])
         .await
         .into_body();
@@ -370,7 +370,7 @@ async fn read_over_connection(detaches: bool, fails: bool) -> (Vec<u8>, bool) {
         let receiver = receiver.lock().unwrap().take();
         Ok(UnboundedReceiverStream::new(receiver.unwrap()))
     });
-    let app = service(source).transport(sse().gzip(Gzip::new()));
+    let app = service(source).transport(sse().gzip(GzipConfig::new()));
     let test_server = match server.clone() {
         Some(server) => TestServer::start_on(server, app).await,
         None => TestServer::start(app).await,
@@ -415,7 +415,7 @@ async fn trailer_is_right_in_hyper_and_detached() {
 
 #[tokio::test(start_paused = true)]
 async fn heartbeat_is_readable() {
-    let transport = Sse::new().gzip(Gzip::new());
+    let transport = Sse::new().gzip(GzipConfig::new());
     let mut body = respond(&transport, Channel::new(), &[ACCEPTS_GZIP])
         .await
         .into_body();
@@ -443,7 +443,7 @@ proptest! {
             let sse = sse();
             let ndjson = Chunked::default().keep_alive(KeepAlive::disabled());
             let open = async |with_gzip: bool| {
-                let gzip = with_gzip.then(Gzip::new);
+                let gzip = with_gzip.then(GzipConfig::new);
                 let transport: Box<dyn Transport> = match is_sse {
                     true => Box::new(sse.clone().gzip(gzip)),
                     false => Box::new(ndjson.clone().gzip(gzip)),

@@ -26,7 +26,8 @@ use tower_push::{
     format::{JsonArray, JsonSeq, Ndjson, Raw},
     service,
     source::{
-        Rejection, StartPosition, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn,
+        Rejection, StartPosition, Subscription, channel::LagPolicy, resumable::RestartPolicy,
+        source_fn,
     },
     transport::{LongPoll, Negotiate, Transport},
 };
@@ -482,7 +483,9 @@ mod tower_push_dialect {
         let empty = || source_fn(async |_| Ok(stream::empty::<Event>()));
         let measure_wait = async |push: Push, uri: &str| {
             let began = Instant::now();
-            let restart = Resumable::builder().end_policy(EndPolicy::Restart).build();
+            let restart = Resumable::builder()
+                .restart_policy(RestartPolicy::OnReconnect)
+                .build();
             let transport = LongPoll::new().resumable(restart);
             let answer = poll(&transport, push, uri, &[]).await;
             (began.elapsed().as_secs(), answer)

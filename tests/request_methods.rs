@@ -20,7 +20,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
     Guard, Push, PushBody, PushLayer, PushSource, SseLayer, TransportLayer,
     guard::{Admission, RefusalReason},
-    layer::{FormBodyLayer, FormRequestBody},
+    layer::{FormBodyLayer, FormRecordingBody},
     source::{FormBody, Subscription, query::decode_parameter, source_fn},
     transport::{
         BoxResponseFuture, Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket,
@@ -68,7 +68,7 @@ async fn query_method_has_its_cursor_in_a_form() {
     let layer_around_service = ServiceBuilder::new()
         .layer(FormBodyLayer::new())
         .layer(PushLayer::new())
-        .service_fn(async |_: Request<FormRequestBody<_>>| {
+        .service_fn(async |_: Request<FormRecordingBody<_>>| {
             Ok::<_, Infallible>(Push::new(cursor_and_topic_source()))
         });
     let mut source_service = tower_push::service(cursor_and_topic_source());
@@ -189,7 +189,7 @@ async fn unreadable_body_of_query_method_is_rejected() {
 async fn form_body_layer_hands_bodies_on() {
     let service = ServiceBuilder::new()
         .layer(FormBodyLayer::new())
-        .service_fn(async |request: Request<FormRequestBody<_>>| {
+        .service_fn(async |request: Request<FormRecordingBody<_>>| {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             Ok::<_, Infallible>(Response::new(Full::new(body)))
         });
@@ -225,7 +225,7 @@ async fn push_sees_form_that_handler_has_read() {
         let service = ServiceBuilder::new()
             .layer(FormBodyLayer::new())
             .layer(SseLayer::new())
-            .service_fn(move |request: Request<FormRequestBody<_>>| {
+            .service_fn(move |request: Request<FormRecordingBody<_>>| {
                 let kept = kept.clone();
                 async move {
                     let mut body = request.into_body();
@@ -254,7 +254,7 @@ async fn push_sees_form_that_handler_has_read() {
 async fn respond_inside_form_body_layer_reads_form() {
     let service = ServiceBuilder::new()
         .layer(FormBodyLayer::new())
-        .service_fn(async |request: Request<FormRequestBody<_>>| {
+        .service_fn(async |request: Request<FormRecordingBody<_>>| {
             let (mut head, _) = request.into_parts();
             let response = tower_push::respond(&mut head, cursor_and_topic_source()).await;
             Ok::<_, Infallible>(response)
@@ -309,7 +309,7 @@ async fn guard_refuses_before_body_is_read() {
         let layers = ServiceBuilder::new()
             .layer(FormBodyLayer::new())
             .layer(TransportLayer::with(transport.clone()))
-            .service_fn(async |_: Request<FormRequestBody<_>>| {
+            .service_fn(async |_: Request<FormRecordingBody<_>>| {
                 Ok::<_, Infallible>(Push::new(cursor_and_topic_source()))
             });
         let response = layers.oneshot(request()).await.unwrap();

@@ -27,7 +27,7 @@ use tower_push::{
     layer::TransportLayer,
     source::{
         Rejection, StartPosition, Subscription,
-        resumable::{EndPolicy, ResumableSource, ResumableStream},
+        resumable::{RestartPolicy, ResumableSource, ResumableStream},
         source_fn,
     },
     transport::{LongPoll, Negotiate, Transport},
@@ -380,7 +380,9 @@ async fn finished_stream_is_not_restarted() {
 
 #[tokio::test]
 async fn ended_stream_is_followed_by_next_stream() {
-    let resumable = Resumable::builder().end_policy(EndPolicy::Restart).build();
+    let resumable = Resumable::builder()
+        .restart_policy(RestartPolicy::OnReconnect)
+        .build();
     let source = resumable.wrap(numbers(0..2));
     let (texts, ids) = read(&mut subscribe(source, None).await.unwrap());
     assert_eq!(texts, ["cursor", "0", "1"]);

@@ -10,7 +10,7 @@ use testkit::{
 use tower_push::{
     Event, Item, Push, Resumable,
     format::{JsonSeq, Multipart, Ndjson},
-    source::{Rejection, Subscription, resumable::EndPolicy, source_fn},
+    source::{Rejection, Subscription, resumable::RestartPolicy, source_fn},
     transport::{Chunked, LongPoll, Sse, Transport},
 };
 
@@ -129,7 +129,9 @@ async fn durable_sse_end_carries_retry_delay() {
 
 #[tokio::test]
 async fn resumable_end_carries_retry_delay() {
-    let resumable = Resumable::builder().end_policy(EndPolicy::Finish).build();
+    let resumable = Resumable::builder()
+        .restart_policy(RestartPolicy::Never)
+        .build();
     let items = vec![
         Item::Event(Event::text("one")),
         Item::Ended { retry: RETRY_DELAY },

@@ -24,7 +24,7 @@ use tower_push::{
     BoxError, Channel, Error, Event, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
     event::{CloseCode, CloseFrame},
     guard::{CloseReason, Observer, StreamInfo},
-    source::{ClientMessages, Rejection, Subscription, listen_fn, source_fn},
+    source::{ClientMessages, Rejection, Subscription, receive_fn, source_fn},
     transport::{Negotiate, StreamEnd, WebSocket, websocket::CloseCodes},
 };
 
@@ -288,7 +288,7 @@ async fn client_close_reaches_source_and_observer() {
 async fn task_of_lost_client_sees_no_close_frame() {
     let log = CloseLog::default();
     let seen = log.clone();
-    let source = listen_fn(async move |_, mut messages| {
+    let source = receive_fn(async move |_, mut messages| {
         while messages.next().await.is_some() {}
         seen.write(describe_close(messages.close_frame().as_ref()));
         Item::Finished
@@ -373,7 +373,7 @@ async fn answer_deadline_bounds_the_wait() {
 async fn listener_reads_all_messages_and_ends_the_stream() {
     let log = CloseLog::default();
     let heard = log.clone();
-    let source = listen_fn(async move |_, mut messages| {
+    let source = receive_fn(async move |_, mut messages| {
         while let Some(message) = messages.next().await {
             // The client has closed the connection meanwhile. The task goes on.
             sleep(Duration::from_millis(5)).await;
@@ -408,7 +408,7 @@ async fn listener_reads_all_messages_and_ends_the_stream() {
 
 #[test]
 fn push_accepts_a_listener() {
-    let _push = Push::new(listen_fn(async |_, _messages| Item::Finished));
+    let _push = Push::new(receive_fn(async |_, _messages| Item::Finished));
 }
 
 // A client that does not answer the server's close frame.

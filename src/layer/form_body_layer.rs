@@ -25,7 +25,7 @@ use crate::{
 /// responses. [`service`](super::service) needs no such layer. Inside the layer, a handler can also call [`respond`](super::respond), or
 /// [`respond_with_form`](crate::transport::respond_with_form) for a configured transport.
 ///
-/// The inner service receives the same body, as a [`FormRequestBody`]. The layer reads what the service has left after the service has
+/// The inner service receives the same body, as a [`FormRecordingBody`]. The layer reads what the service has left after the service has
 /// returned a push, and after the [`Guard`](crate::Guard), if there is one, has admitted the request. So no client that is refused makes
 /// the server wait for a form.
 ///
@@ -72,7 +72,7 @@ pub struct FormBodyService<S> {
 
 impl<S, B> Service<Request<B>> for FormBodyService<S>
 where
-    S: Service<Request<FormRequestBody<B>>>,
+    S: Service<Request<FormRecordingBody<B>>>,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
@@ -89,11 +89,11 @@ where
         let body = if is_query_method(&head.method) && is_form(&head.headers) {
             let shared = SharedFormBody::new(body);
             UnreadForm::insert(&mut head, shared.clone().read_to_end());
-            FormRequestBodyState::Form { shared }
+            FormRecordingBodyState::Form { shared }
         } else {
-            FormRequestBodyState::Other { body }
+            FormRecordingBodyState::Other { body }
         };
-        let body = FormRequestBody { state: body };
+        let body = FormRecordingBody { state: body };
         self.inner.call(Request::from_parts(head, body))
     }
 }
@@ -103,21 +103,21 @@ pin_project! {
     ///
     /// The layer keeps a copy of the frames of a form that the inner service reads. When the push begins to read the rest of the form, the
     /// inner service sees the end of this body.
-    pub struct FormRequestBody<B> {
+    pub struct FormRecordingBody<B> {
         #[pin]
-        state: FormRequestBodyState<B>,
+        state: FormRecordingBodyState<B>,
     }
 }
 
 pin_project! {
-    #[project = FormRequestBodyStateProjection]
-    enum FormRequestBodyState<B> {
+    #[project = FormRecordingBodyStateProjection]
+    enum FormRecordingBodyState<B> {
         Form { shared: SharedFormBody<B> },
         Other { #[pin] body: B },
     }
 }
 
-impl<B> Body for FormRequestBody<B>
+impl<B> Body for FormRecordingBody<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -130,8 +130,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = match self.project().state.project() {
-            FormRequestBodyStateProjection::Other { body } => ready!(body.poll_frame(cx)),
-            FormRequestBodyStateProjection::Form { shared } => {
+            FormRecordingBodyStateProjection::Other { body } => ready!(body.poll_frame(cx)),
+            FormRecordingBodyStateProjection::Form { shared } => {
                 let mut recorded = shared.lock();
                 match recorded.is_taken {
                     true => None,
@@ -144,8 +144,8 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            FormRequestBodyState::Other { body } => body.is_end_stream(),
-            FormRequestBodyState::Form { shared } => {
+            FormRecordingBodyState::Other { body } => body.is_end_stream(),
+            FormRecordingBodyState::Form { shared } => {
                 let recorded = shared.lock();
                 recorded.is_taken || recorded.body.is_end_stream()
             }
@@ -154,8 +154,8 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match &self.state {
-            FormRequestBodyState::Other { body } => body.size_hint(),
-            FormRequestBodyState::Form { shared } => {
+            FormRecordingBodyState::Other { body } => body.size_hint(),
+            FormRecordingBodyState::Form { shared } => {
                 let recorded = shared.lock();
                 match recorded.is_taken {
                     true => SizeHint::with_exact(0),
@@ -166,9 +166,9 @@ where
     }
 }
 
-impl<B> fmt::Debug for FormRequestBody<B> {
+impl<B> fmt::Debug for FormRecordingBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FormRequestBody")
+        f.write_str("FormRecordingBody")
     }
 }
 

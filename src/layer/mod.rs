@@ -64,7 +64,7 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
-    form_body_layer::{FormBodyLayer, FormBodyService, FormRequestBody},
+    form_body_layer::{FormBodyLayer, FormBodyService, FormRecordingBody},
     future::ResponseFuture,
     push_or_response::IntoPushOrResponse,
     service::TransportService,

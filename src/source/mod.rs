@@ -9,7 +9,7 @@
 //! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. A plain stream serves one client, and begins
 //!   with a [gap](crate::event::Gap) if that client sends a cursor.
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
-//! - [`listen_fn`](listen_fn()) makes a source that only reads its clients' messages.
+//! - [`receive_fn`](receive_fn()) makes a source that only reads its clients' messages.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Hub`] has many topics, each with a log, and sources for any set of them.
 //! - [`Relay`] is a source for many clients over a store that several servers share.
@@ -43,13 +43,13 @@ mod early_response_source;
 mod form_body;
 pub mod hub;
 mod item_stream;
-mod listen_fn;
 mod log;
 pub mod mpsc;
 mod preceded_source;
 mod push;
 mod push_source;
 pub mod query;
+mod receive_fn;
 mod rejection;
 pub mod relay;
 mod requested_cursor;
@@ -72,11 +72,11 @@ pub use self::{
     form_body::FormBody,
     hub::Hub,
     item_stream::ItemStream,
-    listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
     preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
+    receive_fn::{ReceiveFn, ReceiveFnStream, receive_fn},
     rejection::Rejection,
     relay::Relay,
     requested_cursor::LAST_EVENT_ID,

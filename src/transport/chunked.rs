@@ -49,7 +49,7 @@ use std::sync::Arc;
 use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
 #[cfg(feature = "gzip")]
-use super::Gzip;
+use super::GzipConfig;
 use super::{
     BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
     response::vary_by_accept, streaming::set_incremental,
@@ -71,7 +71,7 @@ pub struct Chunked {
     keep_alive: KeepAlive,
     is_incremental: bool,
     #[cfg(feature = "gzip")]
-    gzip: Option<Gzip>,
+    gzip: Option<GzipConfig>,
 }
 
 /// The content type of a format that has no media types.
@@ -117,7 +117,7 @@ impl Chunked {
     /// A request that accepts neither gzip nor an uncompressed response (`identity;q=0`) gets an uncompressed response.
     #[cfg(feature = "gzip")]
     #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
-    pub fn gzip(mut self, gzip: impl Into<Option<Gzip>>) -> Self {
+    pub fn gzip(mut self, gzip: impl Into<Option<GzipConfig>>) -> Self {
         self.gzip = gzip.into();
         self
     }

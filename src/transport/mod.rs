@@ -73,7 +73,7 @@
 
 pub mod chunked;
 #[cfg(feature = "gzip")]
-mod gzip;
+mod gzip_config;
 mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
@@ -98,7 +98,7 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 #[cfg(feature = "gzip")]
 #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
-pub use self::gzip::Gzip;
+pub use self::gzip_config::GzipConfig;
 #[cfg(feature = "server")]
 pub(crate) use self::streaming::{
     DetachedOutput, FramePoll, ItemWriter, OutputFrame, StreamingOutput,

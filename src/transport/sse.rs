@@ -62,7 +62,7 @@ pub use tower_push_proto::sse::{HeartbeatForm, TopicForm};
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 #[cfg(feature = "gzip")]
-use super::Gzip;
+use super::GzipConfig;
 use super::{
     BoxResponseFuture, KeepAlive, Transport, respond_streaming, streaming::set_incremental,
 };
@@ -83,7 +83,7 @@ pub struct Sse {
     keep_alive: KeepAlive,
     is_incremental: bool,
     #[cfg(feature = "gzip")]
-    gzip: Option<Gzip>,
+    gzip: Option<GzipConfig>,
 }
 
 /// The media type of SSE, as `Accept` names it.
@@ -159,7 +159,7 @@ impl Sse {
     /// A request that accepts neither gzip nor an uncompressed response (`identity;q=0`) gets an uncompressed response.
     #[cfg(feature = "gzip")]
     #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
-    pub fn gzip(mut self, gzip: impl Into<Option<Gzip>>) -> Self {
+    pub fn gzip(mut self, gzip: impl Into<Option<GzipConfig>>) -> Self {
         self.gzip = gzip.into();
         self
     }

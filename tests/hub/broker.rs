@@ -14,7 +14,7 @@ use tower_push::{
     source::{
         TopicSet,
         hub::{
-            HubBackend, HubBuilder, HubEvent, HubFeed, MemberSnapshot, PresenceAnswer,
+            HubBackend, HubBuilder, HubEvent, HubWriter, MemberSnapshot, PresenceAnswer,
             PresenceBackend, PresenceRequest,
         },
         relay::{Page, PageRequest, PushError, UpstreamError},
@@ -245,7 +245,7 @@ impl PresenceBackend for Broker {
 pub(crate) struct Node {
     broker: Broker,
     pub(crate) hub: Hub,
-    feed: HubFeed,
+    feed: HubWriter,
     epoch: u64,
     /// The number of the event before the first one that was pushed since the last gap.
     first: u64,

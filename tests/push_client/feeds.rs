@@ -7,7 +7,7 @@ use testkit::TestServer;
 use tower_push::{
     Channel, Event, GapReason, Hub, Item,
     event::{CloseCode, CloseFrame, Payload},
-    source::{StartPosition, Subscription, listen_fn, source_fn},
+    source::{StartPosition, Subscription, receive_fn, source_fn},
     transport::StreamEnd,
 };
 use tower_push_client::{Client, ClientItem, Transport};
@@ -216,7 +216,7 @@ async fn messages_go_both_ways() {
 #[tokio::test]
 async fn close_frame_reaches_the_server() {
     let (frames, mut closed) = tokio::sync::mpsc::unbounded_channel();
-    let source = listen_fn(
+    let source = receive_fn(
         move |_: Subscription, mut messages: tower_push::source::ClientMessages| {
             let frames = frames.clone();
             async move {

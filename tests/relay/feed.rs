@@ -9,13 +9,13 @@ use tower_push::{
     source::{
         StartPosition, Subscription,
         channel::LagPolicy,
-        relay::{Feed, PushError},
+        relay::{PushError, RelayWriter},
     },
     transport::{Sse, Transport},
 };
 
 /// Pushes events whose ids and texts are these numbers.
-fn push_numbers(feed: &mut Feed, numbers: impl IntoIterator<Item = u64>) {
+fn push_numbers(feed: &mut RelayWriter, numbers: impl IntoIterator<Item = u64>) {
     for number in numbers {
         let event = Event::text(number.to_string()).with_event_id(number.into());
         feed.push(event).unwrap();

@@ -12,7 +12,7 @@ use tower_push::{
     Event, Gap, GapReason, Item, Relay,
     source::{
         StartPosition,
-        relay::{Feed, RelaySubscriber, UpstreamLimits},
+        relay::{RelaySubscriber, RelayWriter, UpstreamLimits},
     },
 };
 
@@ -91,7 +91,7 @@ fn random_limits() -> impl Strategy<Value = RelayLimits> {
 /// The one reader of the store in this process.
 struct StoreReader {
     store: Store,
-    feed: Feed,
+    feed: RelayWriter,
     epoch: u64,
     read: u64,
 }

@@ -11,7 +11,7 @@ use tower_push::{
     source::{
         StartPosition,
         relay::{
-            Feed, Page, PageRequest, RelayBuilder, RelaySubscriber, Upstream, UpstreamError,
+            Page, PageRequest, RelayBuilder, RelaySubscriber, RelayWriter, Upstream, UpstreamError,
             UpstreamLimits,
         },
     },
@@ -23,7 +23,7 @@ use crate::store::{Fault, Store, id, topic};
 /// A relay of a store, whose log has the last events.
 struct StoreRelay {
     store: Store,
-    feed: Feed,
+    feed: RelayWriter,
     relay: Relay,
 }
 
@@ -285,7 +285,7 @@ async fn cursor_that_feed_skips_is_asked_again() {
     assert_eq!(read_items(&mut ahead).await, ["29"]);
 }
 
-/// The store has removed the event of the client's cursor, and the feed announces that.
+/// The store has removed the event of the client's cursor, and the writer announces that.
 #[tokio::test(start_paused = true)]
 async fn gap_of_feed_ends_wait_for_feed() {
     let mut relay = StoreRelay::new(20, 20, builder());

@@ -42,7 +42,7 @@ pub async fn expect_members(nodes: &[Hub], keys: &[&str]) {
     }
 }
 
-/// A broker whose nodes a random run uses.
+/// A broker for a random run: starts the nodes of the run, and lets something fail.
 pub trait MembersBroker {
     /// What one process of a fleet has.
     type Node;

@@ -13,7 +13,7 @@ use tower_push::{
     event::Item,
     source::{
         Rejection, Subscription,
-        relay::{Feed, PushError},
+        relay::{PushError, RelayWriter},
     },
 };
 
@@ -111,15 +111,15 @@ impl fmt::Debug for RemoteStream {
 /// use tower_push_client::{Client, relay_into};
 ///
 /// # async fn run() -> Result<(), tower_push_client::Error> {
-/// let (mut feed, relay) = Relay::builder().max_events(10_000).build();
+/// let (mut writer, relay) = Relay::builder().max_events(10_000).build();
 /// let service = tower_push::service(relay);
 /// # let _ = service;
 /// let prices = Client::new().subscribe("http://10.0.0.1:3000/prices")?;
 /// tokio::spawn(async move {
-///     match relay_into(prices, &mut feed).await {
+///     match relay_into(prices, &mut writer).await {
 ///         // The other server's feed has finished: the clients must not come back.
-///         Ok(()) => feed.close(),
-///         // Dropping `feed` ends the clients' streams, and they come back later.
+///         Ok(()) => writer.close(),
+///         // Dropping `writer` ends the clients' streams, and they come back later.
 ///         Err(error) => eprintln!("prices: {error}"),
 ///     }
 /// });
@@ -129,16 +129,16 @@ impl fmt::Debug for RemoteStream {
 ///
 /// # Errors
 /// The error that ends the subscription to the other server, or [`Error::is_malformed`] if an event has no id.
-pub async fn relay_into(mut stream: EventStream, feed: &mut Feed) -> Result<(), Error> {
+pub async fn relay_into(mut stream: EventStream, writer: &mut RelayWriter) -> Result<(), Error> {
     while let Some(item) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
         match item? {
             ClientItem::Event(event) | ClientItem::EventWithCursor { event, .. } => {
-                match feed.push(event) {
+                match writer.push(event) {
                     Ok(()) | Err(PushError::DuplicateId) => {}
                     Err(error) => return Err(Error::malformed(error)),
                 }
             }
-            ClientItem::Gap(gap) => feed.gap(&gap),
+            ClientItem::Gap(gap) => writer.gap(&gap),
             ClientItem::Finished
             | ClientItem::Cursor(_)
             | ClientItem::Connected { .. }

@@ -3,7 +3,7 @@ use std::{cmp::Ordering, sync::Arc};
 use tower_push::{
     EventId, Gap,
     source::{
-        hub::{HubBackend, HubEvent, HubFeed, PresenceAnswer, PresenceBackend, PresenceRequest},
+        hub::{HubBackend, HubEvent, HubWriter, PresenceAnswer, PresenceBackend, PresenceRequest},
         relay::{Page, PageRequest, PushError, Upstream, UpstreamError},
     },
 };
@@ -75,9 +75,9 @@ fn publish_error(error: Error) -> tower_push::Error {
     }
 }
 
-/// The feed of a hub, which the reader of the stream fills.
+/// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
-    pub(crate) feed: HubFeed,
+    pub(crate) feed: HubWriter,
     pub(crate) members: Arc<MemberLog>,
 }
 

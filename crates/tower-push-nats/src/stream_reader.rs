@@ -16,7 +16,7 @@ use crate::{
     subject_mapping::SubjectMapping,
 };
 
-/// The destination of the messages that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
+/// The destination of the messages that a [`StreamReader`] reads: any [`EventSink`], or the writer of a hub.
 pub(crate) trait MessageSink: Send + 'static {
     /// Appends the event of a message of the stream with the fingerprint `stream`. Messages come in the order of the stream, each once.
     fn push_message(

@@ -6,7 +6,7 @@ use tower_push::{
     event::Topic,
     source::{
         TopicSet,
-        hub::{HubEvent, HubFeed},
+        hub::{HubEvent, HubWriter},
         relay::PushError,
     },
 };
@@ -71,8 +71,8 @@ impl StreamEntry {
     }
 }
 
-/// The feed of a hub, which the reader of the stream fills.
-pub(crate) struct HubSink(pub(crate) HubFeed);
+/// The writer of a hub, into which the reader of the stream pushes.
+pub(crate) struct HubSink(pub(crate) HubWriter);
 
 impl EntrySink for HubSink {
     fn push_entry(&mut self, entry: &StreamEntry) {

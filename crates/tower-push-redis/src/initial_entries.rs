@@ -41,7 +41,7 @@ impl InitialEntries {
         let mut newest_first: Vec<StreamEntry> = Vec::new();
         let mut bytes = 0;
         let mut info = None;
-        let mut only_removed_id = None;
+        let mut sole_removed_id = None;
         let mut is_first_read = true;
         // One entry more than the log holds is read: the id of this entry is the cursor before the log's first entry.
         while newest_first.len() <= limits.max_entries && bytes <= limits.max_bytes {
@@ -57,7 +57,7 @@ impl InitialEntries {
             if before.is_none() {
                 info = snapshot.info;
             }
-            only_removed_id = snapshot.info.and_then(|info| info.only_removed_id());
+            sole_removed_id = snapshot.info.and_then(|info| info.sole_removed_id());
             estimate.add(&snapshot.entries);
             bytes += snapshot
                 .entries
@@ -88,7 +88,7 @@ impl InitialEntries {
             // The stream has no entry before the first one.
             None => {
                 let first_id = newest_first.last().map(|entry| entry.id);
-                let start = only_removed_id.filter(|id| Some(*id) < first_id);
+                let start = sole_removed_id.filter(|id| Some(*id) < first_id);
                 StreamCursor::without_entry(start.unwrap_or(EntryId::ZERO)).to_event_id()
             }
         };

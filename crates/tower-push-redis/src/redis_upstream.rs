@@ -120,7 +120,7 @@ fn page_after<E>(
         let end = StreamCursor::without_entry(cursor.id).to_event_id();
         return Ok(Page::new(Vec::new()).scanned_to(end));
     }
-    match info.only_removed_id() {
+    match info.sole_removed_id() {
         // The stream has every entry that was added after the entry of the cursor.
         Some(removed_id) if removed_id == cursor.id => {
             return Ok(page_of_entries(&snapshot.entries, request, to_event));

@@ -20,7 +20,7 @@ pub(crate) struct StreamInfo {
 impl StreamInfo {
     /// Returns the id of the only entry that was ever removed, if this was done by `XDEL`. If there is such an id, the stream has all other
     /// entries that were ever added.
-    pub(crate) fn only_removed_id(&self) -> Option<EntryId> {
+    pub(crate) fn sole_removed_id(&self) -> Option<EntryId> {
         let removed = self.entries_added.saturating_sub(self.length);
         (removed == 1 && self.max_deleted_id != EntryId::ZERO).then_some(self.max_deleted_id)
     }

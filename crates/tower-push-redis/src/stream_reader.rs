@@ -16,7 +16,7 @@ use crate::{
     stream_reads::{EntrySizeEstimate, read_snapshot},
 };
 
-/// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the feed of a hub.
+/// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the writer of a hub.
 pub(crate) trait EntrySink: Send + 'static {
     /// Appends the event of an entry. Entries come in the order of the stream, each once.
     fn push_entry(&mut self, entry: &StreamEntry);

@@ -43,7 +43,7 @@ impl Subscriber {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        if self.reader.has_first_item() || self.is_finished {
+        if self.reader.has_item_before_events() || self.is_finished {
             return self.poll_item(cx).map_ok(ItemOrRun::Item);
         }
         match ready!(self.reader.poll_next_run(min_len, cx)) {
@@ -57,7 +57,7 @@ impl Subscriber {
 
     #[inline]
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
-        if let Some(first_item) = self.reader.take_first_item() {
+        if let Some(first_item) = self.reader.take_item_before_events() {
             return Poll::Ready(Some(Ok(first_item)));
         }
         if self.is_finished {

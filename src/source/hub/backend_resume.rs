@@ -7,7 +7,7 @@ use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
     hub_state::{HubState, JoinError, JoinedTopics, TopicRequest, copy_for_topic},
-    pattern_table::PatternRequest,
+    pattern_table::RequestedPattern,
     reader_request::AllowedPattern,
     resumed_events::ResumedEvents,
     topic_log::TopicStart,
@@ -97,7 +97,7 @@ impl BackendResumeTopics {
         event.topics().iter().filter(is_read)
     }
 
-    fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<PatternRequest>) {
+    fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<RequestedPattern>) {
         let topic_request = |topic: &Topic| TopicRequest {
             topic: topic.clone(),
             start,

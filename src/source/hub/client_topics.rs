@@ -19,7 +19,7 @@ use super::{
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedPattern, AllowedTopic, ReaderRequest},
     requested_topics::Topics,
-    revocable_subscriptions::AccessChanged,
+    revocable_subscriptions::StaleAccessDecision,
     topic_access::{TopicAccess, TopicDecision},
     topic_or_pattern::TopicOrPattern,
     topic_pattern::TopicPattern,
@@ -357,7 +357,7 @@ impl PushSource for ClientTopicsSource {
             let mut reader = reader.map_err(Rejection::from)?;
             match subscriptions.register(allowed.members, decided_after) {
                 Ok(registration) => reader.set_revocable(registration),
-                Err(AccessChanged) => continue,
+                Err(StaleAccessDecision) => continue,
             }
             #[cfg(feature = "json")]
             reader.enter_as_member(present)?;

@@ -21,7 +21,7 @@ use super::{
     hub_state::TopicRequest,
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
-    revocable_subscriptions::AccessChanged,
+    revocable_subscriptions::StaleAccessDecision,
     subscribed_topics::SubscribedTopics,
     topic_log::TopicStart,
     topic_or_pattern::TopicOrPattern,
@@ -269,7 +269,7 @@ impl CommandProcessor {
                 let member = allowed.members.pop().and_then(|(_, key)| key);
                 match reader.register_access(requested.clone(), member, decided_after) {
                     Ok(()) => self.subscribe(command, &allowed, reader),
-                    Err(AccessChanged) => self.decide(command, reader),
+                    Err(StaleAccessDecision) => self.decide(command, reader),
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::{
 /// The broker of a hub that several servers show: publishes to it, and reads the events that are older than the hub's own logs.
 ///
 /// [`HubBuilder::build_with_backend`](super::HubBuilder::build_with_backend) builds a hub with a backend. A task of the process reads the
-/// broker, and pushes its events into the [`HubFeed`](super::HubFeed). The order of the events, and their ids, are the broker's.
+/// broker, and pushes its events into the [`HubWriter`](super::HubWriter). The order of the events, and their ids, are the broker's.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

@@ -18,7 +18,7 @@ use crate::{
 /// The parts of a hub that only a hub with a broker has: the ids of the recent events, and the backend that reads and publishes.
 ///
 /// # Invariant: no reader reads past a gap of the feed
-/// A gap of the feed has a position in the order of the hub. The feed holds the lock of the hub's table, stores the gap here, clears the logs of all
+/// A gap of the feed has a position in the order of the hub. The writer holds the lock of the hub's table, stores the gap here, clears the logs of all
 /// topics, and then sets the hub's published position. A reader first loads the published position and then the position of the gap. So a
 /// reader that may read an event after the gap sees the gap before. A reader that finds a cleared log sees the gap, too.
 pub(super) struct HubBroker {
@@ -38,7 +38,7 @@ pub(super) struct HubBroker {
     pub(super) waiting_resumes: WaitList,
 }
 
-/// A gap that the feed has announced.
+/// A gap that the writer has announced.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FeedGap {
     pub(super) position: u64,
@@ -76,7 +76,7 @@ impl LastFeedGaps {
 pub(super) struct DuplicateId;
 
 impl HubBroker {
-    /// Creates the state of a hub that has no event yet. `start` is the id of the event before the first one that the feed pushes.
+    /// Creates the state of a hub that has no event yet. `start` is the id of the event before the first one that the writer pushes.
     pub(super) fn new(
         backend: Arc<impl HubBackend>,
         start: EventId,
@@ -152,7 +152,7 @@ impl HubBroker {
         lock_for_reading(&self.ids).position_of(id)
     }
 
-    /// Returns whether the feed has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker cannot
+    /// Returns whether the writer has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker cannot
     /// compare it with the id at `published_position`.
     pub(super) fn is_ahead_of_feed(&self, id: &EventId, published_position: u64) -> bool {
         if let Some(position) = self.position_of(id) {

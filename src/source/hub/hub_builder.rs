@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Hub, HubBackend, HubFeed, hub_broker::HubBroker, hub_state::HubState,
+    Hub, HubBackend, HubWriter, hub_broker::HubBroker, hub_state::HubState,
     topic_log::EPHEMERAL_LIMITS,
 };
 #[cfg(feature = "json")]
@@ -260,15 +260,14 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the limits on what a hub with a [backend](Self::build_with_backend) reads from it for clients that return. See [`UpstreamLimits`] for
-    /// the defaults.
+    /// Sets the limits on the reads of the [backend](Self::build_with_backend) for clients that return. See [`UpstreamLimits`] for the defaults.
     pub fn upstream_limits(mut self, limits: UpstreamLimits) -> Self {
         self.config.upstream_limits = limits;
         self
     }
 
-    /// Builds a hub that several servers show: the broker behind `backend` has its events, their order and their ids. The [`HubFeed`] fills the
-    /// hub. `start_after` is the id before the first event that the feed pushes: all later events are in the hub.
+    /// Builds a hub that several servers show: the broker behind `backend` has its events, their order and their ids. The [`HubWriter`] fills the
+    /// hub. `start_after` is the id before the first event that the writer pushes: all later events are in the hub.
     ///
     /// The crates `tower-push-redis` and `tower-push-nats` have such hubs on Redis Streams and on NATS JetStream.
     ///
@@ -284,9 +283,9 @@ impl HubBuilder {
     /// #     async fn publish(&self, _: HubEvent, _: Option<Box<str>>) -> Result<EventId, Error> { Ok(2.into()) }
     /// #     async fn read_page(&self, _: PageRequest) -> Result<Page<HubEvent>, UpstreamError> { Ok(Page::new(Vec::new())) }
     /// # }
-    /// let (mut feed, hub) = Hub::builder().build_with_backend(Broker, EventId::from(0));
+    /// let (mut writer, hub) = Hub::builder().build_with_backend(Broker, EventId::from(0));
     /// // The task that reads the broker:
-    /// feed.push(HubEvent::new(TopicSet::try_from("news")?, Event::text("hello").with_id(1)?))?;
+    /// writer.push(HubEvent::new(TopicSet::try_from("news")?, Event::text("hello").with_id(1)?))?;
     /// assert_eq!(hub.topic("news")?.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -295,16 +294,16 @@ impl HubBuilder {
         self,
         backend: B,
         start_after: EventId,
-    ) -> (HubFeed, Hub) {
+    ) -> (HubWriter, Hub) {
         let broker = self.broker(Arc::new(backend), start_after);
         self.build_with_broker(broker)
     }
 
     /// Builds a hub like [`build_with_backend`](Self::build_with_backend), whose members the broker keeps for all nodes: see
-    /// [`PresenceBackend`]. The caller of this method passes the members to [`HubFeed::set_members`] before it pushes the first event.
+    /// [`PresenceBackend`]. The caller of this method passes the members to [`HubWriter::set_members`] before it pushes the first event.
     ///
     /// [`TopicAccess::present`](super::TopicAccess::present) and [`TopicPresence::enter`](super::TopicPresence::enter) do not wait for the broker. The
-    /// member is in the list when the feed has pushed the event of the member. While the broker is away, the list stays as it is. The hub tells the
+    /// member is in the list when the writer has pushed the event of the member. While the broker is away, the list stays as it is. The hub tells the
     /// broker of the members that have entered and left in between when the broker is back.
     ///
     /// ```
@@ -327,10 +326,10 @@ impl HubBuilder {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (mut feed, hub) = Hub::builder().build_with_presence(Broker, EventId::from(7));
+    /// let (mut writer, hub) = Hub::builder().build_with_presence(Broker, EventId::from(7));
     /// let mut members = MemberSnapshot::new(EventId::from(7));
     /// members.insert("room/1".try_into()?, "user/7", json!({ "name": "Ada" }));
-    /// feed.set_members(members);
+    /// writer.set_members(members);
     /// assert_eq!(hub.presence("room/1")?.len(), 1);
     /// # Ok(())
     /// # }
@@ -342,7 +341,7 @@ impl HubBuilder {
         self,
         backend: B,
         start_after: EventId,
-    ) -> (HubFeed, Hub) {
+    ) -> (HubWriter, Hub) {
         let backend = Arc::new(backend);
         let mut broker = self.broker(backend.clone(), start_after);
         broker.presence = Some(Arc::new(BrokerPresence::new(backend)));
@@ -354,8 +353,11 @@ impl HubBuilder {
         HubBroker::new(backend, start_after, max_ids, limits)
     }
 
-    fn build_with_broker(self, broker: HubBroker) -> (HubFeed, Hub) {
+    fn build_with_broker(self, broker: HubBroker) -> (HubWriter, Hub) {
         let state = Arc::new(HubState::new(self.config, Some(Box::new(broker))));
-        (HubFeed::new(Arc::downgrade(&state)), Hub::from_state(state))
+        (
+            HubWriter::new(Arc::downgrade(&state)),
+            Hub::from_state(state),
+        )
     }
 }

@@ -29,7 +29,7 @@ pub struct HubCounts {
     pub members: usize,
     /// Members with a connection to this node, or whose grace time on this node has not ended.
     pub members_here: usize,
-    /// Gaps that the [feed](super::HubFeed) has announced. 0 in a hub without a backend, as are the counts that follow.
+    /// Gaps that the [writer](super::HubWriter) has announced. 0 in a hub without a backend, as are the counts that follow.
     pub feed_gaps: u64,
     /// Subscriptions for which the hub read the [backend](super::HubBackend), because its own logs did not have every event after the cursor.
     pub backend_resumes: u64,

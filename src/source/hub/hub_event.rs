@@ -69,7 +69,7 @@ impl HubEvent {
     }
 
     /// Marks the event of a member that has joined or left `topic`, or whose value has changed. A hub with a
-    /// `PresenceBackend` changes the topic's list of members when the feed pushes the event.
+    /// `PresenceBackend` changes the topic's list of members when the writer pushes the event.
     pub fn changing_members_of(mut self, topic: Topic) -> Self {
         self.members_topic = Some(topic);
         self

@@ -27,13 +27,13 @@ use crate::{
 
 /// The members of a hub's topics, and the task that lets members leave.
 ///
-/// In a hub with a [`PresenceBackend`](super::PresenceBackend), `table` changes when the feed pushes the event of the change. The members of
+/// In a hub with a [`PresenceBackend`](super::PresenceBackend), `table` changes when the writer pushes the event of the change. The members of
 /// this node are in `local`, and `presence_sync` tells the broker of them.
 ///
 /// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
 /// lock has exactly the changes whose events are at or before the hub's published position. (After a gap of the feed, the list can be newer,
-/// until the feed has pushed the events up to [`HubFeed::set_members`](super::HubFeed::set_members).)
+/// until the writer has pushed the events up to [`HubWriter::set_members`](super::HubWriter::set_members).)
 #[derive(Debug)]
 pub(super) struct HubPresence(Mutex<LockedPresence>);
 
@@ -43,7 +43,7 @@ pub(super) struct LockedPresence {
     pub(super) table: PresenceTable,
     /// The members that are connected to this node. `None` in a hub without a presence backend.
     pub(super) local: Option<Box<LocalMembers>>,
-    /// The id of the event up to which `table` has the changes already, until the feed has pushed it.
+    /// The id of the event up to which `table` has the changes already, until the writer has pushed it.
     pub(super) loaded_up_to: Option<EventId>,
     /// The task that removes members whose grace time has ended.
     departure_task: Option<JoinHandle<()>>,

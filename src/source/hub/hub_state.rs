@@ -11,7 +11,7 @@ use super::{
     hub_broker::{FeedGap, HubBroker},
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
-    pattern_table::PatternRequest,
+    pattern_table::RequestedPattern,
     publish_options::PublishOptions,
     revocable_subscriptions::RevocableSubscriptions,
     topic_log::{
@@ -159,13 +159,13 @@ impl HubState {
         self.broker.as_ref()?.gap_after(position)
     }
 
-    /// Returns whether the hub has a broker, and its feed is gone.
+    /// Returns whether the hub has a broker, and its writer is gone.
     #[inline]
     pub(super) fn is_feed_gone(&self) -> bool {
         self.broker().is_some_and(HubBroker::is_feed_gone)
     }
 
-    /// Returns the last item of an up-to-date client's stream, if the feed is gone.
+    /// Returns the last item of an up-to-date client's stream, if the writer is gone.
     #[inline]
     pub(super) fn end_item_if_feed_gone(&self) -> Option<Item> {
         let broker = self.broker().filter(|broker| broker.is_feed_gone())?;
@@ -173,7 +173,7 @@ impl HubState {
         Some(Item::Ended { retry })
     }
 
-    /// Returns whether the feed has yet to push this event of a page, or may have to: see [`HubBroker::is_ahead_of_feed`].
+    /// Returns whether the writer has yet to push this event of a page, or may have to: see [`HubBroker::is_ahead_of_feed`].
     pub(super) fn is_ahead_of_feed(&self, event: &Event) -> bool {
         let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
             return false;
@@ -356,7 +356,7 @@ impl HubState {
     pub(super) fn join(
         &self,
         requests: &[TopicRequest],
-        patterns: &[PatternRequest],
+        patterns: &[RequestedPattern],
         deferred_drops: &mut DeferredDrops,
     ) -> Result<JoinedTopics, JoinError> {
         let table = &mut *lock(&self.table);

@@ -71,7 +71,6 @@ mod hub_broker;
 mod hub_builder;
 mod hub_counts;
 mod hub_event;
-mod hub_feed;
 #[cfg(feature = "json")]
 mod hub_presence;
 mod hub_reader;
@@ -79,6 +78,7 @@ mod hub_source;
 mod hub_state;
 mod hub_subscriber;
 mod hub_topic;
+mod hub_writer;
 mod idempotency_keys;
 #[cfg(feature = "json")]
 mod local_members;
@@ -140,10 +140,10 @@ pub use self::{
     hub_builder::HubBuilder,
     hub_counts::HubCounts,
     hub_event::HubEvent,
-    hub_feed::HubFeed,
     hub_source::HubSource,
     hub_subscriber::HubSubscriber,
     hub_topic::{HistoryPage, HubTopic},
+    hub_writer::HubWriter,
     publish_options::PublishOptions,
     requested_topics::Topics,
     topic_access::TopicAccess,

@@ -35,7 +35,7 @@ struct PatternSlot {
 
 /// A pattern that a reader asks for.
 #[derive(Clone, Debug)]
-pub(super) struct PatternRequest {
+pub(super) struct RequestedPattern {
     pub(super) pattern: TopicPattern,
     pub(super) start: TopicStart,
     /// The maximum number of events from the log of each topic that matches.
@@ -204,13 +204,13 @@ impl TopicTable {
     /// `joined` are the topics that the reader has joined so far.
     pub(super) fn join_pattern(
         &mut self,
-        request: &PatternRequest,
+        request: &RequestedPattern,
         config: &HubConfig,
         now: Duration,
         joined: &mut Vec<JoinedTopic>,
         deferred_drops: &mut DeferredDrops,
     ) -> Result<(), JoinError> {
-        let PatternRequest {
+        let RequestedPattern {
             pattern,
             start,
             max_history,

@@ -103,7 +103,7 @@ pub enum PresenceAnswer {
     LeaseLost,
 }
 
-/// The members of all topics of a hub, as a broker has stored them at one moment. See [`HubFeed::set_members`](super::HubFeed::set_members).
+/// The members of all topics of a hub, as a broker has stored them at one moment. See [`HubWriter::set_members`](super::HubWriter::set_members).
 #[derive(Clone, Debug)]
 pub struct MemberSnapshot {
     pub(super) last_id: EventId,

@@ -1,4 +1,4 @@
-//! How a hub with a presence backend and its broker share members: the feed changes the hub's list of members, and a task tells the broker of the
+//! How a hub with a presence backend and its broker share members: the writer changes the hub's list of members, and a task tells the broker of the
 //! members of this node.
 
 use std::{
@@ -55,13 +55,13 @@ impl HubConfig {
     }
 }
 
-/// A change of a member whose event the feed pushes, and the locked list of members.
+/// A change of a member whose event the writer pushes, and the locked list of members.
 pub(super) struct PushedChange<'a> {
     change: PresenceChange,
     presence: MutexGuard<'a, LockedPresence>,
 }
 
-/// The methods by which a feed changes the list of members.
+/// The methods by which a writer changes the list of members.
 impl HubState {
     pub(super) fn has_presence_backend(&self) -> bool {
         self.broker_presence().is_some()

@@ -7,7 +7,7 @@ use super::{
     backend_resume::{BackendResume, BackendResumeTopics},
     hub_reader::HubReader,
     hub_state::{HubCursor, HubState, JoinError, JoinedTopics, TopicRequest},
-    pattern_table::PatternRequest,
+    pattern_table::RequestedPattern,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
@@ -52,8 +52,8 @@ pub(super) struct AllowedPattern {
 }
 
 impl AllowedPattern {
-    pub(super) fn join_request(&self, start: TopicStart) -> PatternRequest {
-        PatternRequest {
+    pub(super) fn join_request(&self, start: TopicStart) -> RequestedPattern {
+        RequestedPattern {
             pattern: self.pattern.clone(),
             start,
             max_history: self.max_history,
@@ -94,7 +94,7 @@ impl From<&Topic> for AllowedTopic {
 struct ClientJoinPlan {
     cursor: Option<HubCursor>,
     requests: Vec<TopicRequest>,
-    patterns: Vec<PatternRequest>,
+    patterns: Vec<RequestedPattern>,
     /// The topics and patterns that the client joins after a resume from the broker. `None` if the client joins all of its logs at once.
     backend_resume: Option<BackendResumePlan>,
 }
@@ -125,7 +125,7 @@ impl ClientJoinPlan {
         };
         let is_topic_from_broker =
             |topic: &TopicRequest| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
-        let is_pattern_from_broker = |pattern: &PatternRequest| pattern.max_history.is_none();
+        let is_pattern_from_broker = |pattern: &RequestedPattern| pattern.max_history.is_none();
         if !self.patterns.iter().any(is_pattern_from_broker)
             && !self.requests.iter().any(is_topic_from_broker)
         {
@@ -300,7 +300,7 @@ impl ReaderRequest {
         &self,
         hub: &HubState,
         requests: &[TopicRequest],
-        patterns: &[PatternRequest],
+        patterns: &[RequestedPattern],
         is_new: impl Fn(&Topic) -> bool,
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         let is_listed = |topic: &&Topic| hub.publishes_presence() && is_new(topic);

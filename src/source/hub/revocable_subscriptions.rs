@@ -44,7 +44,7 @@ pub(super) struct RevocableSubscription {
 
 /// The error of [`RevocableSubscriptions::register`]: access was revoked after the decision, so the caller must decide again.
 #[derive(Debug)]
-pub(super) struct AccessChanged;
+pub(super) struct StaleAccessDecision;
 
 impl RevocationFlag {
     #[inline]
@@ -69,15 +69,15 @@ impl RevocableSubscriptions {
     /// Registers a subscription of topics and patterns whose access was decided after [`count`](Self::count) had returned `decided_after`.
     ///
     /// # Errors
-    /// [`AccessChanged`] if access to any topic was revoked since.
+    /// [`StaleAccessDecision`] if access to any topic was revoked since.
     pub(super) fn register(
         &self,
         accesses: Vec<(TopicOrPattern, Option<Arc<str>>)>,
         decided_after: u64,
-    ) -> Result<RevocableSubscription, AccessChanged> {
+    ) -> Result<RevocableSubscription, StaleAccessDecision> {
         let mut table = lock(&self.0);
         if table.revocation_count != decided_after {
-            return Err(AccessChanged);
+            return Err(StaleAccessDecision);
         }
         table.last_subscription += 1;
         let mut subscription = RevocableSubscription {
@@ -100,10 +100,10 @@ impl RevocableSubscriptions {
         requested: TopicOrPattern,
         key: Option<Arc<str>>,
         decided_after: u64,
-    ) -> Result<(), AccessChanged> {
+    ) -> Result<(), StaleAccessDecision> {
         let mut table = lock(&self.0);
         if table.revocation_count != decided_after {
-            return Err(AccessChanged);
+            return Err(StaleAccessDecision);
         }
         table.insert(subscription, requested, key);
         Ok(())

@@ -226,8 +226,8 @@ impl TopicState {
     }
 }
 
-/// The status is the number of wake-ups. So the status changes for everything that readers are woken for: flushed events, revoked access, gaps
-/// of the feed, and the end of the feed.
+/// The status is the number of wake-ups. So the status changes whenever readers are woken: when events are flushed, when access is revoked, when the
+/// writer of the hub announces a gap, and when it is dropped.
 #[cfg(feature = "server")]
 impl WatchedLog for TopicState {
     fn status(&self) -> u64 {

@@ -22,7 +22,7 @@ pub(crate) struct LogReader<I: LogIds> {
     key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
-    /// The state for the beginning of the stream. `None` after the beginning, so that an open stream needs no space for this state.
+    /// What the reader needs until it has read its first events. `None` afterwards, so that an open stream needs no space for it.
     initial: Option<Box<InitialReadState>>,
     /// The reader reads the events up to this position, even those that a [`FlushWindow`](super::FlushWindow) holds back.
     held_events_end: u64,
@@ -139,14 +139,14 @@ impl<I: LogIds> LogReader<I> {
 
     /// Returns whether there is an item that the client gets before the first event.
     #[inline]
-    pub(crate) fn has_first_item(&self) -> bool {
+    pub(crate) fn has_item_before_events(&self) -> bool {
         let initial = self.initial.as_ref();
         initial.is_some_and(|initial| initial.first_item.is_some())
     }
 
     /// Takes the item that the client gets before the first event.
     #[inline]
-    pub(crate) fn take_first_item(&mut self) -> Option<Item> {
+    pub(crate) fn take_item_before_events(&mut self) -> Option<Item> {
         let initial = self.initial.as_mut()?;
         let first_item = initial.first_item.take();
         if initial.requested_cursor.is_none() {
@@ -166,7 +166,7 @@ impl<I: LogIds> LogReader<I> {
         requested_cursor
     }
 
-    /// Returns the next event, if there is one. The caller must yield the item of [`take_first_item`](Self::take_first_item) before the event.
+    /// Returns the next event, if there is one. The caller must yield the item of [`take_item_before_events`](Self::take_item_before_events) before the event.
     #[inline]
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LogReadOutcome> {
         loop {

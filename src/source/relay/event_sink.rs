@@ -1,7 +1,7 @@
-use super::feed::{Feed, PushError};
+use super::relay_writer::{PushError, RelayWriter};
 use crate::event::{Event, Gap};
 
-/// The destination of the events that a task reads from a shared store: a [`Feed`], or a log of your own.
+/// The destination of the events that a task reads from a shared store: a [`RelayWriter`], or a log of your own.
 ///
 /// The crates for brokers (`tower-push-redis`, `tower-push-nats`) fill any `EventSink`. A log of your own can divide the events by their
 /// topics, for example.
@@ -29,15 +29,15 @@ pub trait EventSink: Send + 'static {
     fn gap(&mut self, gap: &Gap);
 }
 
-impl EventSink for Feed {
+impl EventSink for RelayWriter {
     fn push(&mut self, event: Event) {
         // The reader gives an id to each event, and no two events have the same id. An event with an id that the feed has is the same
         // event.
-        let pushed = Feed::push(self, event);
+        let pushed = RelayWriter::push(self, event);
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
     }
 
     fn gap(&mut self, gap: &Gap) {
-        Feed::gap(self, gap);
+        RelayWriter::gap(self, gap);
     }
 }

@@ -2,19 +2,19 @@
 //!
 //! Several servers behind a load balancer show one feed, and a client may return to any of them. The client's cursor must therefore be an id of
 //! the shared store instead of an id that one server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
-//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the store.
+//! process reads the store and pushes its events into the [`RelayWriter`]. All clients read the relay's log instead of the store.
 //!
 //! ```
 //! use tower_push::{Event, EventId, Push, Relay};
 //! # struct Reader; impl Reader { async fn next(&mut self) -> Option<(String, EventId)> { None } }
 //!
 //! # fn example(mut reader: Reader) {
-//! let (mut feed, relay) = Relay::builder().build();
+//! let (mut writer, relay) = Relay::builder().build();
 //!
 //! // The one reader of this process:
 //! let task = async move {
 //!     while let Some((text, id)) = reader.next().await {
-//!         feed.push(Event::text(text).with_event_id(id))?;
+//!         writer.push(Event::text(text).with_event_id(id))?;
 //!     }
 //!     Ok::<(), tower_push::source::relay::PushError>(())
 //! };
@@ -53,7 +53,7 @@
 //! which tells the client when to return with its last cursor. See [`UpstreamLimits`].
 //!
 //! # Gaps of the feed
-//! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`Feed::gap`].
+//! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`RelayWriter::gap`].
 //! Every connected client gets a gap, and the log restarts.
 //!
 //! # Differences from a channel
@@ -61,13 +61,13 @@
 //! is the same: limits, lag policies, and the cost for each subscriber.
 
 mod event_sink;
-mod feed;
 mod page_cache;
 mod reader_status;
 mod relay_builder;
 mod relay_counts;
 mod relay_state;
 mod relay_subscriber;
+mod relay_writer;
 mod upstream;
 mod upstream_limits;
 mod upstream_reader;
@@ -83,11 +83,11 @@ use std::{
 use self::relay_state::RelayState;
 pub use self::{
     event_sink::EventSink,
-    feed::{Feed, PushError},
     reader_status::{ReaderMetrics, ReaderState, ReaderStatus},
     relay_builder::RelayBuilder,
     relay_counts::RelayCounts,
     relay_subscriber::RelaySubscriber,
+    relay_writer::{PushError, RelayWriter},
     upstream::{Page, PageRequest, Upstream, UpstreamError},
     upstream_limits::UpstreamLimits,
 };
@@ -106,7 +106,7 @@ use crate::{
     event::{ItemOrRun, Topic},
 };
 
-/// A source of events that a [`Feed`] pushes, with ids that are given from outside. See the [module docs](self).
+/// A source of events that a [`RelayWriter`] pushes, with ids that are given from outside. See the [module docs](self).
 ///
 /// Clones share the log and the subscribers. Each clone has its own [`StartPosition`] and topics.
 #[derive(Clone)]
@@ -119,12 +119,12 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Creates a builder. [`RelayBuilder::build`] returns the relay, and the feed that fills it.
+    /// Creates a builder. [`RelayBuilder::build`] returns the relay, and the writer that fills it.
     ///
     /// ```
     /// use tower_push::Relay;
     ///
-    /// let (feed, relay) = Relay::builder().max_events(10_000).build();
+    /// let (writer, relay) = Relay::builder().max_events(10_000).build();
     /// ```
     pub fn builder() -> RelayBuilder {
         RelayBuilder::new()
@@ -156,8 +156,8 @@ impl Relay {
 
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
-    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and
-    /// 5 s after the client has got everything, if there is a tokio runtime with a clock. The gaps of a subscriber with topics do not say
+    /// Subscribers look at every event of the feed. While only other topics have events, a client gets newer cursors: after 64 of these events, or
+    /// 5 s after the first of them, if there is a tokio runtime with a clock. The gaps of a subscriber with topics do not say
     /// how many events are missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
@@ -201,8 +201,8 @@ impl Relay {
     /// Returns the number of events in the log.
     ///
     /// ```
-    /// # let (mut feed, relay) = tower_push::Relay::builder().build();
-    /// feed.push(tower_push::Event::text("x").with_id(1)?)?;
+    /// # let (mut writer, relay) = tower_push::Relay::builder().build();
+    /// writer.push(tower_push::Event::text("x").with_id(1)?)?;
     /// assert_eq!((relay.len(), relay.is_empty()), (1, false));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -218,8 +218,8 @@ impl Relay {
     /// Returns the number of bytes of payloads, ids, types and topics in the log.
     ///
     /// ```
-    /// # let (mut feed, relay) = tower_push::Relay::builder().build();
-    /// feed.push(tower_push::Event::text("four").with_id(1)?)?;
+    /// # let (mut writer, relay) = tower_push::Relay::builder().build();
+    /// writer.push(tower_push::Event::text("four").with_id(1)?)?;
     /// assert_eq!(relay.byte_len(), 5);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -227,7 +227,7 @@ impl Relay {
         self.state.log.inspect_log(EventLog::byte_len)
     }
 
-    /// Returns how many events the feed has pushed, how many subscribers missed, and what was read from the upstream.
+    /// Returns how many events the writer has pushed, how many subscribers missed, and what was read from the upstream.
     ///
     /// See [`RelayCounts`] for an example.
     pub fn counts(&self) -> RelayCounts {

@@ -1,8 +1,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Feed, Relay, Upstream, UpstreamLimits, relay_counts::RelayCounters, relay_state::RelayState,
-    upstream::ErasedUpstream, upstream_reader::UpstreamReader,
+    Relay, RelayWriter, Upstream, UpstreamLimits, relay_counts::RelayCounters,
+    relay_state::RelayState, upstream::ErasedUpstream, upstream_reader::UpstreamReader,
 };
 use crate::{
     event::{Event, EventId},
@@ -19,7 +19,7 @@ use crate::{
 /// use std::time::Duration;
 /// use tower_push::{Relay, source::{StartPosition, channel::LagPolicy}};
 ///
-/// let (feed, relay) = Relay::builder()
+/// let (writer, relay) = Relay::builder()
 ///     .max_events(10_000)
 ///     .max_bytes(16 << 20)
 ///     .max_age(Duration::from_secs(600))
@@ -107,7 +107,7 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets where the feed begins: the id of the event before the first one that the feed pushes. By default, this id is not known, and a
+    /// Sets where the feed begins: the id of the event before the first one that the writer pushes. By default, this id is not known, and a
     /// client that subscribes before the first event has no cursor until then.
     ///
     /// [`start`](Self::start) sets where clients begin.
@@ -133,7 +133,7 @@ impl RelayBuilder {
     /// }
     ///
     /// let limits = UpstreamLimits::new().max_reads(4);
-    /// let (feed, relay) = Relay::builder().upstream(EmptyTable).upstream_limits(limits).build();
+    /// let (writer, relay) = Relay::builder().upstream(EmptyTable).upstream_limits(limits).build();
     /// ```
     pub fn upstream<U: Upstream>(mut self, upstream: U) -> Self {
         self.upstream = Some(Arc::new(upstream));
@@ -146,9 +146,9 @@ impl RelayBuilder {
         self
     }
 
-    /// Builds the relay, and the feed that fills it.
+    /// Builds the relay, and the writer that fills it.
     #[must_use]
-    pub fn build(self) -> (Feed, Relay) {
+    pub fn build(self) -> (RelayWriter, Relay) {
         let index = IdIndex::new(self.start_after, self.max_trimmed_ids);
         let log = ReplayLog::new(self.log, ExternalIds, Some(index));
         let counters = Arc::new(RelayCounters::default());
@@ -158,7 +158,10 @@ impl RelayBuilder {
         };
         let state = RelayState::new(log, self.upstream.map(reader), counters.clone());
         let state = Arc::new(state);
-        (Feed::new(state.clone()), Relay::new(state, self.start))
+        (
+            RelayWriter::new(state.clone()),
+            Relay::new(state, self.start),
+        )
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::source::log::LogCounts;
 
-/// Counts of a [`Relay`](super::Relay): the events that its feed pushed, the events that its subscribers did not get, and the reads of its
+/// Counts of a [`Relay`](super::Relay): the events that its writer pushed, the events that its subscribers did not get, and the reads of its
 /// [`Upstream`](super::Upstream).
 ///
 /// Each count is exact, and never decreases.
@@ -10,18 +10,18 @@ use crate::source::log::LogCounts;
 /// ```
 /// use tower_push::{Event, Gap, GapReason, Relay};
 ///
-/// let (mut feed, relay) = Relay::builder().build();
-/// feed.push(Event::text("first").with_id(1)?)?;
-/// feed.gap(&Gap::new(GapReason::Epoch));
+/// let (mut writer, relay) = Relay::builder().build();
+/// writer.push(Event::text("first").with_id(1)?)?;
+/// writer.gap(&Gap::new(GapReason::Epoch));
 /// assert_eq!((relay.counts().pushed, relay.counts().gaps), (1, 1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RelayCounts {
-    /// Events that the feed has pushed.
+    /// Events that the writer has pushed.
     pub pushed: u64,
-    /// Gaps that the feed has announced.
+    /// Gaps that the writer has announced.
     pub gaps: u64,
     /// Events that returning clients missed, because neither the log nor the upstream had them. An event counts once for each client
     /// that missed it. A gap whose number of missing events is not known adds nothing.

@@ -16,16 +16,16 @@ use crate::{
     source::log::{ExternalIds, ReplayLog, ResolvedStart},
 };
 
-/// The state that a [`Feed`](super::Feed), all clones of its [`Relay`](super::Relay) and all their subscribers share.
+/// The state that a [`RelayWriter`](super::RelayWriter), all clones of its [`Relay`](super::Relay) and all their subscribers share.
 pub(super) struct RelayState {
     pub(super) log: Arc<ReplayLog<ExternalIds>>,
     pub(super) upstream: Option<Arc<UpstreamReader<Event>>>,
     pub(super) counters: Arc<RelayCounters>,
-    /// Whether the feed was closed, and not merely dropped. Written before the log is closed.
+    /// Whether the writer was closed, and not merely dropped. Written before the log is closed.
     is_finished: AtomicBool,
 }
 
-/// The time after which clients should return if the feed is gone and there is no upstream with limits of its own.
+/// The time after which clients should return if the writer is gone and there is no upstream with limits of its own.
 const FEED_GONE_RETRY: Duration = Duration::from_secs(5);
 
 impl RelayState {

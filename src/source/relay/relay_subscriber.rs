@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// One subscriber of a [`Relay`](super::Relay): the stream of the events after its cursor, from the upstream if they are not in the log,
-/// from the log, and then as the feed pushes them.
+/// from the log, and then as the writer pushes them.
 ///
 /// A subscriber holds a position in the relay's log, and at most a few events that are about to be sent. Pages from the upstream belong
 /// to all subscribers together.
@@ -41,8 +41,8 @@ use crate::{
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-/// let (mut feed, relay) = Relay::builder().build();
-/// feed.push(Event::text("first").with_id("a")?)?;
+/// let (mut writer, relay) = Relay::builder().build();
+/// writer.push(Event::text("first").with_id("a")?)?;
 /// let mut subscriber = relay.subscribe_from(StartPosition::Oldest);
 /// let Some(Item::Event(event)) = subscriber.next().await.transpose()? else { panic!("not an event") };
 /// assert_eq!(event.id().map(|id| id.as_str()), Some("a"));
@@ -67,8 +67,8 @@ struct FilteredOutEvents {
     count: usize,
     /// The id of the last filtered-out event.
     last_id: EventId,
-    /// The timer that ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events: the cursor then moves on. `None` until then, or if there is
-    /// no runtime with a clock.
+    /// When this timer ends, the cursor moves on. The timer starts when the subscriber has read all events of the log, and runs for
+    /// [`MAX_CURSOR_DELAY`]. `None` before, or if there is no runtime with a clock.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -257,7 +257,7 @@ impl RelaySubscriber {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         let this = &mut *self;
-        let reads_log = this.upstream_resume.is_none() && !this.reader.has_first_item();
+        let reads_log = this.upstream_resume.is_none() && !this.reader.has_item_before_events();
         if this.topics.is_some() || !reads_log || this.is_finished {
             return self.poll_next(cx).map_ok(ItemOrRun::Item);
         }
@@ -278,7 +278,7 @@ impl RelaySubscriber {
     fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         let item = match ready!(self.poll_upstream_resume(cx)) {
             Some(item) => Some(item),
-            None => self.reader.take_first_item(),
+            None => self.reader.take_item_before_events(),
         };
         Poll::Ready(item.map(|item| self.remove_count_if_filtered(item)))
     }
@@ -323,7 +323,7 @@ impl Stream for RelaySubscriber {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         while !this.is_finished {
-            if this.upstream_resume.is_some() || this.reader.has_first_item() {
+            if this.upstream_resume.is_some() || this.reader.has_item_before_events() {
                 if let Some(item) = ready!(this.poll_before_log(cx)) {
                     return Poll::Ready(Some(Ok(item)));
                 }

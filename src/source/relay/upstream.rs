@@ -232,18 +232,18 @@ impl<E> Page<E> {
         self
     }
 
-    /// Returns the gap before the page's events, and the events. With this method, the task that fills a [`Feed`](super::Feed) can read the
+    /// Returns the gap before the page's events, and the events. With this method, the task that has the [`RelayWriter`](super::RelayWriter) can read the
     /// store in pages, too, so that only the upstream checks cursors.
     ///
     /// ```
-    /// use tower_push::source::relay::{Feed, Page};
+    /// use tower_push::source::relay::{RelayWriter, Page};
     ///
-    /// fn push_page(page: Page, feed: &mut Feed) {
+    /// fn push_page(page: Page, writer: &mut RelayWriter) {
     ///     let (gap, events) = page.into_parts();
-    ///     gap.iter().for_each(|gap| feed.gap(gap));
+    ///     gap.iter().for_each(|gap| writer.gap(gap));
     ///     for event in events {
     ///         // An event that the relay has already is not pushed twice.
-    ///         let _ = feed.push(event);
+    ///         let _ = writer.push(event);
     ///     }
     /// }
     /// ```

@@ -52,8 +52,8 @@ enum UpstreamResumeStep<E> {
     /// Waits for a page.
     ReadPage(Pin<Box<dyn Future<Output = PageResult<E>> + Send>>),
     /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
-    /// client waits until the feed has pushed the event of the cursor. If the feed announces a gap, or the timer ends first, the client asks the
-    /// upstream again, because the feed may have skipped this event.
+    /// client waits until the writer has pushed the event of the cursor. If the writer announces a gap, or the timer ends first, the client asks the
+    /// upstream again, because the writer may have skipped this event.
     WaitForFeed(Pin<Box<Sleep>>),
 }
 
@@ -80,19 +80,19 @@ pub(crate) trait UpstreamResumeLog {
     /// Counts the lost cursor of a client, and returns the place at which the client continues with a gap.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> Self::Start;
 
-    /// Returns how the client's stream ends if the feed is gone and has pushed nothing after `position`.
+    /// Returns how the client's stream ends if the writer is gone and has pushed nothing after `position`.
     fn end_of_feed_at(&mut self, position: u64) -> Option<Self::Start>;
 
-    /// Returns the position of the newest event that the feed has pushed.
+    /// Returns the position of the newest event that the writer has pushed.
     fn last_position(&self) -> u64;
 
-    /// Returns the position of the last gap that the feed has announced; 0 if there was none.
+    /// Returns the position of the last gap that the writer has announced; 0 if there was none.
     fn last_gap_position(&self) -> u64;
 
-    /// Returns the id of the newest event that the feed has pushed, if it is known.
+    /// Returns the id of the newest event that the writer has pushed, if it is known.
     fn last_id(&self) -> Option<EventId>;
 
-    /// Stores the waker, unless the feed has pushed an event after `position` or is gone.
+    /// Stores the waker, unless the writer has pushed an event after `position` or is gone.
     fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome;
 
     /// Returns the item for an event of a page. Returns `None` if the client does not get the event.
@@ -184,7 +184,7 @@ impl<E: PageEvent> UpstreamResume<E> {
                     return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
                 }
                 UpstreamResumeStep::WaitForFeed(recheck) => {
-                    // The position is read before the log is searched, so that an event that the feed pushes after the search ends the wait.
+                    // The position is read before the log is searched, so that an event that the writer pushes after the search ends the wait.
                     let last_position = log.last_position();
                     if let Some(start) = log.start_after(&self.cursor) {
                         return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));

@@ -18,7 +18,7 @@ use loom::{
 
 use super::{
     item_log::{ItemLogLimits, ItemLogReadOutcome},
-    resumable_config::EndPolicy,
+    resumable_config::RestartPolicy,
     shared_stream::SharedStream,
     stream_token::StreamToken,
 };
@@ -56,7 +56,7 @@ impl NumberStream {
         };
         let token = StreamToken::random();
         let stream = Box::pin(self.clone());
-        let shared = SharedStream::new(token, None, limits, EndPolicy::Finish, stream);
+        let shared = SharedStream::new(token, None, limits, RestartPolicy::Never, stream);
         Arc::new(shared)
     }
 }

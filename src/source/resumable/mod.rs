@@ -43,7 +43,7 @@
 //! # How a stream ends
 //! | the stream | its clients | clients that reconnect |
 //! |---|---|---|
-//! | yields `None` | are told that the source has finished, and must not reconnect; with [`EndPolicy::Restart`] they may | get what they missed and the end again; those that missed nothing are refused with [`Rejection::finished`](super::Rejection::finished) |
+//! | yields `None` | are told that the source has finished, and must not reconnect; with [`RestartPolicy::OnReconnect`] they may | get what they missed and the end again; those that missed nothing are refused with [`Rejection::finished`](super::Rejection::finished) |
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | the same as after `None` |
 //! | yields [`Item::Closed`] | get its close frame over a WebSocket, and otherwise its `end` | get what they missed and the end again; those that missed nothing, and may reconnect, get the handler's stream |
 //! | fails or panics | are disconnected; a panic continues in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
@@ -99,7 +99,7 @@ use std::{fmt, sync::Arc};
 use futures_core::Stream;
 
 pub use self::{
-    resumable_builder::ResumableBuilder, resumable_config::EndPolicy,
+    resumable_builder::ResumableBuilder, resumable_config::RestartPolicy,
     resumable_counts::ResumableCounts, resumable_source::ResumableSource,
     resumable_stream::ResumableStream,
 };
@@ -133,7 +133,7 @@ impl Resumable {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Resumable, source::resumable::EndPolicy};
+    /// use tower_push::{Resumable, source::resumable::RestartPolicy};
     ///
     /// let resumable = Resumable::builder()
     ///     .park_timeout(Duration::from_secs(300))
@@ -141,7 +141,7 @@ impl Resumable {
     ///     .max_parked_bytes(16 << 20)
     ///     .max_events(64)
     ///     .max_bytes(64 << 10)
-    ///     .end_policy(EndPolicy::Restart)
+    ///     .restart_policy(RestartPolicy::OnReconnect)
     ///     .build();
     /// ```
     pub fn builder() -> ResumableBuilder {

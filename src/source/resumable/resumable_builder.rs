@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::{
     Resumable,
     item_log::ItemLogLimits,
-    resumable_config::{EndPolicy, ResumableConfig},
+    resumable_config::{RestartPolicy, ResumableConfig},
 };
 
 /// The configuration of a [`Resumable`], from [`Resumable::builder`].
@@ -24,7 +24,7 @@ impl ResumableBuilder {
                     max_entries: 256,
                     max_bytes: 256 << 10,
                 },
-                end_policy: EndPolicy::default(),
+                restart_policy: RestartPolicy::default(),
             },
         }
     }
@@ -62,10 +62,10 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets how a stream that yields `None` ends for its clients. By default the clients are told that the source has
-    /// [finished](EndPolicy::Finish).
-    pub fn end_policy(mut self, end_policy: EndPolicy) -> Self {
-        self.config.end_policy = end_policy;
+    /// Sets whether a client gets a new stream after its stream has yielded `None`. By default the client does not, and is told that the source has
+    /// [finished](RestartPolicy::Never).
+    pub fn restart_policy(mut self, restart_policy: RestartPolicy) -> Self {
+        self.config.restart_policy = restart_policy;
         self
     }
 

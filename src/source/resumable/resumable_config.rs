@@ -11,20 +11,20 @@ pub(super) struct ResumableConfig {
     pub(super) max_parked_bytes: usize,
     /// The limits of the log of each stream.
     pub(super) log_limits: ItemLogLimits,
-    pub(super) end_policy: EndPolicy,
+    pub(super) restart_policy: RestartPolicy,
 }
 
-/// The meaning of `None` from a stream for the clients of a [`Resumable`](super::Resumable): the end of the source, or a restart.
+/// Whether a client of a [`Resumable`](super::Resumable) gets a new stream after its stream has yielded `None`.
 ///
 /// The policy does not affect other ends: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
 /// [`Item::Ended`](crate::Item::Ended) they may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum EndPolicy {
-    /// The source has finished: the client is told so, and must not reconnect.
+pub enum RestartPolicy {
+    /// No: the source has finished. The client is told so, and must not reconnect.
     #[default]
-    Finish,
-    /// The stream ends, and the client may reconnect. A client that reconnects after it has received the whole stream gets the
+    Never,
+    /// Yes: the stream ends, and the client may reconnect. A client that reconnects after it has received the whole stream gets the
     /// stream of its new request, without a gap.
-    Restart,
+    OnReconnect,
 }

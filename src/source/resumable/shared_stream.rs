@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use super::{
     item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedEnd, LoggedEventOrGap},
-    resumable_config::EndPolicy,
+    resumable_config::RestartPolicy,
     stream_token::StreamToken,
 };
 use crate::{
@@ -76,7 +76,7 @@ impl SharedStream {
         token: StreamToken,
         owner: Option<Box<str>>,
         log_limits: ItemLogLimits,
-        end_policy: EndPolicy,
+        restart_policy: RestartPolicy,
         stream: BoxStream,
     ) -> Self {
         Self {
@@ -87,9 +87,9 @@ impl SharedStream {
                 log: ItemLog::new(log_limits),
                 poll_requested: false,
             }),
-            end_on_none: match end_policy {
-                EndPolicy::Finish => LoggedEnd::Finished,
-                EndPolicy::Restart => LoggedEnd::Ended,
+            end_on_none: match restart_policy {
+                RestartPolicy::Never => LoggedEnd::Finished,
+                RestartPolicy::OnReconnect => LoggedEnd::Ended,
             },
             reader_waker: Arc::new(AllReadersWaker {
                 wake_count: AtomicU64::new(0),

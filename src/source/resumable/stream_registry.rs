@@ -92,10 +92,10 @@ impl StreamRegistry {
         let token = StreamToken::random();
         let ResumableConfig {
             log_limits,
-            end_policy,
+            restart_policy,
             ..
         } = self.config;
-        let stream = SharedStream::new(token, owner, log_limits, end_policy, stream);
+        let stream = SharedStream::new(token, owner, log_limits, restart_policy, stream);
         let stream = Arc::new(stream);
         let registered = RegisteredStream {
             stream: stream.clone(),

@@ -51,7 +51,7 @@
 //! | a poll with this cursor, or with the cursor of the last event | 204: the client must not come back |
 //! | the stream ends | the events up to then, at once: the client may come back. Without an event, the response is held for the wait time, because the client would come back at once |
 //! | the stream ends with a [time to reconnect](crate::Item::Ended) | the events up to then, even if there is none, at once, with `Retry-After` |
-//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has a different [policy](crate::source::resumable::EndPolicy) |
+//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has a different [policy](crate::source::resumable::RestartPolicy) |
 //! | the source fails, or the format refuses a payload | the events up to then. The next poll gets 500 |
 //! | `If-None-Match` is `*`, or holds several cursors, or none | as without `If-None-Match` |
 //! | `Last-Event-ID` is not a valid id | a gap first |

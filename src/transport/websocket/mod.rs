@@ -60,7 +60,7 @@
 //!
 //! # Messages of the client
 //! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages), which end with the client's close frame.
-//! [`listen_fn`](crate::source::listen_fn()) makes a source that only reads messages. If a source does not take the
+//! [`receive_fn`](crate::source::receive_fn()) makes a source that only reads messages. If a source does not take the
 //! `ClientMessages`, or drops them, the client's messages are validated, but not inflated, and dropped.
 
 mod connection;

@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::watch, time::sleep};
 use tower_push::{
     Event, EventId, Gap, GapReason, Relay,
-    source::relay::{Feed, Page, PageRequest, RelayBuilder, Upstream, UpstreamError},
+    source::relay::{Page, PageRequest, RelayBuilder, RelayWriter, Upstream, UpstreamError},
 };
 
 /// A list of texts that several [`Relay`]s read, as servers read a broker.
@@ -162,7 +162,7 @@ impl Upstream for Journal {
 /// The one reader of a journal in a server.
 struct JournalReader {
     journal: Journal,
-    feed: Feed,
+    feed: RelayWriter,
     /// The epoch and the number of the last entry that was read.
     epoch: u64,
     read: u64,

@@ -48,7 +48,7 @@ struct WholeFrames {
     bytes: Bytes,
 }
 
-/// The length of unwritten pings and pongs from which no more are appended, in bytes: 4 KiB.
+/// The maximum length of unwritten pings and pongs, in bytes. Beyond this length, the queue adds no ping, and a new pong replaces all of them.
 const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
 
 impl SendQueue {

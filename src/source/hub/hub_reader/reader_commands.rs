@@ -8,7 +8,7 @@ use crate::{
     source::hub::{
         control_events,
         hub_state::{JoinError, TopicRequest},
-        revocable_subscriptions::AccessChanged,
+        revocable_subscriptions::StaleAccessDecision,
         topic_access::PresenceAccess,
         topic_or_pattern::TopicOrPattern,
         topic_table::DeferredDrops,
@@ -24,13 +24,13 @@ impl HubReader {
     /// Registers the client's access to a topic or a pattern, which was decided after `decided_after` revocations.
     ///
     /// # Errors
-    /// [`AccessChanged`] if access to any topic was revoked since.
+    /// [`StaleAccessDecision`] if access to any topic was revoked since.
     pub(in crate::source::hub) fn register_access(
         &mut self,
         requested: TopicOrPattern,
         member: Option<Arc<str>>,
         decided_after: u64,
-    ) -> Result<(), AccessChanged> {
+    ) -> Result<(), StaleAccessDecision> {
         let subscriptions = &self.hub.revocable_subscriptions;
         match &mut self.revocable {
             Some(revocable) => subscriptions.add(revocable, requested, member, decided_after),

@@ -2,7 +2,7 @@
 //!
 //! The client may have joined other topics already, such as those that are new for it. The reader reads them after the pages, so the cursor stays
 //! where it was when the client returned. An event of both kinds of topics is yielded once, from its page, and names the topics of both kinds:
-//! [`HubReader::with_joined_topics`].
+//! [`HubReader::add_joined_topics`].
 
 use std::task::{Context, Poll, ready};
 
@@ -105,7 +105,7 @@ impl HubReader {
         let cursor = resume.requested_cursor().clone();
         match item {
             Item::Event(event) => Some(Item::EventWithCursor {
-                event: self.with_joined_topics(event),
+                event: self.add_joined_topics(event),
                 cursor,
             }),
             Item::Gap(mut gap) => {
@@ -119,7 +119,7 @@ impl HubReader {
 
     /// Adds to an event of a page those of its topics that the client has joined already. The reader does not get the event again from the logs
     /// of these topics, or from those of patterns. A topic that the client joins later gets the event from its log.
-    fn with_joined_topics(&mut self, event: Event) -> Event {
+    fn add_joined_topics(&mut self, event: Event) -> Event {
         let resume = self.backend_resume.as_deref_mut();
         let Some(events) = resume.map(BackendResume::resumed_events) else {
             return event;
@@ -129,7 +129,7 @@ impl HubReader {
         if !is_in_read_log && !events.has_unnamed_topics(&event) {
             return event;
         }
-        // Checked before the logs are searched, so that an event that the feed pushes meanwhile is found there.
+        // Checked before the logs are searched, so that an event that the writer pushes meanwhile is found there.
         let is_ahead_of_feed = self.hub.is_ahead_of_feed(&event);
         let page_event = event.clone();
         let is_unread = |topic: &Topic| {

@@ -11,7 +11,7 @@ use crate::{
     event::{EventId, Topic},
     source::hub::{
         hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest, copy_for_topic},
-        pattern_table::PatternRequest,
+        pattern_table::RequestedPattern,
         subscribed_topics::SubscribedTopics,
         topic_log::{EPHEMERAL_LIMITS, TopicLogEntry, TopicStart},
         topic_pattern::TopicPattern,
@@ -36,7 +36,7 @@ impl HubReader {
     /// [`JoinError`] if the hub has no room for the pattern, or allows no patterns.
     pub(in crate::source::hub) fn join_pattern(
         &mut self,
-        request: &PatternRequest,
+        request: &RequestedPattern,
         cursor: Option<&EventId>,
     ) -> Result<(), JoinError> {
         let mut deferred_drops = DeferredDrops::default();

@@ -6,33 +6,33 @@ use crate::{
     source::log::AppendError,
 };
 
-/// The writing half of a [`Relay`](super::Relay). The task that reads the shared store pushes each event into the `Feed`.
+/// The writing half of a [`Relay`](super::Relay). The task that reads the shared store pushes each event into the `RelayWriter`.
 ///
-/// Events are pushed strictly in the order of the upstream: there is one `Feed`, it has no clones, and pushing takes `&mut self`. The
+/// Events are pushed strictly in the order of the upstream: there is one `RelayWriter`, it has no clones, and pushing takes `&mut self`. The
 /// methods never wait for a subscriber.
 ///
-/// If the `Feed` is dropped and not [closed](Self::close), for example because its task has panicked, the subscribers' streams end, and
+/// If the `RelayWriter` is dropped and not [closed](Self::close), for example because its task has panicked, the subscribers' streams end, and
 /// the clients are told to return later.
 ///
 /// ```
 /// use tower_push::{Event, Relay};
 ///
-/// let (mut feed, relay) = Relay::builder().build();
-/// feed.push(Event::text("21.5").with_id("1716-0~k3")?)?;
+/// let (mut writer, relay) = Relay::builder().build();
+/// writer.push(Event::text("21.5").with_id("1716-0~k3")?)?;
 /// assert_eq!(relay.len(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Feed {
+pub struct RelayWriter {
     relay: Arc<RelayState>,
 }
 
-/// The error of [`Feed::push`]. The event was not pushed.
+/// The error of [`RelayWriter::push`]. The event was not pushed.
 ///
 /// ```
 /// use tower_push::{Event, Relay, source::relay::PushError};
 ///
-/// let (mut feed, _relay) = Relay::builder().build();
-/// assert_eq!(feed.push(Event::text("x")), Err(PushError::MissingId));
+/// let (mut writer, _relay) = Relay::builder().build();
+/// assert_eq!(writer.push(Event::text("x")), Err(PushError::MissingId));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -59,7 +59,7 @@ impl PushError {
     }
 }
 
-impl Feed {
+impl RelayWriter {
     pub(super) fn new(relay: Arc<RelayState>) -> Self {
         Self { relay }
     }
@@ -72,16 +72,16 @@ impl Feed {
     /// ```
     /// use tower_push::{Event, Relay, source::relay::PushError};
     ///
-    /// let (mut feed, _relay) = Relay::builder().build();
+    /// let (mut writer, _relay) = Relay::builder().build();
     /// let event = Event::json_text("[1]")?.with_topic("orders/42")?.with_id("1716-0~k3")?;
-    /// feed.push(event.clone())?;
-    /// assert_eq!(feed.push(event), Err(PushError::DuplicateId));
+    /// writer.push(event.clone())?;
+    /// assert_eq!(writer.push(event), Err(PushError::DuplicateId));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn push(&mut self, event: Event) -> Result<(), PushError> {
         PushError::check_id(&event)?;
         match self.relay.log.append(event, |event, _| event) {
-            // Only the feed closes the log.
+            // Only the writer closes the log.
             Ok(_) | Err(AppendError::Closed) => Ok(()),
             Err(AppendError::DuplicateId) => Err(PushError::DuplicateId),
         }
@@ -97,11 +97,11 @@ impl Feed {
     /// ```
     /// use tower_push::{Gap, GapReason, Relay};
     ///
-    /// let (mut feed, _relay) = Relay::builder().build();
+    /// let (mut writer, _relay) = Relay::builder().build();
     /// // The upstream was deleted and created again: no earlier id is valid.
-    /// feed.gap(&Gap::new(GapReason::Epoch));
+    /// writer.gap(&Gap::new(GapReason::Epoch));
     /// // The upstream has dropped three events before this process could read them.
-    /// feed.gap(&Gap::new(GapReason::Expired).missed(3).resumed("1716-9~p2".parse()?));
+    /// writer.gap(&Gap::new(GapReason::Expired).missed(3).resumed("1716-9~p2".parse()?));
     /// # Ok::<(), tower_push::Error>(())
     /// ```
     pub fn gap(&mut self, gap: &Gap) {
@@ -118,10 +118,10 @@ impl Feed {
     /// ```
     /// use tower_push::{Event, Relay};
     ///
-    /// let (mut feed, _relay) = Relay::builder().start_after(41.into()).build();
-    /// assert_eq!(feed.last_id(), Some(41.into()));
-    /// feed.push(Event::text("x").with_id(42)?)?;
-    /// assert_eq!(feed.last_id(), Some(42.into()));
+    /// let (mut writer, _relay) = Relay::builder().start_after(41.into()).build();
+    /// assert_eq!(writer.last_id(), Some(41.into()));
+    /// writer.push(Event::text("x").with_id(42)?)?;
+    /// assert_eq!(writer.last_id(), Some(42.into()));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn last_id(&self) -> Option<EventId> {
@@ -133,23 +133,23 @@ impl Feed {
     /// ```
     /// use tower_push::Relay;
     ///
-    /// let (feed, _relay) = Relay::builder().build();
-    /// feed.close();
+    /// let (writer, _relay) = Relay::builder().build();
+    /// writer.close();
     /// ```
     pub fn close(self) {
         self.relay.finish();
     }
 }
 
-impl Drop for Feed {
+impl Drop for RelayWriter {
     fn drop(&mut self) {
         self.relay.log.close();
     }
 }
 
-impl fmt::Debug for Feed {
+impl fmt::Debug for RelayWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Feed")
+        f.debug_struct("RelayWriter")
             .field("last_id", &self.last_id())
             .finish_non_exhaustive()
     }

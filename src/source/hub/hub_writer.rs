@@ -17,18 +17,18 @@ use crate::{
 };
 
 /// The writing half of a hub with a broker, from [`HubBuilder::build_with_backend`](super::HubBuilder::build_with_backend). The task that reads
-/// the broker pushes each event into the `HubFeed`.
+/// the broker pushes each event into the `HubWriter`.
 ///
-/// Events are pushed strictly in the order of the broker: there is one `HubFeed`, it has no clones, and pushing takes `&mut self`. The methods
-/// never wait for a subscriber. The feed does not keep the hub alive: when the hub and all its subscribers are gone, pushing does nothing.
+/// Events are pushed strictly in the order of the broker: there is one `HubWriter`, it has no clones, and pushing takes `&mut self`. The methods
+/// never wait for a subscriber. The writer does not keep the hub alive: when the hub and all its subscribers are gone, pushing does nothing.
 ///
-/// If the `HubFeed` is dropped, for example because its task has panicked, the subscribers' streams end after the last event, and the clients
+/// If the `HubWriter` is dropped, for example because its task has panicked, the subscribers' streams end after the last event, and the clients
 /// are told to return later.
-pub struct HubFeed {
+pub struct HubWriter {
     hub: Weak<HubState>,
 }
 
-impl HubFeed {
+impl HubWriter {
     pub(super) fn new(hub: Weak<HubState>) -> Self {
         Self { hub }
     }
@@ -78,7 +78,7 @@ impl HubFeed {
     }
 }
 
-/// The methods by which a feed changes its hub.
+/// The methods by which a writer changes its hub.
 impl HubState {
     /// Publishes an event to which the broker has given an id, at the next position.
     fn push_from_feed(self: &Arc<Self>, event: HubEvent) -> Result<(), PushError> {
@@ -177,7 +177,7 @@ impl HubState {
     }
 }
 
-impl Drop for HubFeed {
+impl Drop for HubWriter {
     fn drop(&mut self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.end_feed();
@@ -185,9 +185,9 @@ impl Drop for HubFeed {
     }
 }
 
-impl fmt::Debug for HubFeed {
+impl fmt::Debug for HubWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HubFeed")
+        f.debug_struct("HubWriter")
             .field("last_id", &self.last_id())
             .finish_non_exhaustive()
     }

@@ -18,19 +18,19 @@ use super::preference::parse_quality;
 /// [docs/security.md](https://github.com/tower-push/tower-push/blob/main/docs/security.md#compression) describes the attack.
 ///
 /// ```
-/// use tower_push::{ChunkedLayer, SseLayer, transport::{Chunked, Gzip, Sse}};
+/// use tower_push::{ChunkedLayer, SseLayer, transport::{Chunked, GzipConfig, Sse}};
 ///
-/// let prices = SseLayer::with(Sse::new().gzip(Gzip::new()));
+/// let prices = SseLayer::with(Sse::new().gzip(GzipConfig::new()));
 /// // The cookies of this site protect nothing that is in the stream.
-/// let news = ChunkedLayer::with(Chunked::default().gzip(Gzip::new().with_credentials(true)));
+/// let news = ChunkedLayer::with(Chunked::default().gzip(GzipConfig::new().with_credentials(true)));
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
-pub struct Gzip {
+pub struct GzipConfig {
     allows_credentials: bool,
 }
 
-impl Gzip {
+impl GzipConfig {
     /// Compresses the streams of requests that carry no credentials.
     pub fn new() -> Self {
         Self::default()

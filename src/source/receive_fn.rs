@@ -26,37 +26,37 @@ use crate::{
 ///
 /// ```
 /// use tokio_stream::StreamExt;
-/// use tower_push::{Item, Push, source::listen_fn};
+/// use tower_push::{Item, Push, source::receive_fn};
 ///
 /// # async fn store(text: &str) {}
-/// let measurements = Push::new(listen_fn(async |_subscription, mut messages| {
+/// let measurements = Push::new(receive_fn(async |_subscription, mut messages| {
 ///     while let Some(message) = messages.next().await {
 ///         store(message.as_text().unwrap_or_default()).await;
 ///     }
 ///     Item::Finished
 /// }));
 /// ```
-pub fn listen_fn<F, Fut>(f: F) -> ListenFn<F>
+pub fn receive_fn<F, Fut>(f: F) -> ReceiveFn<F>
 where
     F: FnOnce(Subscription, ClientMessages) -> Fut + Send,
     Fut: Future + Send + 'static,
     Fut::Output: IntoItem + Send + 'static,
 {
-    ListenFn(f)
+    ReceiveFn(f)
 }
 
 /// A source that only reads: it passes the messages of each client to a function, and sends the client nothing but the function's result. Created
-/// by [`listen_fn`].
+/// by [`receive_fn`].
 #[derive(Clone, Copy)]
-pub struct ListenFn<F>(F);
+pub struct ReceiveFn<F>(F);
 
-impl<F, Fut> PushSource for ListenFn<F>
+impl<F, Fut> PushSource for ReceiveFn<F>
 where
     F: FnOnce(Subscription, ClientMessages) -> Fut + Send,
     Fut: Future + Send + 'static,
     Fut::Output: IntoItem + Send + 'static,
 {
-    type Stream = ListenStream<Fut::Output>;
+    type Stream = ReceiveFnStream<Fut::Output>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         let Some(messages) = subscription.client_messages() else {
@@ -68,22 +68,22 @@ where
                 .message("this source needs a tokio runtime")
         })?;
         let task = runtime.spawn((self.0)(subscription, messages));
-        Ok(ListenStream(Some(task)))
+        Ok(ReceiveFnStream(Some(task)))
     }
 }
 
-impl<F> fmt::Debug for ListenFn<F> {
+impl<F> fmt::Debug for ReceiveFn<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ListenFn")
+        f.write_str("ReceiveFn")
     }
 }
 
-/// The stream of a [`ListenFn`]: one item, which is the result of the function that reads the client's messages.
+/// The stream of a [`ReceiveFn`]: one item, which is the result of the function that reads the client's messages.
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
-pub struct ListenStream<T>(Option<JoinHandle<T>>);
+pub struct ReceiveFnStream<T>(Option<JoinHandle<T>>);
 
-impl<T: IntoItem> Stream for ListenStream<T> {
+impl<T: IntoItem> Stream for ReceiveFnStream<T> {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
