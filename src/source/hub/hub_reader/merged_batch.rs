@@ -71,14 +71,17 @@ impl MergedBatch {
             // The reader gets the events after the end of the history from the log of a pattern.
             let counts = missed.count.into_iter().chain(history_len);
             missed.count = missed.count.and(counts.min());
-            let history_end = reader.history_end.map(|end| end.last_retained_position);
+            let history_end = reader
+                .history_end
+                .as_deref()
+                .map(|end| end.last_retained_position);
             missed.last_position = missed.last_position.min(history_end.unwrap_or(u64::MAX));
         }
         let entries = log.unread_entries(&mut reader.ordinals);
         let mut passed = reader.ordinals;
         for (entry, is_ephemeral) in entries {
             passed.advance_past_entry(is_ephemeral);
-            let history_end = reader.history_end;
+            let history_end = reader.history_end.as_deref();
             let is_after_history =
                 history_end.is_some_and(|end| end.is_before(passed, is_ephemeral));
             if is_after_history || entry.position > self.end_position {

@@ -16,6 +16,7 @@
 //! after any item, and it resumes from its cursor. In a hub with a broker this holds on every server, and so does not depend on which events the
 //! logs of a server still have. The cursor may go back: then the client gets events twice.
 
+mod lazy_deque;
 mod merged_batch;
 mod reader_batches;
 #[cfg(feature = "json")]
@@ -39,7 +40,10 @@ use std::{
 
 #[cfg(feature = "json")]
 use self::reader_presence::ReaderPresence;
-use self::{reader_batches::BatchReadOutcome, topic_gap::TopicGap, topic_reader::TopicReader};
+use self::{
+    lazy_deque::LazyDeque, reader_batches::BatchReadOutcome, topic_gap::TopicGap,
+    topic_reader::TopicReader,
+};
 #[cfg(feature = "json")]
 use super::hub_presence::MemberConnection;
 use super::{
@@ -78,10 +82,10 @@ pub(super) struct HubReader {
     items: VecDeque<Item>,
     buffer: ReadBuffer,
     /// Gaps that the client has not got yet, because events before them are unread.
-    gaps: VecDeque<TopicGap>,
+    gaps: LazyDeque<TopicGap>,
     /// Unread events without history from the log of a pattern that the client has left: each with its position, and once for each topic that the
-    /// client keeps. `None` if there are none.
-    left_events: Option<VecDeque<(u64, Event)>>,
+    /// client keeps.
+    left_events: LazyDeque<(u64, Event)>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
     /// The position up to which the reader reads the history of the topics that match its patterns from the logs of these topics. 0 if no topic
@@ -95,7 +99,7 @@ pub(super) struct HubReader {
     /// `catch_up_end`.
     resumed_events: Option<Box<ResumedEvents>>,
     /// `None` if the server has chosen the topics.
-    revocable: Option<RevocableSubscription>,
+    revocable: Option<Box<RevocableSubscription>>,
     /// `None` if the client is no member of a topic and gets no lists of members.
     #[cfg(feature = "json")]
     presence: Option<Box<ReaderPresence>>,
@@ -128,8 +132,8 @@ impl HubReader {
             cursor_position: cursor.as_ref().map_or(0, |cursor| cursor.position),
             items: VecDeque::new(),
             buffer: ReadBuffer::default(),
-            gaps: VecDeque::new(),
-            left_events: None,
+            gaps: LazyDeque::default(),
+            left_events: LazyDeque::default(),
             sender,
             history_end_position: 0,
             is_parked: false,
@@ -166,11 +170,11 @@ impl HubReader {
 
     /// Makes the reader end when the access of this registered subscription is revoked.
     pub(super) fn set_revocable(&mut self, revocable: RevocableSubscription) {
-        self.revocable = Some(revocable);
+        self.revocable = Some(Box::new(revocable));
     }
 
     fn is_revoked(&self) -> bool {
-        let revocable = self.revocable.as_ref();
+        let revocable = self.revocable.as_deref();
         revocable.is_some_and(RevocableSubscription::is_revoked)
     }
 
@@ -202,7 +206,7 @@ impl HubReader {
             topic,
             key,
             ordinals,
-            history_end,
+            history_end: history_end.map(Box::new),
         });
         self.is_parked = false;
     }

@@ -40,7 +40,7 @@ impl HubReader {
             return BatchReadOutcome::UpToDate;
         }
         let is_catching_up = self.position < self.catch_up_end;
-        if is_catching_up || !self.gaps.is_empty() || self.left_events.is_some() {
+        if is_catching_up || !self.gaps.is_empty() || !self.left_events.is_empty() {
             let bound = match is_catching_up {
                 true => published.min(self.catch_up_end),
                 false => published,
@@ -158,9 +158,10 @@ impl HubReader {
     /// Adds the events of `left_events` up to `end_position` to the events of a batch. An event that was published to several topics may be there
     /// once for each.
     fn take_left_events(&mut self, events: &mut Vec<(u64, Event)>, end_position: u64) {
-        let Some(left) = &mut self.left_events else {
+        if self.left_events.is_empty() {
             return;
-        };
+        }
+        let left = &mut *self.left_events;
         let len = left.partition_point(|(position, _)| *position <= end_position);
         events.extend(left.drain(..len));
         events.sort_by_key(|(position, _)| *position);
@@ -171,9 +172,7 @@ impl HubReader {
             }
             is_repeated
         });
-        if left.is_empty() {
-            self.left_events = None;
-        }
+        self.left_events.free_if_empty();
     }
 
     /// Returns whether the reader may miss events of the topic without a gap, because a newer value replaces them.

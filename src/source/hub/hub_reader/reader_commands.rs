@@ -84,9 +84,8 @@ impl HubReader {
             return;
         }
         self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
-        if let Some(events) = &mut self.left_events {
-            events.retain(|(_, event)| event.topic() != Some(topic));
-        }
+        self.left_events
+            .retain(|(_, event)| event.topic() != Some(topic));
         let index = self
             .topics
             .iter()

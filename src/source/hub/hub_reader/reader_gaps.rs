@@ -16,7 +16,7 @@
 
 use std::{collections::VecDeque, ops::RangeInclusive};
 
-use super::{HubReader, topic_gap::TopicGap};
+use super::{HubReader, lazy_deque::LazyDeque, topic_gap::TopicGap};
 use crate::{
     event::{Event, EventId, Gap, GapReason, Item},
     source::hub::{hub_broker::FeedGap, topic_log::MissedTopicEvents, topic_state::TopicState},
@@ -97,6 +97,7 @@ impl HubReader {
                 break;
             }
         }
+        self.gaps.free_if_empty();
         // A later gap may begin before the end of the catch-up, and precedes the cursor that says that the client has everything up to there.
         if !queue.is_empty() && self.gaps.is_empty() {
             if ends_catch_up {
@@ -151,7 +152,7 @@ impl HubReader {
         self.position = position;
         self.cursor_position = position;
         self.gaps.retain(|gap| gap.last_missing_position > position);
-        self.left_events = None;
+        self.left_events = LazyDeque::default();
         for reader in &mut self.topics {
             reader.topic.log().skip_gap(&mut reader.ordinals);
         }

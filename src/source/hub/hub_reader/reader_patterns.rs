@@ -52,7 +52,7 @@ impl HubReader {
             let name = reader.topic.topic_name();
             let is_matching = name.is_some_and(|name| request.pattern.matches(name));
             if is_matching && reader.history_end.is_none() {
-                reader.history_end = Some(reader.topic.history_end_at(published));
+                reader.history_end = Some(Box::new(reader.topic.history_end_at(published)));
             }
         }
         let new = JoinedTopics {
@@ -206,7 +206,7 @@ impl HubReader {
         if unread.is_empty() {
             return;
         }
-        let left_events = self.left_events.get_or_insert_default();
+        let left_events = &mut *self.left_events;
         left_events.extend(unread);
         left_events
             .make_contiguous()

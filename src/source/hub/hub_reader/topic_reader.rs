@@ -19,7 +19,7 @@ pub(super) struct TopicReader {
     pub(super) key: Option<WaiterKey>,
     pub(super) ordinals: ReaderOrdinals,
     /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
-    pub(super) history_end: Option<HistoryEnd>,
+    pub(super) history_end: Option<Box<HistoryEnd>>,
 }
 
 /// The result of [`TopicReader::read_events`].
@@ -42,7 +42,8 @@ pub(super) const MAX_READ_BYTES: usize = 16 * 1024;
 impl TopicReader {
     /// Returns whether the reader gets all further events of the topic from the log of a pattern.
     pub(super) fn has_read_history(&self) -> bool {
-        self.history_end.is_some_and(|HistoryEnd { ordinals, .. }| {
+        let end = self.history_end.as_deref();
+        end.is_some_and(|HistoryEnd { ordinals, .. }| {
             ordinals.retained <= self.ordinals.retained
                 && ordinals.ephemeral <= self.ordinals.ephemeral
         })
@@ -51,7 +52,7 @@ impl TopicReader {
     /// Returns the number of unread events with history before those that the reader gets from the log of a pattern. Returns `None` if the
     /// reader gets all events from the log of the topic.
     pub(super) fn unread_history_len(&self) -> Option<u64> {
-        let end = self.history_end?.ordinals;
+        let end = self.history_end.as_deref()?.ordinals;
         Some(end.retained.saturating_sub(self.ordinals.retained))
     }
 
