@@ -582,8 +582,8 @@ pub(crate) const PERSISTENT_PATHS: [&str; 2] = ["/", "/topics"];
 /// The paths of switching readers.
 const SWITCHING_PATHS: [&str; 3] = ["/", "/resumable", "/plain"];
 
-/// Runs a client that disconnects and resumes again and again, each time at one of `addresses`. It stops when `is_over` is set, and on the channel only after it has read the
-/// whole feed. Returns the reader and the number of its connections.
+/// Runs a client that disconnects and resumes again and again, each time at one of `addresses`. It stops when `is_over` is set, and on the channel
+/// only after it has read the whole feed. Returns the reader and the number of its connections.
 pub(crate) async fn run_switching_reader(
     addresses: Arc<[SocketAddr]>,
     mut random: SeededRandom,

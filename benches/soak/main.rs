@@ -21,9 +21,9 @@
 //!
 //! The test also checks itself: a second server leaks a hundred bytes for each request, and must fail.
 //!
-//! The server is a process of its own, with two listeners for one service: one is served by hyper-util, the other one by tower-push's `Server`,
-//! whose streams leave hyper. The other clients choose one of the two at random, for each connection. Each misbehaving client has its own random generator, so the same seed creates the same clients. The
-//! result does not depend on speed, but a run that takes many times the given time fails.
+//! The server is a process of its own, with two listeners for one service: one is served by hyper-util, the other one by tower-push's `Server`, whose
+//! streams leave hyper. The other clients choose one of the two at random, for each connection. Each misbehaving client has its own random generator,
+//! so the same seed creates the same clients. The result does not depend on speed, but a run that takes many times the given time fails.
 
 mod feed_readers;
 mod misbehaving_clients;

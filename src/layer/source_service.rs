@@ -38,9 +38,9 @@ use crate::{
 /// This table is for the default transport. With another [transport](SourceService::transport), the
 /// [methods](Transport::methods) of the transport get the push.
 ///
-/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. A [`Guard`] refuses a request
-/// before its body is read. The service reads no other body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If
-/// clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
+/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. A [`Guard`] refuses a request before its
+/// body is read. The service reads no other body. While a request's body is unread, some servers notice that the client has disconnected only at the
+/// next event or heartbeat. If clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
 ///
 /// ```
 /// use std::time::Duration;

@@ -34,10 +34,10 @@
 //! If the path names the topic, the query parameter `event` may name the type of the event. The rest of the path after the
 //! [prefix](PublisherBuilder::path_prefix) is the topic, percent-decoded. The topic may contain slashes.
 //!
-//! The header [`Idempotency-Key`](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/) names the publication: a request
-//! that is repeated with the same key publishes nothing, and gets the same response. The hub remembers keys for a
-//! [time and up to a number](crate::source::hub::HubBuilder::idempotency_keys). In a batch, the key names all publications together, and a publication may
-//! have a key of its own, `idempotency_key`.
+//! The header [`Idempotency-Key`](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/) names the publication: a request that
+//! is repeated with the same key publishes nothing, and gets the same response. The hub remembers keys for a [time and up to a
+//! number](crate::source::hub::HubBuilder::idempotency_keys). In a batch, the key names all publications together, and a publication may have a key
+//! of its own, `idempotency_key`.
 //!
 //! # What is published
 //! Nothing is published before the whole body has been read and checked, and before every topic in it is authorized. A batch is published

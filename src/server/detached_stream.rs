@@ -165,8 +165,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Begins to write a chunk with `frame`, and with the frames after it that are ready, if `frame` is long. The bytes that the socket does not take at
-    /// once stay in `unwritten`.
+    /// Begins to write a chunk with `frame`, and with the frames after it that are ready, if `frame` is long. The bytes that the socket does not take
+    /// at once stay in `unwritten`.
     fn start_chunk(&mut self, frame: OutputFrame, cx: &mut Context<'_>) -> io::Result<()> {
         if frame.bytes.len() > MAX_COPIED_PAYLOAD_LEN {
             return self.start_long_chunk(frame, cx);

@@ -50,10 +50,12 @@
 //! There is no timeout for the body of a request, or for a service that does not respond: use the layers of tower-http.
 //!
 //! # Detached streams
-//! hyper keeps about 12 KiB for each open response over HTTP/1.1. So an event stream or chunked stream leaves hyper: once hyper has written the head of the response and the first bytes of the stream, the
-//! server takes the connection from hyper and writes the rest of the stream itself. After the end of the stream, the connection is closed.
+//! hyper keeps about 12 KiB for each open response over HTTP/1.1. So an event stream or chunked stream leaves hyper: once hyper has written the head
+//! of the response and the first bytes of the stream, the server takes the connection from hyper and writes the rest of the stream itself. After the
+//! end of the stream, the connection is closed.
 //!
-//! A stream stays in hyper in the cases that [`NotDetachedReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::not_detached`] counts them.
+//! A stream stays in hyper in the cases that [`NotDetachedReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::not_detached`]
+//! counts them.
 //!
 //! A layer around the body sees that the body is dropped at that time, as if the client had left, and does not see later frames.
 //! [docs/server.md](https://github.com/tower-push/tower-push/blob/main/docs/server.md#detached-streams) lists the layers of tower-http.

@@ -49,7 +49,8 @@ impl BoxItemStream {
         self.items.stream_mut().poll_next_run(min_len, cx)
     }
 
-    /// Lets the stream yield the events that a flush window holds back. See [`SourceStream::release_and_count_held_events`](super::source_stream::SourceStream).
+    /// Lets the stream yield the events that a flush window holds back. See
+    /// [`SourceStream::release_and_count_held_events`](super::source_stream::SourceStream).
     pub(crate) fn release_and_count_held_events(&mut self) -> u32 {
         self.items
             .stream_mut()

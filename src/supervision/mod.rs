@@ -1,9 +1,9 @@
 //! Opening a subscription so that a [`Guard`](crate::Guard) can limit, count, observe and end its stream.
 //!
-//! A [`Transport`](crate::transport::Transport) creates a [`PendingSubscription`] for each request, and
-//! [opens](PendingSubscription::open) it with the push that responds to the request. The result is a [`SupervisedStream`] of the source's items. If a guard or an expiry ends the stream,
-//! its last item is an [`Item::Ended`] or an [`Item::Expired`]. A transport handles these items like those of a source, and does not learn
-//! why the stream ends. A supervised stream without a guard and without an expiry costs no more than the source's own stream.
+//! A [`Transport`](crate::transport::Transport) creates a [`PendingSubscription`] for each request, and [opens](PendingSubscription::open) it with
+//! the push that responds to the request. The result is a [`SupervisedStream`] of the source's items. If a guard or an expiry ends the stream, its
+//! last item is an [`Item::Ended`] or an [`Item::Expired`]. A transport handles these items like those of a source, and does not learn why the stream
+//! ends. A supervised stream without a guard and without an expiry costs no more than the source's own stream.
 //!
 //! ```
 //! use http::{Response, request::Parts};

@@ -11,8 +11,8 @@
 //! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) lets a transport respond to requests.
 //!
 //! # Writing a transport
-//! Implement [`Transport`]. A transport that streams implements an [`Encoder`], and passes it to [`respond_streaming`].
-//! `respond_streaming` subscribes to the source, responds to `HEAD` requests and to refused subscriptions, joins the items that are ready into one frame, sends
+//! Implement [`Transport`]. A transport that streams implements an [`Encoder`], and passes it to [`respond_streaming`]. `respond_streaming`
+//! subscribes to the source, responds to `HEAD` requests and to refused subscriptions, joins the items that are ready into one frame, sends
 //! heartbeats, and aborts the response if the source fails.
 //!
 //! A transport that does not stream a body, such as one for polls or for a socket, opens its streams with

@@ -185,9 +185,9 @@ impl Sse {
         self.map_config(|config| config.heartbeat(form))
     }
 
-    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, the cursor `~finished` of a source that has
-    /// finished, the topics of events, and the cursors and topics in the data of gaps. Ids are sent by default. Without ids a client cannot resume, and an `EventSource` reconnects to a
-    /// source that has finished until its page closes it.
+    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, the cursor `~finished` of a source that has finished,
+    /// the topics of events, and the cursors and topics in the data of gaps. Ids are sent by default. Without ids a client cannot resume, and an
+    /// `EventSource` reconnects to a source that has finished until its page closes it.
     pub fn ids(self, are_sent: bool) -> Self {
         self.map_config(|config| config.ids(are_sent))
     }

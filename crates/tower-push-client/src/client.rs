@@ -160,7 +160,8 @@ impl Client {
     }
 
     /// Sets how long the server may be silent before the client reconnects. By default, the client learns how often the server sends
-    /// heartbeats, and waits 2.5 times as long, at least 10 s. A server that has sent no heartbeat may be silent for any time.
+    /// heartbeats, and waits 2.5 times as long, at least 10 s. Until the server has sent a
+    /// heartbeat, it may be silent for any time.
     pub fn read_timeout(self, timeout: Duration) -> Self {
         self.map_config(|config| config.read_timeout = Some(timeout.min(MAX_TIMEOUT)))
     }

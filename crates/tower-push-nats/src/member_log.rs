@@ -122,7 +122,7 @@ struct UnannouncedChanges {
     /// The sequence number and the fingerprint of the entry.
     entry: (u64, Fingerprint),
     changes: Vec<ListChange>,
-    /// The number of changes, from the first, whose events this node has published. A request that is cancelled does not lose them.
+    /// The number of changes, from the first, whose events this node has published. A request that is cancelled keeps this number.
     published: usize,
 }
 

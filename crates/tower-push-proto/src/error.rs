@@ -138,8 +138,8 @@ kinds! {
 }
 
 impl Error {
-    /// Makes the error for a line, a record or a part that is longer than a parser's limit, or for an event that is larger than its broker allows. `detail` says which of them, and
-    /// becomes the [`source`](error::Error::source) of the error.
+    /// Makes the error for a line, a record or a part that is longer than a parser's limit, or for an event that is larger than its broker allows.
+    /// `detail` says which of them, and becomes the [`source`](error::Error::source) of the error.
     #[cold]
     pub fn too_long(detail: impl Into<BoxError>) -> Self {
         Self {

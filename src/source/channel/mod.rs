@@ -63,8 +63,8 @@
 //! # Rooms::default().remove_unused();
 //! ```
 //!
-//! The number of [subscribers](Channel::subscriber_count) does not show whether a channel is in use, because a handler uses the channel before its client has
-//! subscribed.
+//! The number of [subscribers](Channel::subscriber_count) does not show whether a channel is in use, because a handler uses the channel before its
+//! client has subscribed.
 //!
 //! # Differences from other channels
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each

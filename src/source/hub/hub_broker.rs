@@ -152,8 +152,8 @@ impl HubBroker {
         lock_for_reading(&self.ids).position_of(id)
     }
 
-    /// Returns whether the writer has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker cannot
-    /// compare it with the id at `published_position`.
+    /// Returns whether the writer has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker
+    /// cannot compare it with the id at `published_position`.
     pub(super) fn is_ahead_of_feed(&self, id: &EventId, published_position: u64) -> bool {
         if let Some(position) = self.position_of(id) {
             return position > published_position;

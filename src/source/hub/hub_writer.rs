@@ -60,8 +60,8 @@ impl HubWriter {
     /// is pushed, and before each [`gap`](Self::gap). Does nothing in other hubs.
     ///
     /// From now on, the hub changes the list with each event that is [marked](HubEvent::changing_members_of) and is pushed. It skips the events that
-    /// [`HubBackend::compare_ids`](super::HubBackend::compare_ids) places at or before the snapshot's id. A snapshot without a gap afterwards tells
-    /// clients nothing.
+    /// [`HubBackend::compare_ids`](super::HubBackend::compare_ids) places at or before the snapshot's id. Connected clients get the
+    /// new list only with the next [`gap`](Self::gap).
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn set_members(&mut self, members: super::MemberSnapshot) {

@@ -166,7 +166,8 @@ impl<I: LogIds> LogReader<I> {
         requested_cursor
     }
 
-    /// Returns the next event, if there is one. The caller must yield the item of [`take_item_before_events`](Self::take_item_before_events) before the event.
+    /// Returns the next event, if there is one. The caller must yield the item of [`take_item_before_events`](Self::take_item_before_events) before
+    /// the event.
     #[inline]
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LogReadOutcome> {
         loop {

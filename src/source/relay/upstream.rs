@@ -232,8 +232,8 @@ impl<E> Page<E> {
         self
     }
 
-    /// Returns the gap before the page's events, and the events. With this method, the task that has the [`RelayWriter`](super::RelayWriter) can read the
-    /// store in pages, too, so that only the upstream checks cursors.
+    /// Returns the gap before the page's events, and the events. With this method, the task that has the [`RelayWriter`](super::RelayWriter) can read
+    /// the store in pages, too, so that only the upstream checks cursors.
     ///
     /// ```
     /// use tower_push::source::relay::{RelayWriter, Page};

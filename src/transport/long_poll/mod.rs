@@ -94,8 +94,8 @@
 //! parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request with
 //! both `offset` and `live` always gets long-polling; for a request with `offset` alone, the `Accept` header decides.
 //!
-//! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
-//! [content type](LongPoll::durable_content_type).
+//! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another,
+//! depending on the [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |
 //! |---|---|

@@ -239,8 +239,9 @@ impl WebSocket {
         self.map_session_config(|session| session.close_codes(codes))
     }
 
-    /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the server's close frame. By
-    /// default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the connection.
+    /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the
+    /// server's close frame. By default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the
+    /// connection.
     ///
     /// Use this setting for clients that answer no close frame, but close the connection when they read its end. The close deadline still
     /// runs.

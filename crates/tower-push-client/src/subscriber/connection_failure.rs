@@ -114,7 +114,7 @@ impl Subscriber {
                 let lasted = now.saturating_duration_since(connection.since);
                 if connection.has_input {
                     self.selector.on_success(now);
-                    if lasted >= STABLE_AFTER || connection.has_news(self.cursor.as_ref()) {
+                    if lasted >= STABLE_AFTER || connection.has_new_items(self.cursor.as_ref()) {
                         self.backoff.reset();
                     }
                 }
@@ -186,12 +186,12 @@ impl Subscriber {
         let SubscriberState::Reading(connection) = &self.state else {
             return;
         };
-        let has_news = connection.has_news(self.cursor.as_ref());
+        let has_new_items = connection.has_new_items(self.cursor.as_ref());
         let took = now.saturating_duration_since(connection.since);
         if self.retry_hint.is_some() {
             return self.fail(ConnectionFailure::planned_end(), now);
         }
-        if !has_news && took < MIN_EMPTY_POLL {
+        if !has_new_items && took < MIN_EMPTY_POLL {
             return self.fail(ConnectionFailure::retry(Error::no_new_events()), now);
         }
         self.end_connection(now);

@@ -60,13 +60,13 @@ fn push_percent_encoded(output: &mut String, text: &str) {
     }
 }
 
-/// Reads `Stream-Cursor`.
+/// Returns the value of the header `Stream-Cursor`.
 fn cache_key(headers: &HeaderMap) -> Option<Box<str>> {
     let value = headers.get(STREAM_CURSOR)?.to_str().ok()?;
     Some(value.into())
 }
 
-/// Reads `Stream-Next-Offset`.
+/// Returns the offset in the header `Stream-Next-Offset`.
 ///
 /// # Errors
 /// [`Error::is_malformed`] if the header is missing or no [`EventId`]. [`Error::is_unexpected_content_type`] if the response is a page.

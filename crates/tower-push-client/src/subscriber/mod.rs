@@ -183,9 +183,9 @@ struct EventConnection {
 }
 
 impl EventConnection {
-    /// Whether the connection has brought items. A long poll whose items have led back to the cursor of its request has brought nothing new.
-    /// `cursor` is the client's cursor.
-    fn has_news(&self, cursor: Option<&EventId>) -> bool {
+    /// Returns whether the connection has brought new items. `cursor` is the client's cursor. A long poll has brought nothing new if the cursor
+    /// after its items is the cursor of its request.
+    fn has_new_items(&self, cursor: Option<&EventId>) -> bool {
         let is_repeated = self.has_cursors && self.polled_cursor.as_ref() == cursor;
         self.has_items && !is_repeated
     }

@@ -41,8 +41,8 @@ use crate::{
 /// The methods are of four kinds:
 ///
 /// - **getters**, which may be called at any time: [`upgrade_deadline`](Self::upgrade_deadline), [`is_open`](Self::is_open),
-///   [`accepts_items`](Self::accepts_items), [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item), [`wants_shutdown`](Self::wants_shutdown),
-///   [`reads_paused`](Self::reads_paused), [`remaining_frame_len`](Self::remaining_frame_len);
+///   [`accepts_items`](Self::accepts_items), [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item),
+///   [`wants_shutdown`](Self::wants_shutdown), [`reads_paused`](Self::reads_paused), [`remaining_frame_len`](Self::remaining_frame_len);
 /// - **handlers**, named `handle_*`, which report to the session what happened at the socket, the source or the timer;
 /// - **commands**: [`close`](Self::close), [`pause_reads`](Self::pause_reads), [`resume_reads`](Self::resume_reads) and
 ///   [`apply_pending_close`](Self::apply_pending_close);
@@ -647,8 +647,8 @@ impl Session {
         self.send_queue.slices()
     }
 
-    /// Returns the bytes of [`poll_transmit`](Self::poll_transmit) if they are contiguous, else `None`. Returns an empty slice if nothing is to be written. The bytes are
-    /// usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
+    /// Returns the bytes of [`poll_transmit`](Self::poll_transmit) if they are contiguous, else `None`. Returns an empty slice if nothing is to be
+    /// written. The bytes are usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
         self.send_queue.unwritten_if_contiguous()

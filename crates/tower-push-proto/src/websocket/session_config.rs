@@ -87,8 +87,8 @@ impl SessionConfig {
         self
     }
 
-    /// Makes the session end without waiting for the client's close frame: the socket's writing side is shut down right after the server's close frame. By default, the
-    /// shutdown follows the client's close frame.
+    /// Makes the session end without waiting for the client's close frame: the socket's writing side is shut down right after the server's close
+    /// frame. By default, the shutdown follows the client's close frame.
     pub fn close_without_answer(mut self) -> Self {
         self.awaits_close_answer = false;
         self
