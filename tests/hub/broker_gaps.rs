@@ -4,17 +4,20 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use testkit::{next_item, read_ready_items};
+use serde_json::Value;
+use testkit::{body_text, get_request_head, next_item, read_ready_items};
 use tower_push::{
-    EventId, Hub, Item,
+    EventId, Hub, Item, Push,
     source::{
         StartPosition,
-        hub::{HubSubscriber, TopicAccess, Topics},
+        hub::{HubBuilder, HubSubscriber, PresenceOptions, TopicAccess, Topics},
     },
+    transport::{LongPoll, Transport},
 };
 
 use crate::{
     broker::{Broker, Node, id},
+    presence,
     requests::subscribe_to,
 };
 
@@ -116,4 +119,91 @@ async fn last_gap_moves_cursor_past_missing_events() {
     assert_eq!(describe_gap(&gap), (Some("a"), Some(id(0, 3)), Some(3)));
     assert_eq!(read_ready_items(&mut returned), [""; 0]);
     assert_eq!(read_ready_items(&mut resume(id(0, 3))), [""; 0]);
+}
+
+/// A hub that keeps one event of each topic, so that a client reads the others from pages, and whose clients get lists of members.
+fn hub_with_members() -> HubBuilder {
+    Hub::builder()
+        .max_events(1)
+        .presence(PresenceOptions::new())
+}
+
+/// Polls after `cursor`. Returns the records, and the cursor of the next poll.
+async fn poll(node: &Node, cursor: &str) -> (Vec<Value>, String) {
+    let uri = format!("/?topic=room&last_event_id={cursor}&timeout=5");
+    let mut head = get_request_head(&uri, &[("accept", "application/json")]);
+    let push = Push::new(presence::source(&node.hub));
+    let response = LongPoll::new().respond(&mut head, push).await;
+    let cursor = response.headers()["etag"].to_str().unwrap();
+    let cursor = cursor
+        .trim_matches('"')
+        .split('+')
+        .next()
+        .unwrap()
+        .to_owned();
+    let records = serde_json::from_str(&body_text(response.into_body()).await).unwrap();
+    (records, cursor)
+}
+
+/// Returns the texts of events, the types of lists, and gaps.
+fn describe_records(records: &[Value]) -> Vec<String> {
+    let describe = |record: &Value| match (&record["event"], &record["gap"]) {
+        (Value::String(name), _) => name.clone(),
+        (_, Value::Object(gap)) => format!("gap {}", gap["reason"].as_str().unwrap()),
+        _ => record["data"].as_str().unwrap().to_owned(),
+    };
+    records.iter().map(describe).collect()
+}
+
+/// More events follow the gap than one poll gets.
+#[tokio::test]
+async fn each_poll_after_gap_of_page_goes_on() {
+    let broker = Broker::default();
+    let mut node = broker.node(hub_with_members(), 0);
+    for number in 1..=3000 {
+        broker.publish(&["room"], &number.to_string());
+        if number == 100 {
+            node.push(usize::MAX);
+        }
+    }
+    node.push(usize::MAX);
+    broker.lock().trim(10);
+    let mut cursor = "0.5".to_owned();
+    let mut records = Vec::new();
+    while cursor != "0.3000" {
+        let (batch, next) = poll(&node, &cursor).await;
+        assert_ne!(next, cursor);
+        records.extend(batch);
+        cursor = next;
+    }
+    let numbers = (11..=3000).map(|number| number.to_string());
+    let expected = ["hub.members", "gap expired"].map(str::to_owned);
+    let expected: Vec<_> = expected.into_iter().chain(numbers).collect();
+    assert_eq!(describe_records(&records), expected);
+}
+
+/// The list would not have the changes that are missing, so the client gets the gap when the server has read up to its end.
+#[tokio::test]
+async fn gap_of_page_waits_for_list_of_members() {
+    let broker = Broker::default();
+    let mut node = broker.node(hub_with_members(), 0);
+    for number in 1..=20 {
+        broker.publish(&["room"], &number.to_string());
+    }
+    node.push(8);
+    let resume = || presence::subscribe(&node.hub, "/?topic=room&last_event_id=0.2").unwrap();
+    let mut client = resume();
+    broker.lock().trim(10);
+    let item = next_item(&mut client).await;
+    assert!(matches!(item, Item::Ended { .. }), "{item:?}");
+    drop(client);
+    node.push(1);
+    let mut returned = presence::subscribe(&node.hub, "/?topic=room&last_event_id=0.2").unwrap();
+    for expected in ["hub.members", "gap"] {
+        let item = next_item(&mut returned).await;
+        match item {
+            Item::Event(event) => assert_eq!(event.event_type().unwrap().as_str(), expected),
+            item => assert_eq!(describe_gap(&item).0, None),
+        }
+    }
 }

@@ -21,7 +21,7 @@ use crate::paused_clock::block_on_paused;
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// Returns a source whose clients are members under the name in the query parameter `as`, with the value `v`, and others get lists of members.
-fn source(hub: &Hub) -> ClientTopicsSource {
+pub(crate) fn source(hub: &Hub) -> ClientTopicsSource {
     hub.subscribe(Topics::from_query("topic")).authorize(
         async |subscription: Subscription, _: Topic| {
             let query = subscription

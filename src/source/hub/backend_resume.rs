@@ -1,4 +1,5 @@
 use std::{
+    cmp::Ordering,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -135,6 +136,14 @@ impl BackendResume {
     /// From now on, the client's cursor stays where it was when the client returned, until the end of the resume.
     pub(super) fn hold_cursor(&mut self) {
         self.is_cursor_held = true;
+    }
+
+    /// Compares the end of the gap that [`poll_next`](Self::poll_next) has just returned with the hub's feed. The result is `Greater` if the hub
+    /// has yet to read up to the end of the gap. Returns `None` if that is not known.
+    pub(super) fn compare_gap_with_feed(&self) -> Option<Ordering> {
+        let end = self.resume.end_of_gap()?;
+        let published = self.hub.published_position();
+        self.hub.broker()?.compare_with_feed(&end, published)
     }
 
     pub(super) fn is_cursor_held(&self) -> bool {

@@ -77,6 +77,10 @@ pub trait HubBackend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Page<HubEvent>, UpstreamError>> + Send;
 
     /// Compares the order of two events by their ids. See [`Upstream::compare_ids`](crate::source::relay::Upstream::compare_ids).
+    ///
+    /// A hub also calls this function for a client with a list of members, when a page has a gap: the list must be newer than the gap. If the
+    /// result is `None`, and the hub does not know the id after the gap, the cursor of the client moves on only at the end of the pages. A
+    /// client whose polls end before that gets the same events again, so a backend with members should compare ids.
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
         None

@@ -152,15 +152,18 @@ impl HubBroker {
         lock_for_reading(&self.ids).position_of(id)
     }
 
-    /// Returns whether the writer has yet to push the event with this id. Returns `true` if that is not known: the id is not known, and the broker
-    /// cannot compare it with the id at `published_position`.
-    pub(super) fn is_ahead_of_feed(&self, id: &EventId, published_position: u64) -> bool {
+    /// Compares the place of an id with `published_position`: the result is `Greater` if the writer has yet to push the event with this id. Returns
+    /// `None` if that is not known: the hub does not know the id, and the broker cannot compare it with the id at `published_position`.
+    pub(super) fn compare_with_feed(
+        &self,
+        id: &EventId,
+        published_position: u64,
+    ) -> Option<cmp::Ordering> {
         if let Some(position) = self.position_of(id) {
-            return position > published_position;
+            return Some(position.cmp(&published_position));
         }
-        let last_id = self.id_at(published_position);
-        let order = last_id.and_then(|last_id| self.upstream.compare_ids(id, &last_id));
-        order.is_none_or(cmp::Ordering::is_gt)
+        let last_id = self.id_at(published_position)?;
+        self.upstream.compare_ids(id, &last_id)
     }
 
     /// Returns the position of the oldest event whose id is known.

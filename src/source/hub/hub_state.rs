@@ -1,4 +1,5 @@
 use std::{
+    cmp,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -173,12 +174,13 @@ impl HubState {
         Some(Item::Ended { retry })
     }
 
-    /// Returns whether the writer has yet to push this event of a page, or may have to: see [`HubBroker::is_ahead_of_feed`].
+    /// Returns whether the writer has yet to push this event of a page, or may have to.
     pub(super) fn is_ahead_of_feed(&self, event: &Event) -> bool {
         let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
             return false;
         };
-        broker.is_ahead_of_feed(id, self.published_position())
+        let order = broker.compare_with_feed(id, self.published_position());
+        order.is_none_or(cmp::Ordering::is_gt)
     }
 
     /// Returns the id of the event at `position`. Returns `None` if a broker has given the id, and the hub does not remember it.

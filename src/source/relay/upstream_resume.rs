@@ -264,6 +264,16 @@ impl<E: PageEvent> UpstreamResume<E> {
         Some(Item::Cursor(scanned_to))
     }
 
+    /// Returns an id that is not before the end of the gap that the client has just got. Returns `None` if the cache has dropped the page.
+    pub(crate) fn end_of_gap(&self) -> Option<EventId> {
+        if !self.is_gap_after_cursor_sent {
+            return Some(self.cursor.clone());
+        }
+        let page = self.page.as_ref()?.page.upgrade()?;
+        let next = page.events.first().and_then(|event| event.event().id());
+        next.or(page.scanned_to.as_ref()).cloned()
+    }
+
     /// Ends the resume of a client that has read as many events of the upstream as it may, and whose cursor is still not in the log.
     fn end_at_scan_limit<L: UpstreamResumeLog<Event = E>>(
         &self,

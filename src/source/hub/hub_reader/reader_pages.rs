@@ -4,7 +4,10 @@
 //! where it was when the client returned. An event of both kinds of topics is yielded once, from its page, and names the topics of both kinds:
 //! [`HubReader::add_joined_topics`].
 
-use std::task::{Context, Poll, ready};
+use std::{
+    cmp::Ordering,
+    task::{Context, Poll, ready},
+};
 
 use super::HubReader;
 use crate::{
@@ -51,9 +54,14 @@ impl HubReader {
         match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
             UpstreamResumeOutcome::Item(item) => {
                 if lists_members && matches!(item, Item::Gap(_)) {
-                    // The hub's list can be older than the end of this gap. The client gets a list at the end of the resume, too, and its
-                    // cursor after that list.
-                    resume.hold_cursor();
+                    match resume.compare_gap_with_feed() {
+                        // The hub's list has every change before the end of this gap.
+                        Some(Ordering::Less | Ordering::Equal) => {}
+                        // The hub has no such list yet. The client returns later, and gets the gap then.
+                        Some(Ordering::Greater) => return Poll::Ready(Some(self.end_to_return())),
+                        // The client gets a list at the end of the resume, too, and its cursor after that list.
+                        None => resume.hold_cursor(),
+                    }
                 }
                 Poll::Ready(match self.with_held_cursor(item) {
                     Some(Item::Gap(gap)) => {
@@ -83,12 +91,15 @@ impl HubReader {
                 Poll::Ready(None)
             }
             UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Ended)
-            | UpstreamResumeOutcome::Unavailable => {
-                let retry = self.hub.broker().map(HubBroker::random_retry_delay);
-                Poll::Ready(Some(Item::Ended {
-                    retry: retry.unwrap_or_default(),
-                }))
-            }
+            | UpstreamResumeOutcome::Unavailable => Poll::Ready(Some(self.end_to_return())),
+        }
+    }
+
+    /// Returns the end of the stream of a client that returns later.
+    fn end_to_return(&self) -> Item {
+        let retry = self.hub.broker().map(HubBroker::random_retry_delay);
+        Item::Ended {
+            retry: retry.unwrap_or_default(),
         }
     }
 
