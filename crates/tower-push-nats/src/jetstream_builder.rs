@@ -229,11 +229,17 @@ impl JetStreamBuilder {
         // The description of the stream, with which the log begins, is older than the snapshot. So the log has all events after the snapshot.
         let snapshot = retry_until(node.ends_at, || members.read_members()).await?;
         let publisher = node.publisher.clone();
+        let metrics = node.metrics.clone();
         let build = |start, upstream| {
-            let backend = StreamBackend::new(publisher, upstream, members.clone());
-            let (mut feed, hub) = hub.build_with_presence(backend, start);
-            feed.set_members(snapshot);
-            (HubSink { feed, members }, hub)
+            let backend = StreamBackend::new(publisher, upstream, members.clone(), metrics.clone());
+            let (mut writer, hub) = hub.build_with_presence(backend, start);
+            writer.set_members(snapshot);
+            let sink = HubSink {
+                writer,
+                members,
+                metrics,
+            };
+            (sink, hub)
         };
         let (hub, connection) = node.start_reader(self.log_limits, build).await?;
         Ok(JetStreamHub::new(hub, connection))

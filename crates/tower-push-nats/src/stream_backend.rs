@@ -11,8 +11,8 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
     error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
-    member_log::MemberLog, stream_message::StreamMessage, stream_reader::MessageSink,
-    subject_mapping::SubjectMapping,
+    member_log::MemberLog, reader_status::ReaderMetrics, stream_message::StreamMessage,
+    stream_reader::MessageSink, subject_mapping::SubjectMapping,
 };
 
 /// The backend of a hub on a stream: publishes messages, reads the messages that are older than the hub's logs, and keeps the members of topics.
@@ -20,6 +20,7 @@ pub(crate) struct StreamBackend {
     publisher: JetStreamPublisher,
     upstream: JetStreamUpstream,
     members: Arc<MemberLog>,
+    metrics: Arc<ReaderMetrics>,
 }
 
 impl StreamBackend {
@@ -27,11 +28,13 @@ impl StreamBackend {
         publisher: JetStreamPublisher,
         upstream: JetStreamUpstream,
         members: Arc<MemberLog>,
+        metrics: Arc<ReaderMetrics>,
     ) -> Self {
         Self {
             publisher,
             upstream,
             members,
+            metrics,
         }
     }
 }
@@ -63,6 +66,8 @@ impl PresenceBackend for StreamBackend {
         request: PresenceRequest,
     ) -> Result<PresenceAnswer, tower_push::Error> {
         let answer = self.members.run(&request).await;
+        let error = answer.as_ref().err().cloned();
+        self.metrics.record_members_result(error);
         answer.map_err(tower_push::Error::publish_failed)
     }
 }
@@ -77,8 +82,9 @@ fn publish_error(error: Error) -> tower_push::Error {
 
 /// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
-    pub(crate) feed: HubWriter,
+    pub(crate) writer: HubWriter,
     pub(crate) members: Arc<MemberLog>,
+    pub(crate) metrics: Arc<ReaderMetrics>,
 }
 
 impl MessageSink for HubSink {
@@ -88,22 +94,25 @@ impl MessageSink for HubSink {
         stream: Fingerprint,
         subjects: &SubjectMapping,
     ) {
-        let pushed = self.feed.push(message.to_hub_event(stream, subjects));
+        let pushed = self.writer.push(message.to_hub_event(stream, subjects));
         // Each message has an id of its own, so an id that the hub has is the id of the same message.
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
     }
 
     async fn before_gap(&mut self) -> Result<(), Error> {
         match self.members.read_members().await {
-            Ok(members) => self.feed.set_members(members),
+            Ok(members) => {
+                self.writer.set_members(members);
+                self.metrics.record_members_result(None);
+            }
             Err(error) if error.is_unavailable() => return Err(error),
             // The next attempt would fail as well. Events do not wait for members, whose list stays as it is.
-            Err(_) => {}
+            Err(error) => self.metrics.record_members_result(Some(error)),
         }
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap) {
-        self.feed.gap(gap);
+        self.writer.gap(gap);
     }
 }

@@ -120,7 +120,7 @@ impl Error {
         self.kind == ErrorKind::Unauthorized
     }
 
-    /// Returns whether the key holds something other than a stream.
+    /// Returns whether a key holds something of another type: that of the stream, or one of those beside it.
     pub fn is_wrong_type(&self) -> bool {
         self.kind == ErrorKind::WrongType
     }
@@ -186,7 +186,7 @@ impl fmt::Display for Error {
             ErrorKind::NotMaster => "the Redis server is a replica",
             ErrorKind::Full => "the Redis server accepts no more data",
             ErrorKind::Unauthorized => "the Redis server refuses the user or the command",
-            ErrorKind::WrongType => "the Redis key does not hold a stream",
+            ErrorKind::WrongType => "a Redis key holds something of another type",
             ErrorKind::TooLarge => "the event is too large",
             ErrorKind::Unsupported => "the server is not Redis 7.0 or later",
             ErrorKind::Other => "the Redis server has failed",

@@ -1,5 +1,7 @@
 //! The events of a hub as entries of a stream.
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use tower_push::{
     Gap,
@@ -14,6 +16,7 @@ use tower_push::{
 use crate::{
     connector::Connector,
     error::Error,
+    reader_status::ReaderMetrics,
     redis_presence::read_members,
     stream_entry::{Fields, StreamEntry, TOPIC, fields_with_topics},
     stream_reader::EntrySink,
@@ -72,11 +75,14 @@ impl StreamEntry {
 }
 
 /// The writer of a hub, into which the reader of the stream pushes.
-pub(crate) struct HubSink(pub(crate) HubWriter);
+pub(crate) struct HubSink {
+    pub(crate) writer: HubWriter,
+    pub(crate) metrics: Arc<ReaderMetrics>,
+}
 
 impl EntrySink for HubSink {
     fn push_entry(&mut self, entry: &StreamEntry) {
-        let pushed = self.0.push(entry.to_hub_event());
+        let pushed = self.writer.push(entry.to_hub_event());
         // Each entry has an id of its own, so an id that the hub has is the id of the same entry.
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
     }
@@ -86,13 +92,20 @@ impl EntrySink for HubSink {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        self.0
-            .set_members(read_members(connector, connection).await?);
+        match read_members(connector, connection).await {
+            Ok(members) => {
+                self.writer.set_members(members);
+                self.metrics.record_members_result(None);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            // The next attempt would fail as well. Events do not wait for members, whose list stays as it is.
+            Err(error) => self.metrics.record_members_result(Some(error)),
+        }
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap) {
-        self.0.gap(gap);
+        self.writer.gap(gap);
     }
 }
 

@@ -174,15 +174,17 @@ impl RedisStreamBuilder {
     /// # Errors
     /// The same as those of [`connect`](Self::connect).
     pub async fn connect_hub(self, hub: HubBuilder) -> Result<RedisHub, Error> {
+        let metrics = Arc::new(ReaderMetrics::new());
         let build = |start, upstream, publisher, members| {
-            let backend = StreamBackend::new(publisher, upstream);
-            let (mut feed, hub) = hub.build_with_presence(backend, start);
+            let backend = StreamBackend::new(publisher, upstream, metrics.clone());
+            let (mut writer, hub) = hub.build_with_presence(backend, start);
             if let Some(members) = members {
-                feed.set_members(members);
+                writer.set_members(members);
             }
-            (HubSink(feed), hub)
+            let metrics = metrics.clone();
+            (HubSink { writer, metrics }, hub)
         };
-        let (hub, connection) = self.connect_sink(true, build).await?;
+        let (hub, connection) = self.connect_sink(metrics.clone(), true, build).await?;
         Ok(RedisHub::new(hub, connection))
     }
 
@@ -221,11 +223,13 @@ impl RedisStreamBuilder {
         make_log: impl FnOnce(EventId, RedisUpstream) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
         let make_log = |start, upstream, _publisher, _members| make_log(start, upstream);
-        self.connect_sink(false, make_log).await
+        let metrics = Arc::new(ReaderMetrics::new());
+        self.connect_sink(metrics, false, make_log).await
     }
 
     async fn connect_sink<S: EntrySink, T>(
         self,
+        metrics: Arc<ReaderMetrics>,
         has_members: bool,
         make_log: impl FnOnce(EventId, RedisUpstream, RedisPublisher, Option<MemberSnapshot>) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
@@ -240,7 +244,6 @@ impl RedisStreamBuilder {
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
         let upstream = RedisUpstream::new(reads.clone());
         let (sink, log) = make_log(initial.start.clone(), upstream, publisher.clone(), members);
-        let metrics = Arc::new(ReaderMetrics::new());
         let mut reader = StreamReader::new(
             connector.clone(),
             sink,

@@ -1,4 +1,4 @@
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use tower_push::{
     EventId,
@@ -9,8 +9,8 @@ use tower_push::{
 };
 
 use crate::{
-    error::Error, redis_presence::RedisPresence, redis_publisher::RedisPublisher,
-    redis_upstream::RedisUpstream, stream_entry::StreamEntry,
+    error::Error, reader_status::ReaderMetrics, redis_presence::RedisPresence,
+    redis_publisher::RedisPublisher, redis_upstream::RedisUpstream, stream_entry::StreamEntry,
 };
 
 /// The backend of a hub on a stream: adds entries, reads the entries that are older than the hub's logs, and keeps the members of topics.
@@ -18,14 +18,20 @@ pub(crate) struct StreamBackend {
     presence: RedisPresence,
     publisher: RedisPublisher,
     upstream: RedisUpstream,
+    metrics: Arc<ReaderMetrics>,
 }
 
 impl StreamBackend {
-    pub(crate) fn new(publisher: RedisPublisher, upstream: RedisUpstream) -> Self {
+    pub(crate) fn new(
+        publisher: RedisPublisher,
+        upstream: RedisUpstream,
+        metrics: Arc<ReaderMetrics>,
+    ) -> Self {
         Self {
             presence: RedisPresence::new(publisher.clone()),
             publisher,
             upstream,
+            metrics,
         }
     }
 }
@@ -61,6 +67,8 @@ impl PresenceBackend for StreamBackend {
         request: PresenceRequest,
     ) -> Result<PresenceAnswer, tower_push::Error> {
         let answer = self.presence.run(&request).await;
+        let error = answer.as_ref().err().cloned();
+        self.metrics.record_members_result(error);
         answer.map_err(tower_push::Error::publish_failed)
     }
 }

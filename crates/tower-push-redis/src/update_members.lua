@@ -16,12 +16,23 @@ local MAX_REMOVED = 64
 
 local function integer(value) return string.format('%.0f', value) end
 
+-- A value of another program counts as 0.
+local function number_in(hash, field) return tonumber(redis.call('HGET', hash, field) or 0) or 0 end
+
+-- A command that fails does not undo the commands before it. So a key of another type fails before anything has changed.
+for index, expected in ipairs({'stream', 'zset', 'hash', 'zset', 'hash', 'hash'}) do
+  local found = redis.call('TYPE', KEYS[index]).ok
+  if found ~= expected and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[index] .. ' is a ' .. found)
+  end
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends_at = integer(now + timeout)
 
 -- The name of a node is never 'at'.
-local last_at = tonumber(redis.call('HGET', numbers, 'at') or 0)
+local last_at = number_in(numbers, 'at')
 redis.call('HSET', numbers, 'at', integer(now))
 if now < last_at or now - last_at > timeout / 2 then
   for _, alive in ipairs(redis.call('ZRANGEBYSCORE', nodes, '(0', '+inf')) do
@@ -29,7 +40,7 @@ if now < last_at or now - last_at > timeout / 2 then
   end
 end
 
-local last_number = tonumber(redis.call('HGET', numbers, node) or 0)
+local last_number = number_in(numbers, node)
 if last_number >= number or last_number < acknowledged then return {1} end
 redis.call('HSET', numbers, node, ARGV[2])
 redis.call('ZADD', nodes, ends_at, node)
@@ -52,9 +63,18 @@ local function publish(event_type, topic, key, value)
   redis.call(unpack(entry))
 end
 
+-- A record of another program has no value, and counts as held by no node.
 local function parse(record)
   local count, value = string.match(record, '^(%d+) (.*)$')
-  return tonumber(count), value
+  return tonumber(count or 0), value
+end
+
+local function set_topic_count(topic, count)
+  if count > 0 then
+    redis.call('HSET', topics, topic, integer(count))
+  else
+    redis.call('HDEL', topics, topic)
+  end
 end
 
 local function release(holder, topic, key)
@@ -68,7 +88,7 @@ local function release(holder, topic, key)
     return
   end
   redis.call('HDEL', members, member)
-  if redis.call('HINCRBY', topics, topic, -1) <= 0 then redis.call('HDEL', topics, topic) end
+  set_topic_count(topic, number_in(topics, topic) - 1)
   publish('hub.leave', topic, key)
 end
 
@@ -78,17 +98,17 @@ local function set(action, topic, key, value)
   if record then
     local count, old_value = parse(record)
     if action ~= 'update' then count = count + redis.call('ZADD', holds, 0, node .. '\n' .. member) end
-    local is_new = action ~= 'keep' and value ~= old_value
+    local is_new = not old_value or (action ~= 'keep' and value ~= old_value)
     redis.call('HSET', members, member, integer(count) .. ' ' .. (is_new and value or old_value))
     if is_new then publish('hub.update', topic, key, value) end
     return true
   end
   if action == 'update' then return true end
-  local count = tonumber(redis.call('HGET', topics, topic) or 0)
+  local count = number_in(topics, topic)
   if count >= max_members or redis.call('HLEN', members) >= max_total then return false end
   redis.call('ZADD', holds, 0, node .. '\n' .. member)
   redis.call('HSET', members, member, '1 ' .. value)
-  redis.call('HINCRBY', topics, topic, 1)
+  set_topic_count(topic, count + 1)
   publish('hub.join', topic, key, value)
   return true
 end

@@ -27,6 +27,9 @@ pub struct ReaderStatus<E> {
     pub since_answer: Duration,
     /// The error after which the reader is reconnecting.
     pub error: Option<E>,
+    /// The error of the last request about the members of a hub's topics. `None` if the request has succeeded, or if there was none. While such
+    /// requests fail, the hub still shows all events, and the members of this server do not reach the others.
+    pub members_error: Option<E>,
     /// The number of events that were read.
     pub events_read: u64,
     /// The number of connections after the first one. A reader of NATS counts its consumers after the first one instead. A reader of Redis makes a new
@@ -67,6 +70,7 @@ impl<E> ReaderStatus<E> {
 /// ```
 pub struct ReaderMetrics<E> {
     connection: Mutex<ConnectionStatus<E>>,
+    members_error: Mutex<Option<E>>,
     position: AtomicU64,
     events_read: AtomicU64,
     reconnects: AtomicU64,
@@ -90,6 +94,7 @@ impl<E> ReaderMetrics<E> {
                 answered_at: Instant::now(),
                 error: None,
             }),
+            members_error: Mutex::new(None),
             position: AtomicU64::new(0),
             events_read: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
@@ -116,6 +121,11 @@ impl<E> ReaderMetrics<E> {
             connection.state = ReaderState::Reconnecting;
             connection.error.replace(error)
         };
+    }
+
+    /// Records how a request about the members of a hub's topics has ended: `None` if it has succeeded.
+    pub fn record_members_result(&self, error: Option<E>) {
+        let _old = std::mem::replace(&mut *lock(&self.members_error), error);
     }
 
     /// Sets the position up to which the reader has read, as the store counts its events.
@@ -154,11 +164,13 @@ impl<E> ReaderMetrics<E> {
         E: Clone,
     {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let members_error = lock(&self.members_error).clone();
         let connection = lock(&self.connection);
         ReaderStatus {
             state: connection.state,
             since_answer: connection.answered_at.elapsed(),
             error: connection.error.clone(),
+            members_error,
             events_read: count(&self.events_read),
             reconnects: count(&self.reconnects),
             replaced: count(&self.replaced),

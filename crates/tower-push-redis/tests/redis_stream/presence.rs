@@ -6,15 +6,23 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::{MembersBroker, Random, RedisProgram, RedisServer, run_members_randomly, wait_until};
+use testkit::{
+    HubClient, MembersBroker, Random, RedisProgram, RedisServer, run_members_randomly, wait_until,
+};
 use tokio::time::sleep;
 use tower_push::{
     Hub,
-    source::hub::{MemberConnection, PresenceOptions},
+    source::{
+        StartPosition,
+        hub::{MemberConnection, PresenceOptions},
+    },
 };
-use tower_push_redis::RedisHub;
+use tower_push_redis::{ReaderState, RedisHub};
 
 use crate::nodes::{KEY, builder};
+
+/// The hash of the members.
+const MEMBERS_KEY: &str = "{events}:presence:members";
 
 /// The shortest node timeout.
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -212,6 +220,49 @@ async fn lost_members_come_back() {
     // The list is read from the members' own keys.
     let late = node(&server).await;
     expect_members(&[late], &["ada", "bob"]).await;
+}
+
+/// Another program has written to a key of the members.
+#[tokio::test]
+async fn members_of_other_type_hold_up_no_events() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await];
+    let [node] = &nodes;
+    let _ada = enter(node, "ada", 1);
+    expect_members(&nodes, &["ada"]).await;
+    let mut client = HubClient::subscribe(node.hub(), &["news"], StartPosition::Now);
+    server.command(&["SET", MEMBERS_KEY, "x"]);
+    server.command(&["DEL", KEY]);
+    server.command(&["XADD", KEY, "*", "topic", "news", "data", "1"]);
+    let next_text = async |client: &mut HubClient| loop {
+        match client.next().await {
+            cursor if cursor.starts_with("cursor") => {}
+            text => return text,
+        }
+    };
+    let gap = next_text(&mut client).await;
+    assert!(gap.contains("epoch"), "{gap}");
+    assert_eq!(next_text(&mut client).await, "1");
+    let members_error = || node.reader_status().members_error;
+    let is_wrong_type = || members_error().is_some_and(|error| error.is_wrong_type());
+    wait_until(is_wrong_type, || format!("{:?}", members_error())).await;
+    assert_eq!(node.reader_status().state, ReaderState::Following);
+    // The list stays as it is. Nothing is published of a request that fails.
+    expect_members(&nodes, &["ada"]).await;
+    let _bob = enter(node, "bob", 1);
+    sleep(NODE_TIMEOUT).await;
+    assert_eq!(published(&server), [""; 0]);
+
+    server.command(&["DEL", MEMBERS_KEY]);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    wait_until(|| members_error().is_none(), || "an error is left").await;
+
+    // A record that is not ours.
+    server.command(&["HSET", MEMBERS_KEY, "room\nada", "x"]);
+    let _second = enter(node, "ada", 2);
+    let updated = || members(node)["ada"] == 2;
+    wait_until(updated, || "the member is not updated").await;
+    assert!(members_error().is_none());
 }
 
 #[tokio::test]
