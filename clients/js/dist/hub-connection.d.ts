@@ -8,6 +8,8 @@ import type { PublicationOptions, TopicConnection, TopicOptions } from "./topics
  */
 export declare class HubConnection implements TopicConnection {
     #private;
+    /** Called when the cursor has become valid for quiet topics. Only other modules of this package set it. */
+    onQuiet: () => void;
     constructor(url: URL, options: TopicOptions);
     get cursor(): string | undefined;
     get state(): State;

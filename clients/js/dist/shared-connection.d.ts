@@ -6,7 +6,7 @@ import { type ConnectOptions, type PushConnection, type PushEvent, type PushGap,
  * Invariants: a tab passes on reports of the highest term that it knows, in their order and without a hole. A leader's term is higher than those that
  * it knows, so the reports of a frozen leader that wakes are ignored. A new leader resumes at the oldest cursor of all tabs; a tab that is ahead of
  * it drops events up to its own cursor. A tab that has missed something, or begins at a cursor of its own, catches up over a connection of its own,
- * until that connection and the leader report the same event.
+ * until that connection and the leader report the same event. Without a cursor, it cannot catch up, and passes on a gap.
  */
 export declare class SharedConnection implements PushConnection {
     #private;

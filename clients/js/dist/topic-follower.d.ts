@@ -1,4 +1,4 @@
-import type { ConnectionOutput } from "./connection-output.js";
+import { type ConnectionOutput } from "./connection-output.js";
 import type { LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { type Position } from "./tab-group.js";
 import type { TopicOptions } from "./topics.js";

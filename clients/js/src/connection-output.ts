@@ -8,6 +8,9 @@ interface Cursor {
   cursor: string | undefined;
 }
 
+/** How long a stream that has no cursor is open before its interruption is a gap, in milliseconds: a cursor would have arrived before. */
+export const BEGUN_AFTER = 5000;
+
 /**
  * The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. Nothing follows the state `closed` but
  * `finished`.
@@ -18,11 +21,19 @@ export class ConnectionOutput {
 
   #listeners = new ListenerSet();
   #queues = new ItemQueues(() => {});
+  #hasBegun = false;
+  #openedAt = Infinity;
+  #owesGap = false;
   #onEnd: () => void;
 
   /** Calls `onEnd` once, when the state has become `closed`. */
   constructor(onEnd: () => void) {
     this.#onEnd = onEnd;
+  }
+
+  /** Whether events may be missing if the connection goes on without a cursor. */
+  get hasBegun(): boolean {
+    return this.#hasBegun || performance.now() - this.#openedAt > BEGUN_AFTER;
   }
 
   on(name: string, listener: (value: any) => void): () => void {
@@ -42,6 +53,7 @@ export class ConnectionOutput {
   /** Moves the cursor, and passes on the event, also if a listener of `cursor` closes the connection. */
   emitEvent(event: PushEvent, { cursor }: Cursor = this): void {
     if (this.state === "closed") return;
+    this.#hasBegun = true;
     this.setCursor(cursor);
     this.#queues.push(event);
     this.#listeners.emit("event", event);
@@ -54,6 +66,15 @@ export class ConnectionOutput {
     this.setCursor(cursor);
     this.#queues.push({ type: "gap", gap });
     this.#listeners.emit("gap", gap);
+  }
+
+  /**
+   * Passes on that events are missing, as soon as the connection is open: a page that then loads its data misses nothing between the data and the next
+   * event.
+   */
+  emitUnknownGap(): void {
+    this.#owesGap = this.state !== "open";
+    if (!this.#owesGap) this.emitGap({ reason: "unknown" });
   }
 
   /** Reports an error. A final one ends the connection. */
@@ -73,8 +94,11 @@ export class ConnectionOutput {
   /** Sets the state to that of the leader's connection. If that is closed, this connection goes on with the next leader. */
   setState(state: State): void {
     if (state === this.state || state === "closed" || this.state === "closed") return;
+    this.#hasBegun = this.hasBegun;
+    this.#openedAt = state === "open" ? performance.now() : Infinity;
     this.state = state;
     this.#listeners.emit("state", state);
+    if (this.#owesGap) this.emitUnknownGap();
   }
 
   finish(): void {

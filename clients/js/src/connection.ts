@@ -30,7 +30,7 @@ const POLL_TIMEOUT = 60_000;
 const MAX_TIMER = 2 ** 31 - 1;
 
 /** Why the client itself ends an attempt. */
-type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "dead" | "close";
+type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "close";
 
 /** What an attempt came to. */
 interface Outcome extends End {
@@ -43,10 +43,10 @@ interface Outcome extends End {
 function rememberedTransport({ origin }: URL, transport?: string): string | undefined {
   const key = `tower-push ${origin}`;
   try {
-    return transport ? (sessionStorage[key] = transport) : sessionStorage[key];
-  } catch {
-    return transport;
-  }
+    if (transport) sessionStorage[key] = transport;
+    return sessionStorage[key];
+  } catch {}
+  return undefined;
 }
 
 /**
@@ -76,7 +76,8 @@ export class Connection implements PushConnection {
 
   #isSuspended = false;
   #hasOverflowed = false;
-  #hasReceived = false;
+  /** Whether events may be missing if the connection comes back without a cursor. */
+  #hasBegun = false;
   /** Whether an open transport may be silent: no other one is better. */
   #isPatient: boolean;
   /** The transport that has received something last. */
@@ -92,9 +93,8 @@ export class Connection implements PushConnection {
   #openFor = 0;
   #worseFor = 0;
 
-  #onSignal = () => this.close();
-
   #environment: EnvironmentListener = {
+    close: () => this.close(),
     suspend: (isSuspended) => {
       this.#isSuspended = isSuspended;
       if (isSuspended) this.#abort("pause");
@@ -109,9 +109,13 @@ export class Connection implements PushConnection {
       if (this.state !== "open" || this.#whenRoom) return;
       // A late tick alone, as in a page that was not run for a while, does not make a connection dead.
       this.#silence += this.#maxSilence ? Math.min(elapsed, this.#maxSilence / 2) : elapsed;
-      if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("dead");
+      if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("silent");
       this.#openFor += elapsed;
-      if (this.#openFor > STABLE_AFTER) this.#failures = 0;
+      if (this.#openFor > STABLE_AFTER) {
+        this.#failures = 0;
+        // A body without an event is sent again, and misses nothing.
+        this.#hasBegun ||= !this.#options.body;
+      }
       if (this.transport === this.#transports[0]!.name || this.cursor == null) return;
       this.#worseFor += elapsed;
       if (this.#worseFor < this.#options.upgradeAfter * 2 ** Math.min(this.#upgrades, 5)) return;
@@ -123,7 +127,7 @@ export class Connection implements PushConnection {
 
   constructor(url: string | URL, options: ConnectOptions) {
     this.streamUrl = new URL(url, globalThis.location?.href);
-    this.#options = Object.assign({}, DEFAULTS, options);
+    this.#options = { ...DEFAULTS, ...options };
     const { since, signal, headers, protocols, heartbeat = 1000 } = options;
     if (since && since !== "now") this.cursor = since;
     const { body, transports = body ? ["sse"] : ["websocket", "sse", "long-poll"] } = options;
@@ -133,8 +137,7 @@ export class Connection implements PushConnection {
       .filter(({ name }) => name !== "websocket" || canUseWebSocket);
     if (!this.#transports[0]) throw new TypeError("no usable transport");
     this.#isPatient = !this.#transports[1];
-    this.#stopWatching = watchEnvironment(this.#environment, Math.min(1000, heartbeat), options.pauseWhenHidden);
-    signal?.addEventListener("abort", this.#onSignal);
+    this.#stopWatching = watchEnvironment(this.#environment, Math.min(1000, heartbeat), options);
     if (signal?.aborted) this.close();
     // Listeners that are added after the call of `connect` hear everything.
     queueMicrotask(() => this.#run());
@@ -179,8 +182,10 @@ export class Connection implements PushConnection {
       if ((this.state as State) === "closed") return;
       this.#send = undefined;
       if (finished || (!error && !abortReason && this.#options.body && !(this.#options.resume && this.#minDelay))) return this.#close(undefined, true);
-      if (error && this.#isFinal(error)) return this.#close(error);
-      if (error) this.#listeners.emit("error", error);
+      if (error) {
+        if (this.#isFinal(error)) return this.#close(error);
+        this.#listeners.emit("error", error);
+      }
       if (hasWorked) {
         preferred = current;
         failed.clear();
@@ -198,7 +203,7 @@ export class Connection implements PushConnection {
         if (current >= 0) continue;
         const errors = [...failed.values()];
         const unsuitable = errors.find((error) => error?.consequence === "unsuitable");
-        if (unsuitable && !this.#hasReceived && !errors.includes(undefined)) return this.#close(unsuitable);
+        if (unsuitable && !this.#hasBegun && !errors.includes(undefined)) return this.#close(unsuitable);
         // What is open and silent may be so by right, since no other transport is better.
         this.#isPatient = true;
       }
@@ -224,7 +229,7 @@ export class Connection implements PushConnection {
       this.#hasRenewed = true;
       return !canRenew;
     }
-    return error.consequence === "final" || (!!body && !(resume && (this.cursor || !this.#hasReceived)));
+    return error.consequence === "final" || (!!body && !(resume && (this.cursor || !this.#hasBegun)));
   }
 
   async #attempt({ name: transport, receive }: TransportPlugin): Promise<Outcome> {
@@ -232,6 +237,8 @@ export class Connection implements PushConnection {
     const { signal } = controller;
     this.transport = transport;
     const outcome: Outcome = { hasWorked: false };
+    // Read for each event: the signal's getter is slow.
+    let isOver = false;
     const attempt: Attempt = {
       options: this.#options,
       url: this.streamUrl,
@@ -240,10 +247,10 @@ export class Connection implements PushConnection {
       isProbe: this.#workingTransport !== transport,
       signal,
       onOpen: (send) => {
-        if (!signal.aborted) this.#onOpen(send);
+        if (!isOver) this.#onOpen(send);
       },
       onRecord: (record, isHeartbeat) => {
-        if (signal.aborted) return;
+        if (isOver) return;
         clearTimeout(timer);
         if (isHeartbeat) this.#learnHeartbeat();
         this.#silence = 0;
@@ -251,10 +258,15 @@ export class Connection implements PushConnection {
         this.#hasRenewed = false;
         this.#take(record);
       },
-      onRetry: (milliseconds) => (this.#minDelay = Math.max(0, milliseconds)),
+      onRetry: (milliseconds) => (this.#minDelay = milliseconds),
       whenReady: () => this.#whenRoom,
     };
-    const aborted = new Promise<End>((resolve) => signal.addEventListener("abort", () => resolve({})));
+    const aborted = new Promise<End>((resolve) => {
+      signal.addEventListener("abort", () => {
+        isOver = true;
+        resolve({});
+      });
+    });
     const isPoll = transport === "long-poll";
     const { openTimeout } = this.#options;
     const timer = setTimeout(
@@ -270,7 +282,7 @@ export class Connection implements PushConnection {
       outcome.error = this.#asPushError(error);
     }
     clearTimeout(timer);
-    outcome.abortReason = signal.aborted ? signal.reason : undefined;
+    outcome.abortReason = signal.reason;
     if (outcome.hasWorked) this.#workingTransport = transport;
     // Stops what still runs, such as a response that was not read to its end.
     controller.abort("close");
@@ -300,7 +312,7 @@ export class Connection implements PushConnection {
     this.#openFor = 0;
     this.#maxSilence = this.transport === "sse" ? (this.#options.heartbeat ?? 0) * MISSED_HEARTBEATS : 0;
     // Events may be lost that no cursor can bring back.
-    if (this.#hasReceived && this.cursor == null) this.#take({ gap: { reason: "unknown" } });
+    if (this.#hasBegun && this.cursor == null) this.#take({ gap: { reason: "unknown" } });
   }
 
   #learnHeartbeat(): void {
@@ -328,7 +340,7 @@ export class Connection implements PushConnection {
       this.#listeners.emit("cursor", this.cursor);
     }
     const { gap, end } = record;
-    const id = record.event_id ?? record.id;
+    const id = (record.event_id ?? record.id) || undefined;
     if (end?.finished) return this.#close(undefined, true);
     if (end) {
       if (end.retry! > 0) this.#minDelay = +end.retry!;
@@ -356,7 +368,7 @@ export class Connection implements PushConnection {
 
   #pass(name: string, value: unknown, item: PushEvent | PushGap): void {
     this.#failures = 0;
-    this.#hasReceived = true;
+    this.#hasBegun = true;
     this.#queues.push(item);
     if (this.#queues.length >= this.#options.maxBuffered) this.#holdBack();
     this.#listeners.emit(name, value);
@@ -397,7 +409,6 @@ export class Connection implements PushConnection {
   #close(error?: PushError, isFinished?: boolean): void {
     if (this.state === "closed") return;
     this.#stopWatching();
-    this.#options.signal?.removeEventListener("abort", this.#onSignal);
     this.#send = undefined;
     this.#setState("closed");
     this.#abort("close");

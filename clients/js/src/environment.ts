@@ -1,8 +1,12 @@
+import type { ConnectOptions } from "./types.js";
+
 /** How late a tick is if the machine has slept, in milliseconds. Browsers run the timers of a hidden page at least once a minute. */
 const SLEEP = 90_000;
 
 /** What a connection does when the page, the network or the machine changes. */
 export interface EnvironmentListener {
+  /** The signal of the options was aborted. */
+  close(): void;
   /** The page is hidden, frozen or kept for the back button; or it is back. */
   suspend(isSuspended: boolean): void;
   /** The network is back, or the machine has slept: an open connection may be dead. */
@@ -12,11 +16,12 @@ export interface EnvironmentListener {
 }
 
 /** Watches the environment, with a tick each `interval` milliseconds. Returns a function that ends the watch. */
-export function watchEnvironment(listener: EnvironmentListener, interval: number, pauseWhenHidden: boolean | undefined): () => void {
+export function watchEnvironment(listener: EnvironmentListener, interval: number, { pauseWhenHidden, signal }: ConnectOptions): () => void {
   const stopped = new AbortController();
   const { document } = globalThis;
   const listen = (target: any, type: string, react: (event: any) => void) =>
     target?.addEventListener?.(type, react, { signal: stopped.signal });
+  listen(signal, "abort", () => listener.close());
   listen(globalThis, "online", () => listener.restart());
   listen(globalThis, "pagehide", ({ persisted }) => persisted && listener.suspend(true));
   listen(globalThis, "pageshow", ({ persisted }) => persisted && listener.suspend(false));

@@ -1,4 +1,4 @@
-import type { Attempt, End, Receive } from "./attempt.js";
+import type { Attempt, Receive } from "./attempt.js";
 import { PushError, statusConsequence } from "./error.js";
 import { createSseParser, recordOf, tooLong } from "./sse.js";
 
@@ -41,7 +41,7 @@ async function request(attempt: Attempt, accept: string, url = attempt.url): Pro
 /** Reads `Retry-After`, in seconds or as a date. Returns milliseconds, or 0. */
 function retryAfterOf({ headers }: Response): number {
   const value = headers.get("retry-after") ?? "";
-  return (/^\d+$/.test(value) ? +value * 1000 : Date.parse(value) - Date.now()) || 0;
+  return Math.max(0, /^\d+$/.test(value) ? +value * 1000 : Date.parse(value) - Date.now() || 0);
 }
 
 /** Decodes a body, chunk by chunk. Stops reading when the loop over it ends. */
@@ -104,11 +104,7 @@ export const receivePoll: Receive = async (attempt) => {
     text += chunk;
     if (text.length > options.maxEventLength) throw tooLong(options);
   }
-  return takeBatch(attempt, response, text, isProbe || performance.now() - startedAt > 1000);
-};
-
-/** Reports the records of a batch. An empty batch must have taken its time, for else it would be asked for again and again. */
-function takeBatch(attempt: Attempt, response: Response, text: string, hasTakenTime: boolean): End {
+  const hasTakenTime = isProbe || performance.now() - startedAt > 1000;
   let batch;
   try {
     batch = JSON.parse(text);
@@ -117,10 +113,12 @@ function takeBatch(attempt: Attempt, response: Response, text: string, hasTakenT
     throw new PushError(`not a batch: ${text.slice(0, 80)}`, "unsuitable");
   }
   attempt.onOpen();
+  const retryAfter = retryAfterOf(response);
+  attempt.onRetry(retryAfter);
   for (const record of batch) attempt.onRecord(record);
   const id = response.headers.get("last-event-id");
   attempt.onRecord(id ? { id } : {});
-  const retryAfter = retryAfterOf(response);
-  if (retryAfter > 0) attempt.onRetry(retryAfter);
-  return { again: (hasTakenTime || batch.length > 0) && !(retryAfter > 0) };
-}
+  // A batch without anything new must have taken its time, for else it would be asked for again and again.
+  const hasNews = batch[0] && batch.at(-1).id !== attempt.cursor;
+  return { again: !retryAfter && (hasTakenTime || hasNews) };
+};

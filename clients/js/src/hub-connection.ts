@@ -15,6 +15,12 @@ const ANSWERS = ["hub.subscribed", "hub.unsubscribed", "hub.published", "hub.ref
 const RATE_LIMIT_PERIOD = 1000;
 
 /**
+ * How long a stream has a topic before the cursor counts as valid for it, in milliseconds. The first events of the topic would have come before, so there
+ * are none.
+ */
+const QUIET_TOPIC_PERIOD = 5000;
+
+/**
  * How far a topic is: its `subscribe` command with this number has no answer, the stream has the topic but the cursor is older, or the cursor
  * is valid for the topic.
  */
@@ -55,6 +61,7 @@ export class HubConnection implements TopicConnection {
   #commands = new Map<number, Command>();
   #lastRef = 0;
   #resendTimer: ReturnType<typeof setTimeout> | undefined;
+  #quietTimer: ReturnType<typeof setTimeout> | undefined;
   #recentEvents = new RecentEvents();
   /** The cursor with which the open stream began. */
   #requestedCursor: string | undefined;
@@ -62,6 +69,9 @@ export class HubConnection implements TopicConnection {
   #answers = new WeakSet<object>();
   /** The events that the client has passed on before. */
   #repeated = new WeakSet<object>();
+
+  /** Called when the cursor has become valid for quiet topics. Only other modules of this package set it. */
+  onQuiet = () => {};
 
   constructor(url: URL, options: TopicOptions) {
     const { topics, patterns = [], topicParameter = "topic", commands = true, ...rest } = options;
@@ -191,6 +201,7 @@ export class HubConnection implements TopicConnection {
       clearTimeout(this.#resendTimer);
       this.#rejectPublications("the connection is closed");
     }
+    this.#watchQuietTopics();
     if (state === "connecting") this.#requestedCursor = this.cursor;
     if (state !== "open") this.#forgetTopicCommands();
     else if (this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
@@ -220,6 +231,17 @@ export class HubConnection implements TopicConnection {
       if (promise) this.#commands.delete(ref);
       promise?.reject(new PushError(reason, "final"));
     }
+  }
+
+  /** While the connection is open, takes the cursor for valid when the topics have been in the stream for some time. */
+  #watchQuietTopics(): void {
+    clearTimeout(this.#quietTimer);
+    if (this.state !== "open") return;
+    this.#quietTimer = setTimeout(() => {
+      if (this.cursor == null) return;
+      this.#onCursor();
+      this.onQuiet();
+    }, QUIET_TOPIC_PERIOD);
   }
 
   /** The server has sent a cursor, which may be the same as before. The cursor is valid for the topics that the stream has. */
@@ -269,8 +291,10 @@ export class HubConnection implements TopicConnection {
     this.#commands.delete(ref!);
     const isCurrent = topic != null && (ref == null ? this.#progress.has(topic) : this.#progress.get(topic) === ref);
     if (type === "hub.published") promise?.resolve(id!);
-    else if (type === "hub.subscribed" && isCurrent) this.#progress.set(topic, "streaming");
-    else if (type === "hub.refused") {
+    else if (type === "hub.subscribed" && isCurrent) {
+      this.#progress.set(topic, "streaming");
+      this.#watchQuietTopics();
+    } else if (type === "hub.refused") {
       promise?.reject(new PushError(`refused: ${status} ${message}`, "final", { status }));
       if (!isCurrent) return;
       this.#progress.delete(topic);

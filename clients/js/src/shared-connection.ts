@@ -59,7 +59,7 @@ const MAX_CATCH_UP = 1000;
  * Invariants: a tab passes on reports of the highest term that it knows, in their order and without a hole. A leader's term is higher than those that
  * it knows, so the reports of a frozen leader that wakes are ignored. A new leader resumes at the oldest cursor of all tabs; a tab that is ahead of
  * it drops events up to its own cursor. A tab that has missed something, or begins at a cursor of its own, catches up over a connection of its own,
- * until that connection and the leader report the same event.
+ * until that connection and the leader report the same event. Without a cursor, it cannot catch up, and passes on a gap.
  */
 export class SharedConnection implements PushConnection {
   #url: URL;
@@ -89,7 +89,10 @@ export class SharedConnection implements PushConnection {
     const name = `tower-push ${JSON.stringify([url.href, key])}`;
     this.#group = new TabGroup<Message>(name, lease, { kind: "ping" }, {
       onJoin: () => {},
-      onLeave: () => this.#abandonCatchUp(),
+      onLeave: () => {
+        this.#output.setState("paused");
+        this.#abandonCatchUp();
+      },
       onElect: () => this.#takeOver(),
       onDepose: () => this.#resign(),
       onMessage: (message) => this.#onMessage(message),
@@ -147,7 +150,7 @@ export class SharedConnection implements PushConnection {
     if (this.#counts !== counts) return;
     this.#counts = undefined;
     // Cursors have no order: a tab that has only a cursor, and no position, catches up by itself.
-    const known = counts.filter(({ position }) => position);
+    const known = counts.filter(({ position, cursor }) => position && cursor != null);
     const [first = counts[0]!] = known;
     const oldest = known.reduce((one, other) => (isBefore(other.position, one.position) ? other : one), first);
     this.#open(oldest.cursor, oldest.position);
@@ -162,12 +165,14 @@ export class SharedConnection implements PushConnection {
     const term = (this.#highestTerm = nextTerm(this.#highestTerm, this.#id));
     const start: Position = [term, 0];
     const hasBareCursor = !this.#position && this.cursor != null && this.cursor !== cursor;
-    if (hasBareCursor) this.#startCatchUp(start, cursor);
-    else this.#adopt(start, cursor);
     const connection = connect(this.#url, { ...this.#options, since: cursor ?? "now" });
     const lead: Lead = (this.#lead = { connection, term, sequence: 0, from });
-    this.#announce(lead);
     this.#output.setState(connection.state);
+    // A listener may have closed this connection.
+    if (lead !== this.#lead) return;
+    if (hasBareCursor) this.#startCatchUp(start, cursor);
+    else this.#enterTerm(start, cursor);
+    this.#announce(lead);
     listenToReports(connection, (...report) => {
       if (lead !== this.#lead) return;
       const message: ReportMessage = { kind: "report", position: [term, ++lead.sequence], cursor: connection.cursor, report };
@@ -209,6 +214,8 @@ export class SharedConnection implements PushConnection {
     if (position[0] < (this.#position?.[0] ?? "")) return;
     this.#group.hearLeader();
     this.#output.setState(state);
+    // A listener has closed this connection.
+    if (this.state === "closed") return;
     const own = this.#position;
     const isStart = position[1] === 0;
     // A new tab begins where the leader is, unless it has a cursor. A leader that knew of no position may begin after this tab's cursor.
@@ -216,22 +223,33 @@ export class SharedConnection implements PushConnection {
     if (own?.[0] === position[0]) hasMissed = isBefore(own, position);
     else if (own) hasMissed = isStart ? (from ? isBefore(own, from) : hasMissed) : true;
     if (hasMissed || this.#catchUp) this.#startCatchUp(position, cursor);
-    else if (own?.[0] !== position[0]) this.#adopt(position, cursor);
+    else if (own?.[0] !== position[0]) this.#enterTerm(position, cursor);
   }
 
-  /** Follows a leader, who resumes at `cursor` or before it. */
+  /** Follows a new leader, who resumes at `cursor` or before it. */
+  #enterTerm(position: Position, cursor: string | undefined): void {
+    // Without this tab's cursor, the new leader cannot have resumed where the last one has ended.
+    if (this.#position && this.cursor == null && this.#output.hasBegun) this.#output.emitUnknownGap();
+    this.#adopt(position, cursor);
+  }
+
   #adopt(position: Position, cursor: string | undefined): void {
     this.#repeated = this.cursor != null && this.cursor !== cursor ? 0 : undefined;
     this.#position = position;
     this.#output.cursor ??= cursor;
   }
 
-  /** Holds the leader's reports after `position` back, and reads what is before them over a connection of its own. */
+  /** Holds the leader's reports after `position` back, and reads what is before them over a connection of its own. Without a cursor, it is a gap. */
   #startCatchUp(position: Position, target: string | undefined): void {
+    if (this.cursor == null) {
+      this.#stopCatchUp();
+      this.#adopt(position, target);
+      return this.#output.emitUnknownGap();
+    }
     this.#repeated = undefined;
     this.#position = position;
     if (this.#catchUp) return void Object.assign(this.#catchUp, { target, held: [] });
-    const connection = connect(this.#url, { ...this.#options, since: this.cursor ?? "now" });
+    const connection = connect(this.#url, { ...this.#options, since: this.cursor });
     this.#catchUp = { connection, target, held: [] };
     listenToReports(connection, (...report) => {
       const catchUp = this.#catchUp;
@@ -262,7 +280,13 @@ export class SharedConnection implements PushConnection {
     const [term, sequence] = this.#position!;
     if (position[0] < term) return;
     // A hole: the leader's reports up to this one are missing.
-    if (position[0] !== term || position[1] !== sequence + 1) return this.#startCatchUp(position, cursor);
+    if (position[0] !== term || position[1] !== sequence + 1) {
+      if (report[0] === "state") this.#output.setState(report[1]);
+      if (this.state === "closed") return;
+      const canCatchUp = this.cursor != null;
+      this.#startCatchUp(position, canCatchUp ? cursor : undefined);
+      if (canCatchUp) return;
+    }
     this.#position = position;
     if (!this.#catchUp) return this.#pass(report, cursor);
     if (report[0] === "state") return this.#output.setState(report[1]);

@@ -115,6 +115,7 @@ export class SharedHubConnection implements TopicConnection {
 
   #onLeave(): void {
     this.#session.abort();
+    this.#output.setState("paused");
     this.#follower.leave();
   }
 
@@ -194,6 +195,8 @@ export class SharedHubConnection implements TopicConnection {
     if (isBefore(message.position, this.#follower.position)) return;
     this.#group.hearLeader();
     this.#output.setState(message.state);
+    // A listener has closed this connection.
+    if (this.state === "closed") return;
     this.#follower.handleLeader(message);
     if (this.#follower.term !== term) this.#enterTerm();
     else if (this.#follower.lacksTopic) this.#postTopics();
@@ -202,15 +205,17 @@ export class SharedHubConnection implements TopicConnection {
   #onReport(message: ReportMessage): void {
     const { term, position } = this.#follower;
     if (!position || !isBefore(position, message.position)) return;
+    const [name, value] = message.report;
+    // First the state: a gap waits for an open connection.
+    if (name === "state") this.#output.setState(value);
+    if (this.state === "closed") return;
     this.#follower.handleReport(message);
     if (this.#follower.term !== term) {
       this.#enterTerm();
       // The leader answers with the topics of its stream.
       this.#group.post({ kind: "ping" });
     }
-    const [name, value] = message.report;
-    if (name === "state") this.#output.setState(value);
-    else if (name === "refused") this.#onRefused(value);
+    if (name === "refused") this.#onRefused(value);
     else if (name === "finished") this.#output.finish();
     else if (name === "error") this.#output.emitError(value);
   }

@@ -53,10 +53,7 @@ export function createSseParser(
     else if (name === "retry" && /^\d+$/.test(value)) onRetry(+value);
   };
   return {
-    isBetweenEvents() {
-      for (const _ in block) return false;
-      return !partialLine;
-    },
+    isBetweenEvents: () => !partialLine && !Object.keys(block).length,
     push(chunk) {
       // CRLF may be cut in two.
       if (skipsLineFeed && chunk[0] === "\n") chunk = chunk.slice(1);

@@ -1,4 +1,4 @@
-import type { ConnectionOutput } from "./connection-output.js";
+import { BEGUN_AFTER, type ConnectionOutput } from "./connection-output.js";
 import type { Gap, PushEvent } from "./index.js";
 import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { HubReport, LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
@@ -96,20 +96,23 @@ export class TopicFollower {
   handleLeader({ position, from, cursor, topics, begun }: LeaderMessage): void {
     const own = this.#position;
     const isNewTerm = own?.[0] !== position[0];
+    let isLost = false;
     // Topics that the stream no longer has, or that begin anew in it, continue after the tab's cursor.
     for (const [topic, progress] of this.#topics) {
-      if (progress.step === "wanted" || (topics.includes(topic) && !begun.includes(topic))) continue;
+      if (progress.step === "wanted") continue;
+      if (topics.includes(topic) && (!begun.includes(topic) || (progress.step === "begun" && !isNewTerm))) continue;
+      isLost ||= progress.step === "begun" && hasBegunBefore(progress);
       if (progress.step === "followed") progress.since = progress.repetition?.upTo ?? this.#output.cursor;
       this.#abortLoad(progress.load);
       Object.assign(progress, { step: "wanted", repetition: undefined });
     }
+    if (isLost) this.#output.emitUnknownGap();
     if (own && isNewTerm) this.#continue(own, position, from);
-    else if (own && isBefore(own, position)) this.#lose();
+    else if (own && isBefore(own, position)) this.#lose(true);
     this.#position = position;
     this.#leaderCursor = cursor;
     this.#leaderTopics = new Set(topics);
-    this.#begunTopics = new Set(begun);
-    this.begin();
+    this.#setBegunTopics(begun);
   }
 
   /** Handles what the leader's connection reports, at a position after the tab's. */
@@ -118,14 +121,14 @@ export class TopicFollower {
     const [term, sequence] = this.#position!;
     const isNewTerm = position[0] !== term;
     const isHole = isNewTerm || position[1] !== sequence + 1;
-    if (isHole) this.#lose();
+    if (isHole) this.#lose(true);
     if (isNewTerm) this.#forgetStream();
     this.#position = position;
     this.#leaderCursor = cursor;
     if (isHole) this.begin();
     else this.#holdOrHandle(message);
     this.#updateCursor();
-    this.#setBegunTopics(begun);
+    if (this.#begunTopics.size !== (begun?.length ?? 0)) this.#setBegunTopics(begun);
   }
 
   /** Handles that the tab leaves the group: its topics continue after the cursor when it is back. */
@@ -153,7 +156,7 @@ export class TopicFollower {
       if (isBegun && since != null) continue;
       // If the leader has no cursor, its stream has not begun yet, or the hub has no history.
       const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor;
-      if (isAtStart) Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined });
+      if (isAtStart) Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined, begunAt: performance.now() });
       else loads.set(since, [...(loads.get(since) ?? []), topic]);
     }
     for (const [since, topics] of loads) this.#load(topics, since);
@@ -161,7 +164,7 @@ export class TopicFollower {
   }
 
   #want(topic: string, since: string | undefined): void {
-    this.#topics.set(topic, { step: "wanted", since, load: undefined, last: undefined, repetition: undefined });
+    this.#topics.set(topic, { step: "wanted", since, begunAt: 0, load: undefined, last: undefined, repetition: undefined });
   }
 
   /** Forgets the topics of the last leader's stream. The next leader says which topics its stream has. */
@@ -173,22 +176,30 @@ export class TopicFollower {
   /** Continues with the stream of a new leader, which repeats the events that were reported after `from`. */
   #continue(own: Position, position: Position, from: Position | undefined): void {
     if (position[1] > 0 || !from || isBefore(own, from)) return this.#lose();
+    let isLost = false;
     for (const progress of this.#topics.values()) {
       if (progress.step === "loading") this.#abortLoad(progress.load);
-      else if (progress.step === "begun") progress.step = "wanted";
-      else if (progress.repetition) progress.repetition = repetitionUpTo(progress.repetition.upTo);
+      else if (progress.step === "begun") {
+        progress.step = "wanted";
+        isLost ||= hasBegunBefore(progress);
+      } else if (progress.repetition) progress.repetition = repetitionUpTo(progress.repetition.upTo);
       else if (progress.step === "followed" && isBefore(from, progress.last?.position)) {
         // If the last event was read from the server, the stream may not repeat this event, so the topic continues after it.
         if (progress.last!.isRead) Object.assign(progress, { step: "wanted", since: progress.last!.id });
         else progress.repetition = repetitionUpTo(progress.last!.id);
       }
     }
+    if (isLost) this.#output.emitUnknownGap();
   }
 
-  /** Handles that the tab has missed reports of the leader: its topics continue after the cursor. */
-  #lose(): void {
+  /**
+   * Handles that the tab has left the stream of the leader, or has missed reports: its topics continue after the cursor. A topic without a cursor begins
+   * again, which is a gap, unless it has just begun and no report is missing.
+   */
+  #lose(missesReports = false): void {
     let isLost = false;
     for (const progress of this.#topics.values()) {
+      if (progress.step === "begun") isLost ||= missesReports || hasBegunBefore(progress);
       if (progress.step === "followed") {
         progress.since = progress.repetition?.upTo ?? this.#output.cursor;
         isLost ||= progress.since == null;
@@ -199,7 +210,7 @@ export class TopicFollower {
       this.#abortLoad(progress.load);
       progress.step = "wanted";
     }
-    if (isLost && this.#output.state !== "closed") this.#output.emitGap({ reason: "unknown" });
+    if (isLost) this.#output.emitUnknownGap();
   }
 
   #updateCursor(): void {
@@ -208,7 +219,6 @@ export class TopicFollower {
 
   /** Sets the topics for which the leader's cursor is not yet valid. The other topics that have begun are followed from now on. */
   #setBegunTopics(topics: string[] = []): void {
-    if (topics.length === this.#begunTopics.size) return;
     this.#begunTopics = new Set(topics);
     for (const [topic, progress] of this.#topics) if (progress.step === "begun" && !this.#begunTopics.has(topic)) progress.step = "followed";
     this.begin();
@@ -324,7 +334,10 @@ export class TopicFollower {
 
   /** Returns whether the tab passes on an event of the stream for a topic that it follows. */
   #takes(topic: string, progress: TopicProgress, id: string | undefined, position: Position): boolean {
-    if (id == null) return true;
+    if (id == null) {
+      progress.begunAt = -Infinity;
+      return true;
+    }
     const { repetition } = progress;
     if (repetition && id !== repetition.upTo && ++repetition.dropped <= MAX_CATCH_UP) return false;
     progress.last = { id, position };
@@ -341,6 +354,9 @@ export class TopicFollower {
     else if (topics[0] != null) this.#output.emitEvent({ ...event, topic: topics[0], topics: topics[1] == null ? undefined : topics });
   }
 }
+
+/** Returns whether a topic without a cursor has been in the stream for so long that a cursor would have come. */
+const hasBegunBefore = ({ begunAt }: TopicProgress) => performance.now() - begunAt > BEGUN_AFTER;
 
 function topicsOfReport([name, value]: HubReport): string[] {
   if (name === "event") return topicsOf(value);

@@ -158,6 +158,7 @@ export class TopicLeader {
     const connection = connect(this.#url, options) as HubConnection;
     connection.subscribe(...fresh);
     listenToReports(connection, (...report) => this.#report(connection, report));
+    connection.onQuiet = () => this.#report(connection, ["cursor", connection.cursor]);
     connection.on("hub.refused", (event) => event.topic != null && this.#report(connection, ["refused", event]));
     return connection;
   }

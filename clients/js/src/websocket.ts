@@ -20,18 +20,19 @@ export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, 
   // Browsers ignore the third argument.
   const socket = new Socket(address.href, protocols, { headers: Object.fromEntries(headers) });
   socket.binaryType = "arraybuffer";
-  let wasOpen = false;
+  /** `undefined` until the WebSocket is open. A getter of the socket costs time for each message. */
+  let protocol: string | undefined;
   try {
     return await new Promise<End>((resolve, reject) => {
       signal.addEventListener("abort", () => resolve({}));
       socket.onopen = () => {
-        wasOpen = true;
+        protocol = socket.protocol;
         onOpen((message) => socket.send(message));
       };
       socket.onmessage = ({ data }: MessageEvent) => {
         try {
           if ((data.length ?? data.byteLength) > options.maxEventLength) throw tooLong(options);
-          if (socket.protocol === ENVELOPES) onRecord(parseRecord(data));
+          if (protocol === ENVELOPES) onRecord(parseRecord(data));
           else onRecord({ data: typeof data === "string" ? data : new Uint8Array(data) });
         } catch (error) {
           reject(error);
@@ -40,7 +41,7 @@ export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, 
       socket.onerror = () => {};
       socket.onclose = ({ code, reason }: CloseEvent) => {
         if (code === 1000) resolve({ finished: true });
-        else reject(closeError(code, reason, wasOpen));
+        else reject(closeError(code, reason, protocol != null));
       };
     });
   } finally {

@@ -192,6 +192,25 @@ test("websocket: close reasons that make no sense name no time", async () => {
   }
 });
 
+test("long-poll: a batch that comes again and again is not asked for without a pause, and other batches are", async () => {
+  const json = { "content-type": "application/json" };
+  for (const [name, isRepeated, batchOf] of [
+    ["the same batch", true, () => '[{"id":"1","data":1},{"id":"2","data":2}]'],
+    ["the same batch without ids", true, () => '[{"data":1}]'],
+    ["new batches", false, (n) => `[{"id":"${n}","data":1}]`],
+    ["events that do not move the cursor", false, (n) => (n > 1 ? '[{"data":1}]' : '[{"id":"1","data":1}]')],
+  ]) {
+    let count = 0;
+    const { url } = await serve((_, response) => response.writeHead(200, json).end(batchOf(++count)));
+    const push = connect(url, { transports: ["long-poll"] });
+    let waits = 0;
+    push.on("state", (state) => (waits += state === "waiting"));
+    await until(() => count >= 8);
+    push.close();
+    assert.equal(waits >= 5, isRepeated, `${name}: ${waits} pauses`);
+  }
+});
+
 test("websocket: a page of HTML in place of a handshake is an error, after which the client comes back", async () => {
   const html = createTcpServer((socket) => {
     socket.on("error", () => {});

@@ -73,6 +73,34 @@ test("an open connection is opened anew when the network is back, if it can resu
   assert.equal(other.requests.length, 1);
 });
 
+test("an interruption is a gap without a cursor, also before the first event, unless the stream has just begun", async () => {
+  for (const passed of [0, 6000]) {
+    const { now } = Date;
+    closers.push(() => (Date.now = now));
+    const answers = [];
+    const { url } = await serve((response) => {
+      response.write(":\n");
+      answers.push(response);
+    });
+    const push = connected(url);
+    const items = [];
+    push.on("gap", ({ reason }) => items.push(reason));
+    push.on("event", ({ data }) => items.push(data));
+    await isOpen(push);
+    Date.now = () => now() + passed;
+    // The clock is read each second.
+    await wait(1200);
+    const reopened = next(push, "state", (state) => state === "open");
+    answers[0].destroy();
+    await reopened;
+    answers[1].write("data: 1\n\n");
+    await next(push, "event");
+    assert.deepEqual(items, passed ? ["unknown", 1] : [1]);
+    push.close();
+    Date.now = now;
+  }
+});
+
 test("a page for the back button, and a frozen one, are disconnected until they are back", async () => {
   const { url, requests } = await serve((response, count) => response.write(`id: ${count}\ndata: x\n\n`));
   const push = connected(url);

@@ -8,7 +8,7 @@ import { WebSocket, WebSocketServer } from "ws";
 import { connect as connectShared } from "../../../clients/js/dist/shared.js";
 import { connect as connectTopics } from "../../../clients/js/dist/shared-topics.js";
 import "./locks.mjs";
-import { SERVER, next, range, readAll, until, wait } from "./support.mjs";
+import { SERVER, next, range, readAll, skipDelays, until, wait } from "./support.mjs";
 
 const LEASE = 600_000;
 
@@ -285,6 +285,113 @@ test("what a tab publishes and sends is JSON, also if it has no clone", async ()
   push.close();
 });
 
+// Tabs that have no cursor.
+
+/** The time that has passed for the tabs, beside the real one, in milliseconds. */
+let passed = 0;
+const { now } = performance;
+performance.now = () => now.call(performance) + passed;
+
+/** How long a stream is open before its interruption is a gap, in milliseconds, and a little longer. */
+const BEGUN_AFTER = 5100;
+
+/** Returns a leader that is played by the test, and a tab that follows it and has no cursor. */
+async function followedWithoutCursor(connect, options) {
+  const isTopics = connect === connectTopics;
+  const url = new URL(isTopics ? "/topics" : "/channel", SERVER);
+  const key = `without a cursor ${++count}`;
+  const fake = new FakeTab(isTopics ? "tower-push topics" : "tower-push", url.href, key);
+  await fake.lead();
+  const { cursors, streams, fetch } = eventStreams();
+  const push = connect(url, { shared: key, lease: LEASE, transports: ["sse"], fetch, ...options });
+  closers.push(() => push.close());
+  const items = [];
+  push.on("event", ({ data }) => items.push(data));
+  push.on("gap", ({ reason }) => items.push(reason));
+  await fake.hears(({ kind }) => kind === "ping");
+  fake.post(leader(1, 0, { topics: ["a"], begun: ["a"] }));
+  await next(push, "state", (state) => state === "open");
+  return { fake, push, items, cursors, streams };
+}
+
+for (const [name, connect, options] of [
+  ["/channel", connectShared, {}],
+  ["/topics", connectTopics, { topics: ["a"] }],
+]) {
+  const streamOf = (term, state) => leader(term, 0, { topics: ["a"], begun: ["a"], from: position(term - 1, 0), state });
+  const isOpen = (push) => next(push, "state", (state) => state === "open");
+
+  test(`${name}: a tab without a cursor gets a gap when the stream of the next leader is open`, async () => {
+    const { fake, push, items } = await followedWithoutCursor(connect, options);
+    passed += BEGUN_AFTER;
+    fake.post(streamOf(2, "connecting"));
+    await next(push, "state", (state) => state === "connecting");
+    assert.deepEqual(items, []);
+    fake.post(report(2, 1, undefined, "state", "open"));
+    fake.post(report(2, 2, "e1", ...event("e1")));
+    await next(push, "event");
+    assert.deepEqual(items, ["unknown", "e1"]);
+    push.close();
+  });
+
+  test(`${name}: a tab that has just begun without a cursor begins anew with the next leader`, async () => {
+    const { fake, push, items } = await followedWithoutCursor(connect, options);
+    fake.post(streamOf(2, "connecting"));
+    const reopened = isOpen(push);
+    fake.post(report(2, 1, undefined, "state", "open"));
+    await reopened;
+    fake.post(report(2, 2, "e1", ...event("e1")));
+    await next(push, "event");
+    assert.deepEqual(items, ["e1"]);
+    push.close();
+  });
+
+  test(`${name}: a tab without a cursor that misses reports gets a gap`, async () => {
+    const { fake, push, items, cursors } = await followedWithoutCursor(connect, options);
+    const gap = next(push, "gap");
+    fake.post(report(1, 2, undefined, "event", { type: "message", data: "missed or not", topic: "a" }));
+    await gap;
+    fake.post(report(1, 3, "e1", ...event("e1")));
+    await next(push, "event", ({ id }) => id === "e1");
+    assert.deepEqual(items.filter((item) => item !== "missed or not"), ["unknown", "e1"]);
+    assert.deepEqual(cursors, []);
+    push.close();
+  });
+
+  test(`${name}: a tab without a cursor that becomes the leader gets a gap when its stream is open`, async () => {
+    const key = `heir ${++count}`;
+    const { cursors, streams, fetch } = eventStreams();
+    const open = () => connect(new URL(name, SERVER), { shared: key, lease: LEASE, transports: ["sse"], fetch, ...options });
+    const tabs = [open(), open()];
+    await Promise.all(tabs.map(isOpen));
+    passed += BEGUN_AFTER;
+    const items = [];
+    tabs[1].on("state", (state) => items.push(state));
+    tabs[1].on("gap", ({ reason }) => items.push(reason));
+    tabs[0].close();
+    await next(tabs[1], "gap");
+    assert.deepEqual(items, ["connecting", "open", "unknown"]);
+    streams[1].write("topic: a\nid: 1\ndata: 1\n\n");
+    await next(tabs[1], "event");
+    assert.deepEqual(items, ["connecting", "open", "unknown"]);
+    assert.deepEqual(cursors, [null, null]);
+    tabs[1].close();
+  });
+}
+
+test("a new leader resumes after the cursor of a tab, although another tab without one is behind", async () => {
+  const key = `behind ${++count}`;
+  const { cursors, streams, fetch } = eventStreams();
+  const push = connectShared(new URL("/channel", SERVER), { shared: key, lease: LEASE, transports: ["sse"], fetch });
+  const fake = new FakeTab("tower-push", new URL("/channel", SERVER).href, key);
+  await fake.hears(({ kind }) => kind === "census");
+  fake.post({ kind: "count", position: position(1, 5), cursor: "e5" });
+  fake.post({ kind: "count", position: position(1, 3), cursor: undefined });
+  await until(() => streams.length === 1);
+  assert.deepEqual(cursors, ["e5"]);
+  push.close();
+});
+
 // The requests of a leader, to a hub that the test plays.
 
 /** A hub that says nothing by itself. */
@@ -309,7 +416,7 @@ class FakeHub {
   }
 
   open(key, topics, since) {
-    const options = { shared: key, lease: LEASE, topics, since, transports: ["websocket"], WebSocket, minDelay: 1, maxDelay: 5 };
+    const options = { shared: key, lease: LEASE, topics, since, transports: ["websocket"], WebSocket, minDelay: 1, maxDelay: 5, openTimeout: 60_000 };
     const push = connectTopics(this.url, options);
     closers.push(() => push.close());
     return push;
@@ -359,6 +466,24 @@ test("a topic that has begun goes on after the cursor in the next leader's strea
   await moved;
   leader.close();
   assert.deepEqual(await hub.asked(1), ["2", ["a", "b"], []]);
+  follower.close();
+});
+
+test("a quiet topic goes on after the cursor in the next leader's stream", async (context) => {
+  const { restore } = skipDelays(5000, 5000, 50);
+  context.after(restore);
+  const hub = await FakeHub.start();
+  const leader = hub.open("quiet", ["a"]);
+  await hub.asked(0);
+  hub.send({ id: "1", topic: "a", data: 1 });
+  await next(leader, "event");
+  const follower = hub.open("quiet", ["a", "b"]);
+  await until(() => hub.commands.length);
+  hub.send({ topic: "b", event: "hub.subscribed", data: { ref: hub.commands[0].ref } });
+  // Neither an event nor a cursor follows.
+  await wait(200);
+  leader.close();
+  assert.deepEqual(await hub.asked(1), ["1", ["a", "b"], []]);
   follower.close();
 });
 

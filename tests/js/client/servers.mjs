@@ -33,7 +33,8 @@ export async function serve(...answers) {
     requests.push(request);
     (answers.length > 1 ? answers.shift() : answers[0])(request, response);
   });
-  server.on("upgrade", (_, socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"));
+  // The client may cut the connection first.
+  server.on("upgrade", (_, socket) => socket.on("error", () => {}).end("HTTP/1.1 400 Bad Request\r\n\r\n"));
   return { url: await listen(server), requests };
 }
 

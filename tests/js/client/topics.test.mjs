@@ -7,7 +7,7 @@ import { WebSocket } from "ws";
 import { eventSource } from "../../../clients/js/dist/event-source.js";
 import { connect } from "../../../clients/js/dist/topics.js";
 import { serve, sse } from "./servers.mjs";
-import { CuttingProxy, SERVER, inParallel, namesOf, next, range } from "./support.mjs";
+import { CuttingProxy, SERVER, inParallel, namesOf, next, range, skipDelays, wait } from "./support.mjs";
 
 /** How topics change: by commands, or by a new request. */
 const MODES = [
@@ -165,6 +165,28 @@ for (const [mode, options] of MODES) {
     proxy.refused = /$^/;
     await seen.has(`${b} 3`);
     assert.deepEqual(seen.of(b), [1, 2, 3]);
+    push.close();
+    proxy.close();
+  });
+
+  test(`${mode}: a further topic that has been quiet misses nothing when the connection is cut`, async (context) => {
+    const { restore } = skipDelays(5000, 5000, 300);
+    context.after(restore);
+    const [a, b] = namesOf("a", "b");
+    const proxy = await CuttingProxy.to(SERVER);
+    const push = open([a], { ...options, openTimeout: 60_000 }, proxy.url("/topics-now"));
+    const seen = new Seen(push);
+    if (push.cursor == null) await next(push, "cursor");
+    const subscribed = options.transports[0] === "websocket" && options.commands !== false && next(push, "hub.subscribed");
+    push.subscribe(b);
+    await subscribed;
+    await wait(600);
+    proxy.refused = /HTTP/;
+    proxy.cut();
+    for (const n of [1, 2]) await publish(b, n, "/topics-now");
+    proxy.refused = /$^/;
+    await seen.has(`${b} 2`);
+    assert.deepEqual(seen.of(b), [1, 2]);
     push.close();
     proxy.close();
   });
