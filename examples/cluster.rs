@@ -29,15 +29,15 @@ use std::{env, time::Duration};
 use axum::{
     Router,
     extract::State,
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode},
     routing::{any, get},
 };
 use tokio::{net::TcpListener, time::interval};
 use tower_push::{
-    BoxError, Drain, Event, EventId, Guard, Push, guard::DrainPlan, layer::TransportLayer,
+    BoxError, Drain, Event, EventId, Guard, Push, PushLayer, guard::DrainPlan,
     source::StartPosition,
 };
-use tower_push_examples::demo;
+use tower_push_examples::{demo, page};
 use tower_push_nats::{JetStream, NatsServers};
 use tower_push_redis::{RedisServers, RedisStream, redis::IntoConnectionInfo};
 
@@ -152,14 +152,15 @@ async fn main() -> Result<(), BoxError> {
 
     let drain = Drain::new();
     let guard = Guard::builder().drain(&drain).build();
-    let transports = TransportLayer::with(guard.wrap(demo::transports()));
-    let mut app = Router::new()
+    let transports = PushLayer::new().guard(&guard);
+    let routes = Router::new()
         .route("/feed", any(subscribe).layer(transports).post(publish))
-        .route("/ready", get(ready));
-    for (path, media_type, content) in demo::PAGE_FILES {
-        app = app.route(path, get(([(CONTENT_TYPE, media_type)], content)));
-    }
-    let app = app.with_state(feed.clone());
+        .route("/ready", get(ready))
+        .with_state(feed.clone());
+    let script = page::script(include_str!("cluster/cluster.js"));
+    let app = page::routes(include_str!("cluster/index.html"))
+        .route("/cluster.js", script)
+        .merge(routes);
 
     let listener = TcpListener::bind(demo::address()?).await?;
     let address = listener.local_addr()?;

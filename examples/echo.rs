@@ -29,7 +29,10 @@ async fn main() -> Result<(), BoxError> {
 
     let address = std::env::args().nth(1);
     let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
-    println!("open http://{}", listener.local_addr()?);
+    println!(
+        "open http://{} with a WebSocket client",
+        listener.local_addr()?
+    );
     // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
     let listener = listener.tap_io(|socket| {
         let _ = socket.set_nodelay(true);

@@ -3,9 +3,9 @@
 //! ```text
 //! cargo run --example relay_postgres 127.0.0.1:3000 'host=127.0.0.1 user=postgres'
 //! cargo run --example relay_postgres 127.0.0.1:3001 'host=127.0.0.1 user=postgres'
-//! curl -N http://127.0.0.1:3000/events                         # Server-Sent Events
-//! curl -N http://127.0.0.1:3001/events?topic=orders            # one topic
-//! curl http://127.0.0.1:3000/events?topic=orders -d 'shipped'  # publishes; both servers send it
+//! curl -N http://127.0.0.1:3000/events                           # Server-Sent Events
+//! curl -N 'http://127.0.0.1:3001/events?topic=orders'            # one topic
+//! curl 'http://127.0.0.1:3000/events?topic=orders' -d 'shipped'  # publishes; both servers send it
 //! ```
 //! Ctrl-C ends the streams first and then the server.
 //!
@@ -110,7 +110,10 @@ async fn main() -> Result<(), BoxError> {
         )
         .with_state((table, relay));
     let listener = TcpListener::bind(&address).await?;
-    println!("open http://{}", listener.local_addr()?);
+    println!(
+        "open http://{} (the events are at /events)",
+        listener.local_addr()?
+    );
     // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
     let listener = listener.tap_io(|socket| {
         let _ = socket.set_nodelay(true);

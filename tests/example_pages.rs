@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, process::Command};
 
-use testkit::{example_process::ExampleProcess, programs};
+use testkit::{RedisProgram, RedisServer, example_process::ExampleProcess, programs};
 
 #[test]
 fn axum_example_shows_live_panels() {
@@ -39,6 +39,16 @@ fn notifications_example_shows_all_tabs_of_a_user_the_same() {
 #[test]
 fn dashboard_example_chooses_topics_on_one_connection() {
     run_with_next_server("dashboard", "dashboard.mjs");
+}
+
+#[test]
+fn cluster_example_shows_the_events_of_all_nodes() {
+    let redis = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [0, 1].map(|_| ExampleProcess::start("cluster", &[&redis.url()]));
+    run_browser_script(
+        "cluster.mjs",
+        &nodes.each_ref().map(|node| node.next_address()),
+    );
 }
 
 #[test]

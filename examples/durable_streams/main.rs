@@ -96,7 +96,10 @@ async fn main() -> Result<(), BoxError> {
         .with_state(streams);
 
     let listener = TcpListener::bind(address).await?;
-    println!("open http://{}", listener.local_addr()?);
+    println!(
+        "open http://{} with a client of Durable Streams",
+        listener.local_addr()?
+    );
     // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
     let listener = listener.tap_io(|socket| {
         let _ = socket.set_nodelay(true);
