@@ -324,12 +324,16 @@ fn is_same_host(a: &Uri, b: &Uri) -> bool {
     is_same_port && hosts.0.eq_ignore_ascii_case(hosts.1)
 }
 
-/// Whether a URL has a valid port, or none. [`Uri`] also accepts text such as `host:443(c`.
+/// Whether a URL has a valid port, or none. [`Uri`] also accepts text such as `host:443(c` and `host:+443`.
 fn has_valid_port(uri: &Uri) -> bool {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let host_and_port = authority.rsplit('@').next().unwrap_or_default();
     let port = host_and_port.strip_prefix(uri.host().unwrap_or_default());
-    matches!(port, Some("" | ":")) || uri.port_u16().is_some()
+    match port.map(|port| port.strip_prefix(':').unwrap_or(port)) {
+        Some("") => true,
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && uri.port_u16().is_some(),
+        None => false,
+    }
 }
 
 /// Whether a redirect leads from `https` to `http`.

@@ -456,7 +456,7 @@ fn cursor_follows_the_returned_items() {
 
 /// A service in the same process may take a URL that is only a path.
 #[test]
-fn url_without_a_scheme_is_redirected() {
+fn redirects_are_followed_to_valid_urls_of_the_host() {
     for (from, location, expected) in [
         ("/a/feed?q", "/c", Some("/c")),
         ("/a/feed?q", "c?d", Some("/a/c?d")),
@@ -466,6 +466,11 @@ fn url_without_a_scheme_is_redirected() {
         ("/a/feed?q", "javascript:alert(1)", None),
         ("host", "c", None),
         ("*", "c", Some("/c")),
+        ("http://host/a", "//host:80/c", Some("http://host:80/c")),
+        ("http://host/a", "//host:/c", Some("http://host:/c")),
+        ("http://host/a", "//host:+80/c", None),
+        ("http://host/a", "//host:80(c", None),
+        ("http://host/a", "//host:65536/c", None),
     ] {
         let now = Instant::now();
         let config = Arc::new(SubscriberConfig::new());
