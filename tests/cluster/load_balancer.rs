@@ -2,15 +2,18 @@
 //! nodes and the broker fail one after the other.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
-use testkit::{ExampleProcess, Nginx, Random, TEST_TIMEOUT, free_port, nginx::replace_once};
+use testkit::{
+    ExampleProcess, Nginx, Random, TEST_TIMEOUT, free_port, nginx::replace_once, wait_until,
+};
 use tokio::time::{sleep, timeout};
 use tower_push::GapReason;
 use tower_push_client::{Client, ClientItem, Transport};
@@ -122,6 +125,8 @@ impl Cluster {
                     self.broker.add_event_of_other_program().await;
                 }
             }
+            Fault::MasterDemoted => self.broker.demote_master_and_replica(pause).await,
+            Fault::ClockSetBack => self.broker.add_event_of_the_future(),
             Fault::TrimmedBeforeNode => {
                 node.pause();
                 sleep(pause + PUBLISH_INTERVAL * 4).await;
@@ -130,6 +135,17 @@ impl Cluster {
             }
         }
         self.wait_until_ready().await;
+    }
+
+    /// Lets the broker lose some events that it has acknowledged, as by a failover to a replica that lags. `published` is the number that was
+    /// published last.
+    async fn lose_writes(&mut self, published: &AtomicU64) {
+        let copy = self.broker.copy_data().await;
+        self.wait_until_ready().await;
+        wait_for_publications(published).await;
+        self.broker.lose_events_since(&copy);
+        self.wait_until_ready().await;
+        wait_for_publications(published).await;
     }
 }
 
@@ -147,11 +163,15 @@ enum Fault {
     AllNodesRestarted,
     /// Another program adds events that have other fields.
     OtherProgram,
+    /// A replica becomes the master. The old master answers for some time, as a replica.
+    MasterDemoted,
+    /// The time in the id of the newest event is in the future.
+    ClockSetBack,
     /// While a node is stopped, events are published, and nearly all events are removed.
     TrimmedBeforeNode,
 }
 
-/// The faults after which no event is lost.
+/// The faults of every broker after which no event is lost.
 const LOSSLESS_FAULTS: [Fault; 7] = [
     Fault::OtherProgram,
     Fault::NodeKilled,
@@ -162,6 +182,48 @@ const LOSSLESS_FAULTS: [Fault; 7] = [
     Fault::AllNodesRestarted,
 ];
 
+/// Further faults of Redis after which no event is lost.
+const LOSSLESS_FAULTS_OF_REDIS: [Fault; 2] = [Fault::MasterDemoted, Fault::ClockSetBack];
+
+/// The number of times that the faults happen: once, or as often as the environment variable `CLUSTER_FAULT_ROUNDS` says, as in
+/// `scripts/test-long`.
+fn fault_rounds() -> usize {
+    let rounds = std::env::var("CLUSTER_FAULT_ROUNDS").ok();
+    rounds.map_or(1, |rounds| {
+        rounds.parse().expect("CLUSTER_FAULT_ROUNDS is a number")
+    })
+}
+
+/// What the test has lost of the feed so far, so that clients may miss it.
+#[derive(Default)]
+struct FeedLosses {
+    /// Whether the broker has lost events that it had acknowledged. From then on, a client can get a gap (`epoch`), after which numbers may be
+    /// repeated or missing.
+    are_writes_lost: AtomicBool,
+    /// Whether events were removed. From then on, a client can get a gap (`expired`), after which some numbers are missing.
+    are_events_removed: AtomicBool,
+    /// Whether the feed was deleted.
+    is_feed_deleted: AtomicBool,
+    /// The numbers that came one after the other without a gap, since the broker has lost events.
+    steps: Mutex<BTreeSet<(u64, u64)>>,
+}
+
+impl FeedLosses {
+    /// Checks the steps. `lost` are the numbers that the broker has lost. A client that has got one of these must get a gap before a number that
+    /// the broker has. A client that has got none of them never learns of them. It misses no other number.
+    fn check_steps(&self, lost: &BTreeSet<u64>) {
+        for (last, number) in &*self.steps.lock().unwrap() {
+            assert!(
+                lost.contains(number) || !lost.contains(last),
+                "{last} then {number}, of which {lost:?} are lost"
+            );
+            let mut missed = last + 1..*number;
+            let is_lost = |number| lost.contains(&number);
+            assert!(missed.all(is_lost), "{last} then {number} without {lost:?}");
+        }
+    }
+}
+
 /// Ends a node as Ctrl-C does, and starts it again.
 async fn restart_gracefully(node: &mut ExampleProcess) {
     node.interrupt();
@@ -171,6 +233,13 @@ async fn restart_gracefully(node: &mut ExampleProcess) {
         sleep(Duration::from_millis(10)).await;
     }
     node.start_again();
+}
+
+/// Waits until five more numbers are published.
+async fn wait_for_publications(published: &AtomicU64) {
+    let goal = published.load(Ordering::Relaxed) + 5;
+    let is_reached = || published.load(Ordering::Relaxed) >= goal;
+    wait_until(is_reached, || "nothing is published").await;
 }
 
 /// Returns the configuration that the documents show, without TLS and with the addresses and the path of the test.
@@ -204,12 +273,10 @@ struct HoppingSubscriber {
     random: Random,
     /// The number of the last event, for the test. 0 before the first event.
     last: Arc<AtomicU64>,
-    /// Whether the test has removed events. From then on, a client can get a gap (`expired`), after which some numbers are missing.
-    are_events_removed: Arc<AtomicBool>,
-    /// Whether the client has got such a gap, and no number since.
-    may_miss_numbers: bool,
-    /// Whether the test has deleted the feed. Before this, a client that has got a number gets no gap.
-    is_feed_deleted: Arc<AtomicBool>,
+    losses: Arc<FeedLosses>,
+    /// The reason of the gap that the client has got since the last number.
+    gap_reason: Option<GapReason>,
+    /// The number of gaps since the feed was deleted.
     gaps: u64,
 }
 
@@ -238,15 +305,21 @@ impl HoppingSubscriber {
     fn handle_item(&mut self, item: ClientItem, transport: Transport) {
         match item {
             ClientItem::Gap(gap) => {
-                if self.is_feed_deleted.load(Ordering::Relaxed) {
+                let losses = &self.losses;
+                if losses.is_feed_deleted.load(Ordering::Relaxed) {
                     self.gaps += 1;
                     self.last.store(0, Ordering::Relaxed);
                     return;
                 }
-                if self.are_events_removed.load(Ordering::Relaxed)
-                    && gap.reason == GapReason::Expired
-                {
-                    self.may_miss_numbers = true;
+                let is_expected = match gap.reason {
+                    GapReason::Expired => losses.are_events_removed.load(Ordering::Relaxed),
+                    GapReason::Epoch => losses.are_writes_lost.load(Ordering::Relaxed),
+                    _ => false,
+                };
+                if is_expected {
+                    // Of two gaps, that with the reason `epoch` says more.
+                    let is_epoch = self.gap_reason == Some(GapReason::Epoch);
+                    self.gap_reason = self.gap_reason.filter(|_| is_epoch).or(Some(gap.reason));
                     return;
                 }
                 // Before the first publication, the stream does not exist in Redis, and the cursor of one node means nothing to another.
@@ -260,29 +333,37 @@ impl HoppingSubscriber {
                 let Some(number) = text.and_then(|text| text.parse::<u64>().ok()) else {
                     return;
                 };
-                let last = self.last.load(Ordering::Relaxed);
-                let may_miss = std::mem::take(&mut self.may_miss_numbers);
-                let is_next = number == last + 1 || (may_miss && number > last);
-                assert!(
-                    last == 0 || is_next || number == LAST,
-                    "{last} then {number} over {transport}"
-                );
-                self.last.store(number, Ordering::Relaxed);
+                let last = self.last.swap(number, Ordering::Relaxed);
+                let is_later = number > last;
+                let are_writes_lost = self.losses.are_writes_lost.load(Ordering::Relaxed);
+                let is_expected = match self.gap_reason.take() {
+                    _ if last == 0 || number == LAST => true,
+                    Some(GapReason::Epoch) => true,
+                    Some(_) => is_later,
+                    None if are_writes_lost => {
+                        self.losses.steps.lock().unwrap().insert((last, number));
+                        is_later
+                    }
+                    None => number == last + 1,
+                };
+                assert!(is_expected, "{last} then {number} over {transport}");
             }
         }
     }
 }
 
-/// Publishes numbers from 1 until the publisher is stopped. Returns the last number.
+/// Publishes numbers from 1 until the publisher is stopped. `published` is the last number. Returns this number.
 async fn publish_until_stopped(
     sender: RequestSender,
     address: String,
+    published: Arc<AtomicU64>,
     is_stopped: Arc<AtomicBool>,
 ) -> u64 {
     let mut number = 0;
     while !is_stopped.load(Ordering::Relaxed) {
         number += 1;
         sender.publish(&address, number).await;
+        published.store(number, Ordering::Relaxed);
         sleep(PUBLISH_INTERVAL).await;
     }
     number
@@ -294,8 +375,7 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
     let client = Client::new().retry_delay(Duration::from_millis(20), Duration::from_millis(500));
     let mut subscribers = Vec::new();
     let mut last_numbers = Vec::new();
-    let are_events_removed = Arc::new(AtomicBool::new(false));
-    let is_feed_deleted = Arc::new(AtomicBool::new(false));
+    let losses = Arc::new(FeedLosses::default());
     for seed in 0..SUBSCRIBERS {
         let last = Arc::new(AtomicU64::new(0));
         last_numbers.push(last.clone());
@@ -304,25 +384,42 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
             url: format!("http://{}/feed", cluster.address()),
             random: Random::new(seed),
             last,
-            are_events_removed: are_events_removed.clone(),
-            may_miss_numbers: false,
-            is_feed_deleted: is_feed_deleted.clone(),
+            losses: losses.clone(),
+            gap_reason: None,
             gaps: 0,
         };
         subscribers.push(tokio::spawn(subscriber.run()));
     }
     let is_stopped = Arc::new(AtomicBool::new(false));
+    let published = Arc::new(AtomicU64::new(0));
     let publisher = tokio::spawn(publish_until_stopped(
         cluster.sender.clone(),
         cluster.address(),
+        published.clone(),
         is_stopped.clone(),
     ));
     let mut random = Random::new(1);
-    for fault in LOSSLESS_FAULTS {
-        sleep(Duration::from_millis(random.below(500))).await;
-        cluster.cause_fault(fault, &mut random).await;
+    let faults_of_broker = match cluster.broker {
+        Broker::Redis(..) => &LOSSLESS_FAULTS_OF_REDIS[..],
+        Broker::Nats(_) => &[],
+    };
+    for _ in 0..fault_rounds() {
+        for fault in LOSSLESS_FAULTS.iter().chain(faults_of_broker) {
+            sleep(Duration::from_millis(random.below(500))).await;
+            cluster.cause_fault(*fault, &mut random).await;
+        }
     }
-    are_events_removed.store(true, Ordering::Relaxed);
+    losses.are_writes_lost.store(true, Ordering::Relaxed);
+    for _ in 0..fault_rounds() {
+        cluster.lose_writes(&published).await;
+    }
+    let left = cluster.broker.numbers().await;
+    let newest = left.last().copied().unwrap_or(0);
+    let lost: BTreeSet<u64> = (1..newest)
+        .filter(|number| !left.contains(number))
+        .collect();
+    assert!(!lost.is_empty());
+    losses.are_events_removed.store(true, Ordering::Relaxed);
     for _ in 0..3 {
         cluster
             .cause_fault(Fault::TrimmedBeforeNode, &mut random)
@@ -344,8 +441,10 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
         sleep(Duration::from_millis(20)).await;
     }
 
+    losses.check_steps(&lost);
+
     // Each subscriber is told that the feed was deleted.
-    is_feed_deleted.store(true, Ordering::Relaxed);
+    losses.is_feed_deleted.store(true, Ordering::Relaxed);
     cluster.broker.delete_feed().await;
     let sender = &cluster.sender;
     sender.publish(&cluster.address(), LAST).await;
@@ -357,7 +456,7 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_redis_miss_nothing_in_silence() {
-    clients_miss_nothing_in_silence(Broker::start_redis()).await;
+    clients_miss_nothing_in_silence(Broker::start_redis().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

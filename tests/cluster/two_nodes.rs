@@ -44,7 +44,7 @@ impl Follower {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_on_redis_show_one_feed() {
-    nodes_show_one_feed(Broker::start_redis()).await;
+    nodes_show_one_feed(Broker::start_redis().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

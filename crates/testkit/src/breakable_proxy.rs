@@ -1,6 +1,12 @@
 //! Connections that a test can break.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
 use tokio::{
     io::copy_bidirectional,
@@ -13,6 +19,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct BreakableProxy {
     address: SocketAddr,
+    server_port: Arc<AtomicU16>,
     breaks: watch::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -23,9 +30,11 @@ impl BreakableProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let breaks = watch::Sender::new(());
-        let task = tokio::spawn(accept(listener, server_port, breaks.clone()));
+        let server_port = Arc::new(AtomicU16::new(server_port));
+        let task = tokio::spawn(accept(listener, server_port.clone(), breaks.clone()));
         Self {
             address,
+            server_port,
             breaks,
             task,
         }
@@ -34,6 +43,11 @@ impl BreakableProxy {
     /// Returns the proxy's address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Sets the server of the next connections. The others stay where they are.
+    pub fn set_server_port(&self, port: u16) {
+        self.server_port.store(port, Ordering::Relaxed);
     }
 
     /// Closes all connections, with the bytes that are on their way.
@@ -49,8 +63,9 @@ impl Drop for BreakableProxy {
     }
 }
 
-async fn accept(listener: TcpListener, server_port: u16, breaks: watch::Sender<()>) {
+async fn accept(listener: TcpListener, server_port: Arc<AtomicU16>, breaks: watch::Sender<()>) {
     while let Ok((client, _)) = listener.accept().await {
+        let server_port = server_port.load(Ordering::Relaxed);
         let mut broken = breaks.subscribe();
         tokio::spawn(async move {
             tokio::select! {
