@@ -33,7 +33,7 @@ use crate::{
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
 ///
 /// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`,
-/// `X-Accel-Buffering: no` and `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)), except for headers that are set.
+/// `X-Accel-Buffering: no` and `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)), except for headers that are set already.
 /// If `headers` contains `Incremental: ?0`, which means the same as no such header, the response has no such header.
 ///
 /// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method other than [`STREAM_METHODS`] is

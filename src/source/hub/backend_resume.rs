@@ -261,7 +261,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
 
     fn end_of_feed_at(&mut self, position: u64) -> Option<BackendResumeEnd> {
         let is_at_end = || self.hub.published_position() == position;
-        (self.broker.is_feed_gone() && is_at_end()).then_some(BackendResumeEnd::Ended)
+        (self.broker.is_writer_gone() && is_at_end()).then_some(BackendResumeEnd::Ended)
     }
 
     fn last_position(&self) -> u64 {
@@ -277,7 +277,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
     }
 
     fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome {
-        let is_pushed = || self.hub.published_position() > position || self.broker.is_feed_gone();
+        let is_pushed = || self.hub.published_position() > position || self.broker.is_writer_gone();
         self.broker
             .waiting_resumes
             .store_waker_unless(self.waiter, waker, is_pushed)

@@ -48,8 +48,8 @@ use crate::{
 /// }
 /// ```
 pub trait HubBackend: Send + Sync + 'static {
-    /// Publishes an event, and returns the id that the broker has given to it when the broker has the event. The event then comes back
-    /// through the feeds of all servers, with this id.
+    /// Publishes an event, and waits until the broker has it. Returns the id that the broker has given to the event. The event then reaches the
+    /// [`HubWriter`](super::HubWriter) of every server, with this id.
     ///
     /// The event has no id yet, or an id that is not used. `idempotency_key` names this publication among those to the same topics, from any server:
     /// a second publication with the key publishes nothing, and returns the id of the first one.

@@ -33,7 +33,7 @@ pub(super) struct HubBroker {
     /// The position of the last gap of the feed; 0 if there was none.
     gap_position: AtomicU64,
     last_gaps: Mutex<LastFeedGaps>,
-    is_feed_gone: AtomicBool,
+    is_writer_gone: AtomicBool,
     /// The resumes from the broker that wait for the feed. The hub wakes these resumes without a lock.
     pub(super) waiting_resumes: WaitList,
 }
@@ -97,7 +97,7 @@ impl HubBroker {
                 reason: GapReason::Epoch,
                 epoch_position: 0,
             }),
-            is_feed_gone: AtomicBool::new(false),
+            is_writer_gone: AtomicBool::new(false),
             waiting_resumes: WaitList::new(1),
         }
     }
@@ -172,11 +172,11 @@ impl HubBroker {
     }
 
     pub(super) fn set_feed_gone(&self) {
-        self.is_feed_gone.store(true, Ordering::Release);
+        self.is_writer_gone.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_feed_gone(&self) -> bool {
-        self.is_feed_gone.load(Ordering::Acquire)
+    pub(super) fn is_writer_gone(&self) -> bool {
+        self.is_writer_gone.load(Ordering::Acquire)
     }
 
     /// Returns the time after which one client should return.
@@ -188,7 +188,7 @@ impl HubBroker {
 impl fmt::Debug for HubBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubBroker")
-            .field("is_feed_gone", &self.is_feed_gone())
+            .field("is_writer_gone", &self.is_writer_gone())
             .finish_non_exhaustive()
     }
 }

@@ -162,20 +162,20 @@ impl HubState {
 
     /// Returns whether the hub has a broker, and its writer is gone.
     #[inline]
-    pub(super) fn is_feed_gone(&self) -> bool {
-        self.broker().is_some_and(HubBroker::is_feed_gone)
+    pub(super) fn is_writer_gone(&self) -> bool {
+        self.broker().is_some_and(HubBroker::is_writer_gone)
     }
 
     /// Returns the last item of an up-to-date client's stream, if the writer is gone.
     #[inline]
     pub(super) fn end_item_if_feed_gone(&self) -> Option<Item> {
-        let broker = self.broker().filter(|broker| broker.is_feed_gone())?;
+        let broker = self.broker().filter(|broker| broker.is_writer_gone())?;
         let retry = broker.random_retry_delay();
         Some(Item::Ended { retry })
     }
 
     /// Returns whether the writer has yet to push this event of a page, or may have to.
-    pub(super) fn is_ahead_of_feed(&self, event: &Event) -> bool {
+    pub(super) fn is_ahead_of_writer(&self, event: &Event) -> bool {
         let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
             return false;
         };

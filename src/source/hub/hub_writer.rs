@@ -40,7 +40,7 @@ impl HubWriter {
     pub fn push(&mut self, event: HubEvent) -> Result<(), PushError> {
         PushError::check_id(event.event())?;
         match self.hub.upgrade() {
-            Some(hub) => hub.push_from_feed(event),
+            Some(hub) => hub.push_from_writer(event),
             None => Ok(()),
         }
     }
@@ -81,7 +81,7 @@ impl HubWriter {
 /// The methods by which a writer changes its hub.
 impl HubState {
     /// Publishes an event to which the broker has given an id, at the next position.
-    fn push_from_feed(self: &Arc<Self>, event: HubEvent) -> Result<(), PushError> {
+    fn push_from_writer(self: &Arc<Self>, event: HubEvent) -> Result<(), PushError> {
         // The members are locked before the table, as in a hub without a broker.
         #[cfg(feature = "json")]
         let mut pushed_change = self.lock_presence_for(&event);

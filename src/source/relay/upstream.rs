@@ -54,7 +54,7 @@ pub trait Upstream: Send + Sync + 'static {
     /// implementation does.
     ///
     /// The relay calls this function only for a client that has read [as many events as it may](super::UpstreamLimits::max_scan), and
-    /// that would continue with the relay's log. If the client is ahead of the log, because the feed lags behind the upstream, the log
+    /// that would continue with the relay's log. If the client is ahead of the log, because the log lags behind the upstream, the log
     /// would repeat events. The relay then ends the client's stream, and the client returns later. If the result is `None`, the relay
     /// assumes that the client is behind the log. An upstream that compares ids returns `None` for ids of different feeds, for example before
     /// and after the feed was created anew: the client then gets a gap with the reason [`Epoch`](GapReason::Epoch).

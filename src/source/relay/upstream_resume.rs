@@ -51,10 +51,10 @@ enum UpstreamResumeStep<E> {
     LookUp,
     /// Waits for a page.
     ReadPage(Pin<Box<dyn Future<Output = PageResult<E>> + Send>>),
-    /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
+    /// The upstream has no events after the cursor, and the log does not know the cursor, because the log lags behind the upstream. The
     /// client waits until the writer has pushed the event of the cursor. If the writer announces a gap, or the timer ends first, the client asks the
     /// upstream again, because the writer may have skipped this event.
-    WaitForFeed(Pin<Box<Sleep>>),
+    WaitForWriter(Pin<Box<Sleep>>),
 }
 
 /// The part of a page that the client has not got yet.
@@ -112,8 +112,8 @@ pub(crate) enum UpstreamResumeOutcome<S> {
     Unavailable,
 }
 
-/// The time for which a client waits for a feed that lags behind the upstream, before the client asks the upstream again.
-const WAIT_FOR_FEED_TIME: Duration = Duration::from_secs(5);
+/// The time for which a client waits for a log that lags behind the upstream, before the client asks the upstream again.
+const WAIT_FOR_WRITER_TIME: Duration = Duration::from_secs(5);
 
 impl<E: PageEvent> UpstreamResume<E> {
     pub(crate) fn new(
@@ -183,7 +183,7 @@ impl<E: PageEvent> UpstreamResume<E> {
                     let start = log.start_after_loss(&self.cursor, loss);
                     return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
                 }
-                UpstreamResumeStep::WaitForFeed(recheck) => {
+                UpstreamResumeStep::WaitForWriter(recheck) => {
                     // The position is read before the log is searched, so that an event that the writer pushes after the search ends the wait.
                     let last_position = log.last_position();
                     if let Some(start) = log.start_after(&self.cursor) {
@@ -212,8 +212,8 @@ impl<E: PageEvent> UpstreamResume<E> {
         if page.is_end_of_feed(&self.cursor) {
             // The client now has every event of the upstream, so that the limit for missed events starts anew.
             self.remaining_scan = limits.max_scan;
-            let wait = random::jittered(WAIT_FOR_FEED_TIME, 0.2);
-            self.step = UpstreamResumeStep::WaitForFeed(Box::pin(sleep(wait)));
+            let wait = random::jittered(WAIT_FOR_WRITER_TIME, 0.2);
+            self.step = UpstreamResumeStep::WaitForWriter(Box::pin(sleep(wait)));
             return;
         }
         self.page = Some(PagePosition {
@@ -285,7 +285,7 @@ impl<E: PageEvent> UpstreamResume<E> {
             return UpstreamResumeOutcome::Unavailable;
         };
         let reason = match compare_with_cursor(&last_id) {
-            // The feed lags far behind the client. The client continues with its cursor when it returns.
+            // The log lags far behind the client. The client continues with its cursor when it returns.
             Some(Ordering::Greater) => return UpstreamResumeOutcome::Unavailable,
             Some(_) => GapReason::Expired,
             // The upstream can compare the cursor, but not with an id of the log: the feed was created anew.

@@ -346,7 +346,7 @@ impl HubReader {
             let is_readable = || {
                 let has_news = reader.topic.flushed_position() > self.position
                     && self.hub.published_position() > self.position;
-                has_news || self.is_revoked() || self.hub.is_feed_gone()
+                has_news || self.is_revoked() || self.hub.is_writer_gone()
             };
             let topic = &reader.topic;
             topic

@@ -5,9 +5,9 @@
 //!   before the first missing event, so that several gaps have the same cursor and each may be the last item that the client gets. The cursor
 //!   moves past the last missing event with the last item of the batch, or with an event after it. If a gap stood after events of other topics,
 //!   those would move the cursor past missing events: another server may still have them all, and would announce nothing.
-//! - **In a hub without a broker**, a gap stands at its last missing event, and its cursor is there. Before the gap, events of other topics
-//!   may have moved the cursor past the first missing event. A client that resumes from there gets the gap, because the logs of the only server
-//!   still lack its last missing event. A gap in topics that match a pattern precedes all events, as in a hub with a broker.
+//! - **In a hub without a broker**, a gap stands at its last missing event, and has the cursor of that event. Before the gap, events of other topics
+//!   may have moved the cursor past the first missing event. A client that resumes from there gets the gap, because the logs of the only server still
+//!   lack its last missing event. A gap in topics that match a pattern precedes all events, as in a hub with a broker.
 //! - **A gap of the feed** is a gap in all topics, and has a position of its own. The reader passes it before it reads a later event. A gap of a log
 //!   whose last missing event precedes this position is part of the gap of the feed; another gap of a log follows it.
 //!

@@ -141,11 +141,11 @@ impl HubReader {
             return event;
         }
         // Checked before the logs are searched, so that an event that the writer pushes meanwhile is found there.
-        let is_ahead_of_feed = self.hub.is_ahead_of_feed(&event);
+        let is_ahead_of_writer = self.hub.is_ahead_of_writer(&event);
         let page_event = event.clone();
         let is_unread = |topic: &Topic| {
             let mut readers = self.topics.iter().filter(|reader| reader.reads(topic));
-            readers.any(|reader| is_ahead_of_feed || reader.has_unread(&page_event))
+            readers.any(|reader| is_ahead_of_writer || reader.has_unread(&page_event))
         };
         if event.topics().iter().any(is_unread) {
             events.insert(&event, event.topics());
