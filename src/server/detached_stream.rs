@@ -67,8 +67,9 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Chunks with a shorter payload are copied into one buffer on the stack, because one slice is cheaper to write than three: 1 KiB.
 const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
 
-/// The payload length, in bytes, from which a chunk gets no further frame: 64 KiB. One system call writes a chunk, so that long chunks are cheaper.
-const FULL_CHUNK_LEN: usize = 64 * 1024;
+/// The payload length, in bytes, from which a chunk gets no further frame: 48 KiB. One system call writes a chunk, so that long chunks are cheaper.
+/// A frame is usually a little longer than 16 KiB, so a chunk has three frames: Linux passes at most 64 KiB through its network stack at once.
+const FULL_CHUNK_LEN: usize = 48 * 1024;
 
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 16;

@@ -92,6 +92,17 @@ impl FrameBuffer {
         }
     }
 
+    /// Like [`buffer`](Self::buffer), for a write that may be one of many. A frame that has grown is expected to become as long as the last
+    /// frame, so its bytes are not copied each time its capacity doubles.
+    fn growing_buffer(&mut self) -> &mut BytesMut {
+        let expected_len = usize::from(self.last_frame_len);
+        let buffer = self.buffer();
+        if buffer.len() >= MIN_COPIED_CAPACITY && buffer.capacity() < expected_len {
+            buffer.reserve(expected_len - buffer.len());
+        }
+        buffer
+    }
+
     /// Turns the open frame into an `OpenFrame::Copied` with the same bytes.
     fn begin_copied_frame(&mut self) {
         if self.open_frame.len() >= MIN_UNCOPIED_LEN {
@@ -130,7 +141,7 @@ impl FrameBuffer {
     /// directly into the buffer, because no clone can share its bytes.
     pub fn push_event<E: Encoding>(&mut self, event: &Event) {
         if !event.is_shared() && !event.is_encoded::<E>() {
-            return E::encode(event.fields(), self.buffer());
+            return E::encode(event.fields(), self.growing_buffer());
         }
         // Short bytes are copied behind an open frame, because a clone of the `Bytes` increments a reference count for which all threads
         // contend. Bytes that become a frame of their own are cloned.

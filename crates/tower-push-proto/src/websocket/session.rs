@@ -75,7 +75,7 @@ use crate::{
 ///
 /// # Memory
 /// An idle session owns no heap memory. A session buffers at most one incomplete message of the client, whose length is at most
-/// [`max_message_size`](SessionConfig::max_message_size). A session also buffers at most 64 KiB of output and one more event.
+/// [`max_message_size`](SessionConfig::max_message_size). A session also buffers at most 62 KiB of output and one more event.
 ///
 /// # Example
 /// ```
@@ -195,8 +195,9 @@ const MAX_UNSOLICITED_FRAMES_PER_SECOND: u32 = 1000;
 /// another task of the server.
 const MIN_MEANINGFUL_WRITE_BLOCK: Duration = Duration::from_secs(1);
 
-/// The length of the send queue, in bytes, from which the session takes no item: 64 KiB.
-const SEND_QUEUE_LIMIT: usize = 64 * 1024;
+/// The length of the send queue, in bytes, from which the session takes no item: 62 KiB. With one more short message, the queue is still shorter
+/// than 64 KiB. Linux passes at most 64 KiB through its network stack at once, and a few bytes more cost as much as another write.
+const SEND_QUEUE_LIMIT: usize = 62 * 1024;
 
 impl Session {
     /// Creates the session of a connection that is about to be upgraded.
@@ -450,7 +451,7 @@ impl Session {
     // Methods for items.
 
     /// Whether the caller may pass an item to [`handle_item`](Self::handle_item): the session [accepts items](Self::accepts_items), and
-    /// less than 64 KiB of messages are unwritten.
+    /// less than 62 KiB of messages are unwritten.
     #[inline]
     pub fn wants_item(&self) -> bool {
         self.accepts_items() && self.send_queue.unwritten_message_len() < SEND_QUEUE_LIMIT
