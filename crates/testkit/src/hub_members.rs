@@ -53,6 +53,11 @@ pub trait MembersBroker {
     /// Returns the hub of a node.
     fn hub(node: &Self::Node) -> &Hub;
 
+    /// Returns whether a failure can lose changes that clients have got. Then clients get other changes twice, or list a change that is none.
+    fn can_lose_changes(&self) -> bool {
+        false
+    }
+
     /// Lets something fail, and ends the failure.
     fn fail(&mut self, random: &mut Random) -> impl Future<Output = ()>;
 
@@ -99,6 +104,7 @@ impl MemberObserver {
     fn move_to(&mut self, nodes: &[Hub], node: usize) {
         let new = Self::subscribe(nodes, node, self.cursor.clone());
         let old = std::mem::replace(self, new);
+        self.list.is_exact = old.list.is_exact;
         if self.cursor.is_some() {
             self.list = old.list;
             // The list of a client whose cursor the server does not know can be newer than the next events.
@@ -226,7 +232,11 @@ pub async fn run_members_randomly<B: MembersBroker>(broker: B, seed: u64, has_fa
         nodes.push(broker.start_node().await);
     }
     let hubs: Vec<_> = nodes.iter().map(|node| B::hub(node).clone()).collect();
-    let observers = (0..NODES).map(|node| MemberObserver::subscribe(&hubs, node, None));
+    let observers = (0..NODES).map(|node| {
+        let mut observer = MemberObserver::subscribe(&hubs, node, None);
+        observer.list.is_exact = !(has_faults && broker.can_lose_changes());
+        observer
+    });
     let mut run = RandomRun {
         observers: observers.collect(),
         broker,

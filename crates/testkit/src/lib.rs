@@ -24,12 +24,16 @@
 //! | [`random`] | random numbers that a seed gives again |
 //! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub: each is a [`CursorClient`] |
 //! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
+//! | [`hub_members_tests`], [`broker_away`] | tests of nodes over any broker, which the crates of the brokers call |
+//! | [`broker_server`] | servers that a test takes away for some time |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
 pub mod breakable_proxy;
+pub mod broker_away;
+pub mod broker_server;
 pub mod client;
 pub mod counting_io;
 pub mod current_exe_child;
@@ -41,6 +45,7 @@ pub mod example_process;
 pub mod headers;
 pub mod hub_client;
 pub mod hub_members;
+pub mod hub_members_tests;
 pub mod item;
 pub mod live_counter;
 pub mod nats_server;
@@ -66,6 +71,7 @@ use std::time::Duration;
 pub use self::{
     body::{body_frames, body_text},
     breakable_proxy::BreakableProxy,
+    broker_server::{Absence, BrokerServer},
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
     counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,

@@ -1,167 +1,94 @@
-//! Redis is away for some time: the clients' streams stay open and have heartbeats, publications fail or wait, and then everything goes on.
+//! Redis is away for some time.
 
 use std::time::Duration;
 
-use testkit::{EventStreamClient, RedisProgram, RedisServer};
-use tower_push::{Event, Hub, source::hub::PublishOptions};
-use tower_push_redis::{
-    Error, ReaderState, ReaderStatus, RedisHub, RedisStream, RedisStreamBuilder,
+use testkit::{
+    Absence, EventStreamClient, RedisProgram, RedisServer,
+    broker_away::{AwayBroker, broker_is_away, publish_to_room},
 };
+use tower_push::{Event, Hub};
+use tower_push_redis::{Error, ReaderStatus, RedisHub, RedisStream};
 
-use crate::nodes::builder;
+use crate::nodes::{DURABLE, builder};
 
-/// The options of a server that has every event on its disk.
-const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
-
-const HEARTBEAT: Duration = Duration::from_millis(50);
-
-/// The number of heartbeats after the reader has found out that Redis is away.
-const HEARTBEATS: usize = 20;
-
-/// How Redis is away.
-#[derive(Clone, Copy, Debug)]
-enum Absence {
-    /// The server answers nothing.
-    Silent,
-    /// The server is killed, and starts again with its data.
-    Killed,
-}
-
-impl Absence {
-    fn begin(self, server: &mut RedisServer) {
-        match self {
-            Self::Silent => server.pause(),
-            Self::Killed => server.kill(),
-        }
-    }
-
-    fn end(self, server: &mut RedisServer) {
-        match self {
-            Self::Silent => server.resume(),
-            Self::Killed => server.start_again(),
-        }
-    }
-}
+struct Redis;
 
 /// A node with a relay, or with a hub.
-#[derive(Clone)]
 enum Node {
     Relay(RedisStream),
     Hub(RedisHub),
 }
 
-impl Node {
-    async fn connect(server: &RedisServer, is_hub: bool, retry_time: Duration) -> Self {
-        let builder: RedisStreamBuilder = builder(server)
+impl AwayBroker for Redis {
+    type Server = RedisServer;
+    type Node = Node;
+    type Error = Error;
+
+    const SENDS_LATER: bool = false;
+
+    fn start_server() -> RedisServer {
+        RedisServer::start(RedisProgram::Redis, &DURABLE)
+    }
+
+    async fn connect(server: &RedisServer, is_hub: bool, retry_time: Duration) -> Node {
+        let builder = builder(server)
             .command_timeout(Duration::from_millis(300))
             .publish_retry_time(retry_time);
         match is_hub {
-            true => Self::Hub(builder.connect_hub(Hub::builder()).await.unwrap()),
-            false => Self::Relay(builder.connect().await.unwrap()),
+            true => Node::Hub(builder.connect_hub(Hub::builder()).await.unwrap()),
+            false => Node::Relay(builder.connect().await.unwrap()),
         }
     }
 
-    async fn client(&self) -> EventStreamClient {
-        match self {
-            Self::Relay(node) => EventStreamClient::connect(node.clone(), HEARTBEAT).await,
-            Self::Hub(node) => {
+    async fn client(node: &Node, heartbeat: Duration) -> EventStreamClient {
+        match node {
+            Node::Relay(node) => EventStreamClient::connect(node.clone(), heartbeat).await,
+            Node::Hub(node) => {
                 let source = node.hub().topics("room").unwrap();
-                EventStreamClient::connect(source, HEARTBEAT).await
+                EventStreamClient::connect(source, heartbeat).await
             }
         }
     }
 
-    async fn publish(&self, text: &'static str) -> Result<(), Error> {
-        match self {
-            Self::Relay(node) => node.publish(&Event::text(text)).await.map(drop),
-            Self::Hub(node) => {
-                let options = PublishOptions::new();
-                let published = node.hub().publish_and_wait("room", text, &options).await;
-                published.map(drop).map_err(|error| {
-                    assert!(error.is_publish_failed());
-                    let source = std::error::Error::source(&error).unwrap();
-                    source.downcast_ref::<Error>().unwrap().clone()
-                })
-            }
+    async fn publish(node: &Node, text: &'static str) -> Result<(), Error> {
+        match node {
+            Node::Relay(node) => node.publish(&Event::text(text)).await.map(drop),
+            Node::Hub(node) => publish_to_room(node.hub(), text).await,
         }
     }
 
-    fn status(&self) -> ReaderStatus {
-        match self {
-            Self::Relay(node) => node.reader_status(),
-            Self::Hub(node) => node.reader_status(),
+    fn status(node: &Node) -> ReaderStatus {
+        match node {
+            Node::Relay(node) => node.reader_status(),
+            Node::Hub(node) => node.reader_status(),
         }
     }
-}
 
-async fn redis_is_away(absence: Absence, is_hub: bool) {
-    let mut server = RedisServer::start(RedisProgram::Redis, &DURABLE);
-    let node = Node::connect(&server, is_hub, Duration::ZERO).await;
-    let patient = Node::connect(&server, is_hub, Duration::from_secs(60)).await;
-    let mut client = node.client().await;
-    node.publish("before").await.unwrap();
-    assert_eq!(client.next_data().await, "before");
+    fn is_unavailable(error: &Error) -> bool {
+        error.is_unavailable()
+    }
 
-    absence.begin(&mut server);
-    // The server may have got this publication if it is silent, and cannot have got it if it is dead.
-    let error = node.publish("unknown").await.unwrap_err();
-    assert!(error.is_unavailable(), "{error}");
-    // There is no connection for these.
-    let error = node.publish("refused").await.unwrap_err();
-    assert!(
-        error.is_unavailable() && !error.may_be_published(),
-        "{error}"
-    );
-    // The readers find out within the time for which they wait for the server.
-    let is_lost = |node: &Node| node.status().state == ReaderState::Reconnecting;
-    while !is_lost(&node) || !is_lost(&patient) {
-        client.expect_heartbeats(1).await;
+    fn may_be_published(error: &Error) -> bool {
+        error.may_be_published()
     }
-    // An event that the server may have got is not published again, so this publication begins without a connection.
-    let waiting = tokio::spawn(async move { patient.publish("waited").await.map(|()| patient) });
-    client.expect_heartbeats(HEARTBEATS).await;
-    let status = node.status();
-    assert_eq!(status.state, ReaderState::Reconnecting);
-    assert!(
-        status
-            .error
-            .as_ref()
-            .is_some_and(|error| error.is_unavailable())
-    );
-    assert!(!status.is_healthy(HEARTBEAT * 10));
-    assert!(!waiting.is_finished());
-
-    absence.end(&mut server);
-    let _patient = waiting.await.unwrap().unwrap();
-    let mut data = client.next_data().await;
-    if data == "unknown" && matches!(absence, Absence::Silent) {
-        data = client.next_data().await;
-    }
-    assert_eq!(data, "waited");
-    while node.publish("after").await.is_err() {
-        client.expect_heartbeats(1).await;
-    }
-    assert_eq!(client.next_data().await, "after");
-    client.expect_heartbeats(2).await;
-    assert_eq!(node.status().state, ReaderState::Following);
 }
 
 #[tokio::test]
 async fn relay_survives_silent_redis() {
-    redis_is_away(Absence::Silent, false).await;
+    broker_is_away::<Redis>(Absence::Silent, false).await;
 }
 
 #[tokio::test]
 async fn relay_survives_killed_redis() {
-    redis_is_away(Absence::Killed, false).await;
+    broker_is_away::<Redis>(Absence::Killed, false).await;
 }
 
 #[tokio::test]
 async fn hub_survives_silent_redis() {
-    redis_is_away(Absence::Silent, true).await;
+    broker_is_away::<Redis>(Absence::Silent, true).await;
 }
 
 #[tokio::test]
 async fn hub_survives_killed_redis() {
-    redis_is_away(Absence::Killed, true).await;
+    broker_is_away::<Redis>(Absence::Killed, true).await;
 }

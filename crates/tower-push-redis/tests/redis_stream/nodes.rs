@@ -9,6 +9,9 @@ use tower_push_redis::{RedisServers, RedisStream, RedisStreamBuilder};
 
 pub(crate) const KEY: &str = "events";
 
+/// The options of a server that has every event on its disk.
+pub(crate) const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
 /// Returns the builder of a node.
 pub(crate) fn builder(server: &RedisServer) -> RedisStreamBuilder {
     RedisStream::builder(RedisServers::single(server.url()).unwrap(), KEY)

@@ -1,13 +1,16 @@
 //! Members of topics that several servers show.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use testkit::{
-    HubClient, MembersBroker, Random, RedisProgram, RedisServer, run_members_randomly, wait_until,
+    HubClient, MembersBroker, Random, RedisProgram, RedisServer,
+    hub_members_tests::{
+        MembersServer, NODE_TIMEOUT, hubs_of, idle_nodes_make_few_requests,
+        member_of_two_nodes_is_one_member, members_of_all_nodes_are_bounded,
+        members_of_dead_node_leave_once, members_stay_while_broker_is_away, presence_options,
+    },
+    run_members_randomly, wait_until,
 };
 use tokio::time::sleep;
 use tower_push::{
@@ -19,24 +22,13 @@ use tower_push::{
 };
 use tower_push_redis::{ReaderState, RedisHub};
 
-use crate::nodes::{KEY, builder};
+use crate::nodes::{DURABLE, KEY, builder};
 
 /// The hash of the members.
 const MEMBERS_KEY: &str = "{events}:presence:members";
 
-/// The shortest node timeout.
-const NODE_TIMEOUT: Duration = Duration::from_secs(1);
-
-const GRACE: Duration = Duration::from_millis(100);
-
-fn options() -> PresenceOptions {
-    PresenceOptions::new()
-        .grace(GRACE)
-        .node_timeout(NODE_TIMEOUT)
-}
-
 async fn node(server: &RedisServer) -> RedisHub {
-    node_with(server, options()).await
+    node_with(server, presence_options()).await
 }
 
 async fn node_with(server: &RedisServer, options: PresenceOptions) -> RedisHub {
@@ -56,8 +48,7 @@ fn members(node: &RedisHub) -> BTreeMap<String, Value> {
 }
 
 async fn expect_members(nodes: &[RedisHub], keys: &[&str]) {
-    let hubs: Vec<_> = nodes.iter().map(|node| node.hub().clone()).collect();
-    testkit::expect_members(&hubs, keys).await;
+    testkit::expect_members(&hubs_of::<Broker>(nodes), keys).await;
 }
 
 /// Returns the types and the members of all events of members in the stream.
@@ -81,10 +72,41 @@ fn published(server: &RedisServer) -> Vec<String> {
 
 #[tokio::test]
 async fn member_of_two_servers_is_one_member() {
+    let broker = Broker::start(RedisProgram::Redis, &[]);
+    member_of_two_nodes_is_one_member(&broker).await;
+}
+
+#[tokio::test]
+async fn members_of_dead_server_leave_once() {
+    let broker = Broker::start(RedisProgram::Valkey, &[]);
+    members_of_dead_node_leave_once(&broker).await;
+}
+
+#[tokio::test]
+async fn members_stay_while_redis_is_away() {
+    let mut broker = Broker::start(RedisProgram::Redis, &DURABLE);
+    members_stay_while_broker_is_away(&mut broker).await;
+}
+
+#[tokio::test]
+async fn members_of_all_servers_are_bounded() {
+    let broker = Broker::start(RedisProgram::Redis, &[]);
+    members_of_all_nodes_are_bounded(&broker).await;
+}
+
+#[tokio::test]
+async fn idle_servers_make_few_requests() {
+    let broker = Broker::start(RedisProgram::Redis, &[]);
+    idle_nodes_make_few_requests(&broker, 0).await;
+}
+
+/// The event of a change is an entry with a field.
+#[tokio::test]
+async fn entry_of_change_names_topic() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let nodes = [node(&server).await, node(&server).await];
-    let first = enter(&nodes[0], "user/7 \"ä\"", json!({ "tabs": 1 }));
-    expect_members(&nodes, &["user/7 \"ä\""]).await;
+    let node = node(&server).await;
+    let _member = enter(&node, "user/7 \"ä\"", json!({ "tabs": 1 }));
+    expect_members(&[node], &["user/7 \"ä\""]).await;
     let entry = server.command(&["--raw", "XRANGE", KEY, "-", "+"]);
     let fields: Vec<_> = entry.lines().skip(1).collect();
     assert_eq!(
@@ -102,107 +124,6 @@ async fn member_of_two_servers_is_one_member() {
             "room"
         ]
     );
-    let second = enter(&nodes[1], "user/7 \"ä\"", json!({ "tabs": 2 }));
-    let has_value = || members(&nodes[0])["user/7 \"ä\""] == json!({ "tabs": 2 });
-    wait_until(has_value, || "no update").await;
-    drop(first);
-    enter(&nodes[0], "other", 1).leave_now();
-    let marker = enter(&nodes[0], "marker", 1);
-    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
-    sleep(GRACE * 3).await;
-    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
-    second.leave_now();
-    marker.leave_now();
-    expect_members(&nodes, &[]).await;
-    let events = published(&server);
-    let of_user: Vec<_> = events
-        .iter()
-        .filter(|event| event.contains("user"))
-        .collect();
-    assert_eq!(
-        of_user,
-        [
-            "hub.join user/7 \"ä\"",
-            "hub.update user/7 \"ä\"",
-            "hub.leave user/7 \"ä\""
-        ]
-    );
-}
-
-#[tokio::test]
-async fn members_of_dead_server_leave_once() {
-    let server = RedisServer::start(RedisProgram::Valkey, &[]);
-    let nodes = [
-        node(&server).await,
-        node(&server).await,
-        node(&server).await,
-    ];
-    let dead = node(&server).await;
-    let _stays = enter(&nodes[0], "stays", 1);
-    let _also_elsewhere = enter(&nodes[1], "elsewhere", 1);
-    let keys: Vec<_> = (100..250).map(|number| format!("dies {number}")).collect();
-    let mut connections: Vec<_> = keys.iter().map(|key| enter(&dead, key, 1)).collect();
-    connections.push(enter(&dead, "elsewhere", 1));
-    let all = keys
-        .iter()
-        .map(String::as_str)
-        .chain(["elsewhere", "stays"]);
-    expect_members(&nodes, &all.collect::<Vec<_>>()).await;
-    // The node is dropped before its connections, so it does not tell the broker of their end.
-    drop((dead, connections));
-    expect_members(&nodes, &["elsewhere", "stays"]).await;
-    let late = node(&server).await;
-    expect_members(&[late], &["elsewhere", "stays"]).await;
-    let events = published(&server);
-    for key in &keys {
-        let of_key = events.iter().filter(|event| event.ends_with(key));
-        assert_eq!(of_key.count(), 2, "{key}");
-    }
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| event.ends_with("elsewhere"))
-            .count(),
-        1
-    );
-}
-
-#[tokio::test]
-async fn members_stay_while_broker_is_away() {
-    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
-    let mut server = RedisServer::start(RedisProgram::Redis, &durable);
-    // After the absence, both servers connect again within this time.
-    let node_timeout = Duration::from_secs(4);
-    let options = options().node_timeout(node_timeout);
-    let nodes = [
-        node_with(&server, options.clone()).await,
-        node_with(&server, options).await,
-    ];
-    let _ada = enter(&nodes[0], "ada", 1);
-    let bob = enter(&nodes[1], "bob", 1);
-    expect_members(&nodes, &["ada", "bob"]).await;
-    server.pause();
-    sleep(node_timeout * 3 / 2).await;
-    let _eve = enter(&nodes[1], "eve", 1);
-    bob.leave_now();
-    // In this time, the node sends its request, which the paused server answers late.
-    sleep(Duration::from_millis(700)).await;
-    let _bob = enter(&nodes[1], "bob", 2);
-    server.resume();
-    expect_members(&nodes, &["ada", "bob", "eve"]).await;
-    server.kill();
-    sleep(node_timeout * 3 / 2).await;
-    let _dan = enter(&nodes[0], "dan", 1);
-    server.start_again();
-    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
-    sleep(node_timeout * 3 / 2).await;
-    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
-    let events = published(&server);
-    for key in ["ada", "dan", "eve"] {
-        let of_key = events.iter().filter(|event| event.ends_with(key));
-        assert_eq!(of_key.count(), 1, "{events:?}");
-    }
-    assert_eq!(nodes[0].hub().counts().pending_members, 0);
 }
 
 #[tokio::test]
@@ -265,51 +186,13 @@ async fn members_of_other_type_hold_up_no_events() {
     assert!(members_error().is_none());
 }
 
-#[tokio::test]
-async fn members_of_all_servers_are_bounded() {
-    let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let limited = options().max_members(2);
-    let nodes = [
-        node_with(&server, limited.clone()).await,
-        node_with(&server, limited).await,
-    ];
-    // Each server admits two members before it hears of the other's.
-    let first = ["a", "b"].map(|key| enter(&nodes[0], key, 1));
-    let _second = ["c", "d"].map(|key| enter(&nodes[1], key, 1));
-    let has_two = || nodes.iter().all(|node| members(node).len() == 2);
-    wait_until(has_two, || "not two members").await;
-    let refused = nodes[0].hub().presence("room").unwrap().enter("e", 1);
-    assert_eq!(refused.unwrap_err().status(), 503);
-    first.into_iter().for_each(MemberConnection::leave_now);
-    // Those that were refused are tried again.
-    expect_members(&nodes, &["c", "d"]).await;
-}
-
-/// The idle cost: a server with members makes three requests within the node timeout, and others none.
-#[tokio::test]
-async fn idle_servers_make_few_requests() {
-    let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let nodes = [node(&server).await, node(&server).await];
-    // The first server has created the stream.
-    let calls = server.call_count("evalsha");
-    sleep(NODE_TIMEOUT).await;
-    assert_eq!(server.call_count("evalsha"), calls);
-    let ada = enter(&nodes[0], "ada", 1);
-    expect_members(&nodes, &["ada"]).await;
-    let before = (server.call_count("evalsha"), Instant::now());
-    sleep(NODE_TIMEOUT * 3).await;
-    let calls = server.call_count("evalsha") - before.0;
-    let periods = before.1.elapsed().as_secs_f64() / NODE_TIMEOUT.as_secs_f64();
-    assert!(calls as f64 <= 2.0 * (3.0 * periods + 1.0), "{calls} calls");
-    ada.leave_now();
-    expect_members(&nodes, &[]).await;
-    sleep(NODE_TIMEOUT).await;
-    let calls = server.call_count("evalsha");
-    sleep(NODE_TIMEOUT).await;
-    assert_eq!(server.call_count("evalsha"), calls);
-}
-
 struct Broker(RedisServer);
+
+impl Broker {
+    fn start(program: RedisProgram, options: &[&str]) -> Self {
+        Self(RedisServer::start(program, options))
+    }
+}
 
 impl MembersBroker for Broker {
     type Node = RedisHub;
@@ -349,9 +232,25 @@ impl MembersBroker for Broker {
     }
 }
 
+impl MembersServer for Broker {
+    type Server = RedisServer;
+
+    fn server(&mut self) -> &mut RedisServer {
+        &mut self.0
+    }
+
+    async fn start_node_with(&self, options: PresenceOptions) -> RedisHub {
+        node_with(&self.0, options).await
+    }
+
+    /// Returns the number of calls of the script.
+    async fn member_requests(&self) -> u64 {
+        self.0.call_count("evalsha")
+    }
+}
+
 async fn run_randomly(seed: u64, program: RedisProgram, has_faults: bool) {
-    let server = RedisServer::start(program, &["--appendonly", "yes", "--appendfsync", "always"]);
-    run_members_randomly(Broker(server), seed, has_faults).await;
+    run_members_randomly(Broker::start(program, &DURABLE), seed, has_faults).await;
 }
 
 #[tokio::test]
