@@ -17,7 +17,7 @@ use crate::{
     jetstream_hub::JetStreamHub,
     jetstream_publisher::JetStreamPublisher,
     jetstream_upstream::JetStreamUpstream,
-    member_log::{MemberLog, members_stream},
+    member_log::members_stream,
     nats_connection::NatsConnection,
     nats_servers::NatsServers,
     reader_status::ReaderMetrics,
@@ -25,6 +25,7 @@ use crate::{
     stream_backend::{HubSink, StreamBackend},
     stream_connection::StreamConnection,
     stream_continuity::InitialEntriesLimits,
+    stream_members::StreamMembers,
     stream_reader::{MessageSink, StreamReader, log_start_cursor},
     subject_mapping::SubjectMapping,
 };
@@ -225,9 +226,9 @@ impl JetStreamBuilder {
     /// The same as those of [`connect`](Self::connect).
     pub async fn connect_hub(self, hub: HubBuilder) -> Result<JetStreamHub, Error> {
         let node = self.connect_to_stream().await?;
-        let members = Arc::new(self.member_log(&node));
+        let members = Arc::new(self.stream_members(&node));
         // The description of the stream, with which the log begins, is older than the snapshot. So the log has all events after the snapshot.
-        let snapshot = retry_until(node.ends_at, || members.read_members()).await?;
+        let snapshot = retry_until(node.ends_at, || members.read()).await?;
         let publisher = node.publisher.clone();
         let metrics = node.metrics.clone();
         let build = |start, upstream| {
@@ -315,9 +316,8 @@ impl JetStreamBuilder {
         Ok((Arc::new(api), info))
     }
 
-    /// Returns the log of the members of the hub whose events are in the stream. This log has a stream of its own, which is created with the first
-    /// member.
-    fn member_log(&self, node: &StartingNode) -> MemberLog {
+    /// Returns the members of the hub whose events are in the stream. Their log has a stream of its own, which is created with the first member.
+    fn stream_members(&self, node: &StartingNode) -> StreamMembers {
         let (name, subject) = members_stream(&self.stream);
         let subjects = SubjectMapping::new(&subject);
         let without_limits = NewStream {
@@ -333,7 +333,7 @@ impl JetStreamBuilder {
             self.domain.as_deref(),
             new_stream,
         );
-        MemberLog::new(node.api.clone(), api, node.publisher.clone())
+        StreamMembers::new(node.api.clone(), api, &subject, node.publisher.clone())
     }
 }
 

@@ -88,7 +88,7 @@
 //! | `$JS.API.CONSUMER.CREATE.EVENTS.>`, `$JS.API.CONSUMER.MSG.NEXT.EVENTS.>` | following |
 //! | `$JS.API.STREAM.CREATE.EVENTS` | creating the stream, unless [`create_stream`](JetStreamBuilder::create_stream) is `false` |
 //! | `events`, `events.>` | publishing |
-//! | `$JS.API.STREAM.INFO.EVENTS_MEMBERS`, `$JS.API.DIRECT.GET.EVENTS_MEMBERS`, `$JS.API.STREAM.CREATE.EVENTS_MEMBERS`, `$JS.API.STREAM.PURGE.EVENTS_MEMBERS`, `$MEMBERS.EVENTS`, `$MEMBERS.EVENTS.part` | the members of a hub's topics |
+//! | `$JS.API.STREAM.INFO.EVENTS_MEMBERS`, `$JS.API.STREAM.MSG.GET.EVENTS_MEMBERS`, `$JS.API.DIRECT.GET.EVENTS_MEMBERS`, `$JS.API.STREAM.CREATE.EVENTS_MEMBERS`, `$JS.API.STREAM.PURGE.EVENTS_MEMBERS`, `$MEMBERS.EVENTS`, `$MEMBERS.EVENTS.>` | the members of a hub's topics |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -102,8 +102,13 @@ mod jetstream_builder;
 mod jetstream_hub;
 mod jetstream_publisher;
 mod jetstream_upstream;
+mod log_message;
+mod log_store;
 mod member_ledger;
 mod member_log;
+#[cfg(test)]
+mod member_log_tests;
+mod member_replica;
 mod message_time;
 mod nats_connection;
 mod nats_servers;
@@ -113,6 +118,7 @@ mod stream_backend;
 mod stream_connection;
 mod stream_continuity;
 mod stream_cursor;
+mod stream_members;
 mod stream_message;
 mod stream_reader;
 mod subject_mapping;

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tower_push::source::hub::{MemberAction, PresenceRequest};
+use tower_push::source::hub::{MemberAction, PresenceAnswer, PresenceRequest};
 
 /// The members of a hub's topics, and the nodes that hold them: what [`PresenceBackend`](tower_push::source::hub::PresenceBackend) says that a
 /// broker stores. `MemberLedger` has neither a clock nor a lock, and does no I/O.
@@ -140,10 +140,40 @@ impl LedgerRequest {
     }
 }
 
+impl RequestOutcome {
+    pub(crate) fn lease_lost() -> Self {
+        Self {
+            is_lease_lost: true,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn of_changes(changes: Vec<ListChange>) -> Self {
+        Self {
+            changes,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn into_answer(self) -> PresenceAnswer {
+        match self.is_lease_lost {
+            true => PresenceAnswer::LeaseLost,
+            false => PresenceAnswer::Applied {
+                refused: self.refused,
+                has_more: self.has_more,
+            },
+        }
+    }
+}
+
 impl MemberLedger {
     /// Returns the number of members.
     pub(crate) fn len(&self) -> usize {
         self.members.len()
+    }
+
+    pub(crate) fn contains(&self, member: &MemberId) -> bool {
+        self.members.contains_key(member)
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = (&MemberId, &Value)> {

@@ -1,41 +1,36 @@
 //! The members of a hub on a stream of their own.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    ops::Range,
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use async_nats::HeaderMap;
 use futures_util::future::try_join_all;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 use tokio::{
     sync::Mutex,
+    task::JoinSet,
     time::{Instant, sleep, timeout},
-};
-use tower_push::{
-    event::Topic,
-    source::hub::{HubEvent, MemberSnapshot, PresenceAnswer, PresenceRequest},
 };
 use tower_push_proto::{fingerprint::Fingerprint, random};
 
 use crate::{
     api_response::StreamInfo,
     error::Error,
-    jetstream_publisher::JetStreamPublisher,
-    member_ledger::{
-        LedgerPart, LedgerRequest, ListChange, ListChangeKind, MemberLedger, RequestOutcome,
+    log_message::{
+        LogEntry, MessagePosition, PlacedEntry, Snapshot, SnapshotPart, SnapshotParts, parse,
     },
+    log_store::LogStore,
+    member_ledger::{
+        LedgerPart, LedgerRequest, ListChange, MemberId, MemberLedger, RequestOutcome,
+    },
+    member_replica::Replica,
     stream_api::StreamApi,
-    stream_cursor::StreamCursor,
-    stream_message::{EVENT_TOKEN, StreamMessage},
+    stream_message::StreamMessage,
 };
 
 /// The log of the requests by which nodes change the members of a hub: the stream `EVENTS_MEMBERS` beside the hub's stream `EVENTS`.
 ///
 /// Each node applies all requests of the log to a ledger of its own. A node appends a request only behind the last request that it has applied
-/// (`Nats-Expected-Last-Subject-Sequence`). So the requests have one order, each is in the log wholly or not at all, and each node knows the results
+/// (`Nats-Expected-Last-Subject-Sequence`, and the fingerprint in the entry). So the requests have one order, each is in the log wholly or not at all, and each node knows the results
 /// of its request: those of its own ledger.
 ///
 /// # Invariant: each change has one event
@@ -48,82 +43,74 @@ use crate::{
 /// before it. But the next entry is appended behind this message.
 ///
 /// # Invariant: a ledger has all entries
-/// A ledger begins with the first entry of the stream or with a snapshot. A snapshot is several messages with parts of a ledger, and then an entry
-/// that makes them valid. Entries before a snapshot are removed when a later snapshot is complete. A node that does not find the entry that it has
-/// read last reads the log from its beginning.
+/// A ledger begins with the first message of the stream, or with the last snapshot and the entry that the snapshot covers. Sequence numbers have no
+/// holes, so a node notices each message that was removed after this beginning. It also notices if the message that it has read last is gone. What was
+/// removed is lost: the node appends an entry with which all ledgers begin again with its own ledger ([`LogEntry::Restart`]). Nodes whose requests
+/// are lost find that they have no lease, and enter their members again. Members that are then missing in a ledger leave ([`LogEntry::Lost`]). The
+/// events of all members' joins are published again, because clients may have got the events of lost entries.
 ///
-/// If the stream is lost, a node that knows the members writes a snapshot of them to a new stream. The events of their joins are published again, because
-/// a node that has started meanwhile does not know these members.
-pub(crate) struct MemberLog {
-    /// The requests to the hub's stream.
-    hub_api: Arc<StreamApi>,
-    /// The requests to the stream of the members.
-    api: StreamApi,
-    publisher: JetStreamPublisher,
-    replica: Mutex<Replica>,
+/// A node that starts and finds the log incomplete tells the others, so that one of them restarts the log with a ledger that has more.
+///
+/// If the stream is lost, a node that knows the members restarts the new stream with them.
+///
+/// # Invariant: the last snapshot is valid
+/// A snapshot is some messages with parts of the ledger, and then a message that names the last entry that the ledger has. Entries of other nodes
+/// in between do no harm. A snapshot is appended only behind the snapshot before it, so a later one covers later entries. When a
+/// snapshot is in the stream, the messages before the entry that the snapshot before it covers are removed.
+pub(crate) struct MemberLog<S = StreamApi> {
+    store: Arc<S>,
+    subjects: LogSubjects,
+    limits: LogLimits,
+    state: Mutex<LogState>,
 }
 
-/// An entry of the log, as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum LogEntry {
-    Request(LedgerRequest),
-    /// The events of the entry before this one are published.
-    Announced,
-    /// The ledger at this place of the log.
-    Snapshot {
-        id: String,
-        parts: usize,
-        /// Whether the log was lost before. Then no event tells of these members yet.
-        is_restored: bool,
-    },
+/// What a lock protects: a node makes one request at a time.
+#[derive(Default)]
+struct LogState {
+    replica: Replica,
+    /// The task that writes a snapshot, if there is one. It ends when the log is dropped.
+    snapshot_task: JoinSet<()>,
 }
 
-/// A part of a snapshot, as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-struct SnapshotPart {
-    /// The snapshot.
-    id: String,
-    part: LedgerPart,
+/// Publishes the events of changes.
+pub(crate) trait ChangePublisher: Sync {
+    /// Publishes the event of a change, unless an event with this key was published before.
+    fn publish(
+        &self,
+        change: &ListChange,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// What this node has read of the log.
-#[derive(Debug, Default)]
-struct Replica {
-    ledger: MemberLedger,
-    /// The fingerprint of the stream. `None` before the first request.
-    stream: Option<Fingerprint>,
-    /// The sequence number and the fingerprint of the last message that was read.
-    position: Option<(u64, Fingerprint)>,
-    /// The sequence number and the fingerprint of the last message with the subject of the entries.
-    last_entry: Option<(u64, Fingerprint)>,
-    unannounced: Option<UnannouncedChanges>,
-    /// The snapshots that are not valid yet, by their ids.
-    pending_snapshots: BTreeMap<String, PendingSnapshot>,
-    /// The sequence number at which the last snapshot begins.
-    snapshot_start: Option<u64>,
-    /// Also counts from the last snapshot that this node has failed to write.
-    entries_since_snapshot: usize,
+/// The subjects of the log.
+#[derive(Clone, Debug)]
+struct LogSubjects {
+    entries: String,
+    parts: String,
+    snapshots: String,
+    /// The subject of messages by which a node tells the others that it has found the log incomplete.
+    incomplete: String,
 }
 
-/// A snapshot whose parts were read, but not yet the entry that makes it valid.
-#[derive(Debug)]
-struct PendingSnapshot {
-    /// The sequence number of the first part.
-    start: u64,
-    part_count: usize,
-    /// The parts, if the log begins with them. A node that has read earlier entries does not need them.
-    parts: Vec<LedgerPart>,
+/// The result of one read of the log.
+enum ReadResult {
+    /// The messages are applied.
+    Applied,
+    /// The server that has answered does not have the message yet that was read last.
+    Lags,
+    /// The stream does not have the message that was read last, so the log must be read anew. `is_lost` says whether messages are lost.
+    PositionLost { is_lost: bool },
 }
 
-/// The changes of the last entry, as long as this node does not know that their events are published.
-#[derive(Debug)]
-struct UnannouncedChanges {
-    /// The sequence number and the fingerprint of the entry.
-    entry: (u64, Fingerprint),
-    changes: Vec<ListChange>,
-    /// The number of changes, from the first, whose events this node has published. A request that is cancelled keeps this number.
-    published: usize,
+/// The limits of reads and snapshots.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogLimits {
+    /// The minimum number of entries between two snapshots. A snapshot has at least as many entries before it as the ledger has members.
+    pub(crate) min_snapshot_interval: usize,
+    /// The length of a snapshot's part in bytes.
+    pub(crate) part_bytes: usize,
+    /// The maximum number of messages of one read.
+    pub(crate) read_messages: usize,
 }
 
 /// The suffix of the name of the members' stream.
@@ -132,21 +119,8 @@ const STREAM_SUFFIX: &str = "_MEMBERS";
 /// The subject of the log without its last part, the name of the hub's stream.
 const SUBJECT_PREFIX: &str = "$MEMBERS";
 
-/// The last part of the subject of a snapshot's parts.
-const PART: &str = "part";
-
-/// The maximum number of messages, and of bytes without headers, of one read.
-const READ_MESSAGES: usize = 256;
+/// The maximum number of bytes without headers of one read.
 const READ_BYTES: usize = 4 << 20;
-
-/// The length of a snapshot's part in bytes.
-const PART_BYTES: usize = 128 << 10;
-
-/// The minimum number of entries between two snapshots. A snapshot has at least as many entries before it as the ledger has members.
-const MIN_SNAPSHOT_INTERVAL: usize = 1024;
-
-/// The maximum number of events that are published at the same time.
-const MAX_PUBLICATIONS: usize = 32;
 
 /// The time between two reads of an entry that the server which answers does not have yet.
 const REREAD_DELAY: Duration = Duration::from_millis(10);
@@ -154,80 +128,115 @@ const REREAD_DELAY: Duration = Duration::from_millis(10);
 /// The maximum time before another attempt to append an entry, after another node was faster.
 const MAX_CONFLICT_DELAY: u64 = 20;
 
+/// The maximum number of times that one request reads the log anew, or restarts it, because messages are removed meanwhile.
+const MAX_RECOVERIES: usize = 3;
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self {
+            min_snapshot_interval: 1024,
+            part_bytes: 128 << 10,
+            read_messages: 256,
+        }
+    }
+}
+
+impl LogSubjects {
+    fn new(log_subject: &str) -> Self {
+        Self {
+            entries: log_subject.to_owned(),
+            parts: format!("{log_subject}.part"),
+            snapshots: format!("{log_subject}.snapshot"),
+            incomplete: format!("{log_subject}.incomplete"),
+        }
+    }
+}
+
 /// Returns the name and the subject of the members' stream, beside the stream of a hub.
 pub(crate) fn members_stream(hub_stream: &str) -> (String, String) {
     let name = format!("{hub_stream}{STREAM_SUFFIX}");
     (name, format!("{SUBJECT_PREFIX}.{hub_stream}"))
 }
 
-impl MemberLog {
-    pub(crate) fn new(
-        hub_api: Arc<StreamApi>,
-        api: StreamApi,
-        publisher: JetStreamPublisher,
-    ) -> Self {
+impl<S: LogStore> MemberLog<S> {
+    /// Creates a log on the stream `store`, whose entries have the subject `log_subject`.
+    pub(crate) fn new(store: S, log_subject: &str, limits: LogLimits) -> Self {
         Self {
-            hub_api,
-            api,
-            publisher,
-            replica: Mutex::default(),
+            store: Arc::new(store),
+            subjects: LogSubjects::new(log_subject),
+            limits,
+            state: Mutex::default(),
         }
     }
 
-    fn log_subject(&self) -> String {
-        // There is a prefix, so there is a subject.
-        self.api.subjects.subject_of(None).unwrap_or_default()
-    }
-
-    fn part_subject(&self) -> String {
-        format!("{}.{PART}", self.log_subject())
-    }
-
-    /// Runs a request of this node.
+    /// Runs a request of this node. `publisher` publishes the events of changes.
     ///
     /// # Cancellation
     /// If the future is dropped, the request may be in the log or not.
-    pub(crate) async fn run(&self, request: &PresenceRequest) -> Result<PresenceAnswer, Error> {
-        let replica = &mut *self.replica.lock().await;
-        let entry = LedgerRequest::new(request);
-        let log_entry = LogEntry::Request(entry.clone());
+    pub(crate) async fn run(
+        &self,
+        request: &LedgerRequest,
+        publisher: &impl ChangePublisher,
+    ) -> Result<RequestOutcome, Error> {
+        let state = &mut *self.state.lock().await;
+        let replica = &mut state.replica;
         let sequence = loop {
-            self.catch_up(replica, None).await?;
-            if self.announce(replica, request).await? {
-                // The last entry is now the one that says so.
-                continue;
+            self.prepare_to_append(replica, publisher).await?;
+            if replica.ledger().has_lost_lease(request) {
+                return Ok(RequestOutcome::lease_lost());
             }
-            if replica.ledger.has_lost_lease(&entry) {
-                return Ok(PresenceAnswer::LeaseLost);
-            }
-            match self.append(&log_entry, replica.last_sequence()).await {
-                Err(error) if error.is_conflict() => {
-                    let delay = random::bits() % MAX_CONFLICT_DELAY;
-                    sleep(Duration::from_millis(delay)).await;
-                }
+            let entry = LogEntry::Request(request.clone());
+            match self.append(entry, replica.last_entry()).await {
+                Err(error) if error.is_conflict() => wait_after_conflict().await,
                 appended => break appended?,
             }
         };
-        let outcome = self.read_outcome(replica, sequence).await?;
+        let mut outcome = self.read_outcome(replica, sequence).await?;
         // If another node has appended an entry since, this node has published the events.
-        self.announce(replica, request).await?;
-        self.write_snapshot_if_due(replica).await;
-        Ok(match outcome.is_lease_lost {
-            true => PresenceAnswer::LeaseLost,
-            false => PresenceAnswer::Applied {
-                refused: outcome.refused,
-                has_more: outcome.has_more,
-            },
-        })
+        self.announce(replica, publisher).await?;
+        outcome.has_more |= self.remove_lost_members(replica, publisher).await?;
+        self.write_snapshot_if_due(state).await;
+        Ok(outcome)
     }
 
-    /// Reads the log up to an entry of this node, and returns the results of its request.
+    /// Reads the log, publishes the events of its last entry, and restarts the log if entries are lost.
+    async fn prepare_to_append(
+        &self,
+        replica: &mut Replica,
+        publisher: &impl ChangePublisher,
+    ) -> Result<(), Error> {
+        let mut restarts = 0;
+        loop {
+            self.catch_up(replica, None).await?;
+            if self.announce(replica, publisher).await? {
+                // The last entry is now the one that says so.
+                continue;
+            }
+            if !replica.must_restart() {
+                return Ok(());
+            }
+            if restarts == MAX_RECOVERIES {
+                return Err(Error::unavailable("the log of members loses its entries"));
+            }
+            restarts += 1;
+            match self
+                .append_restart(replica.ledger(), replica.last_entry())
+                .await
+            {
+                // Another node has appended an entry first.
+                Err(error) if error.is_conflict() => wait_after_conflict().await,
+                restarted => restarted?,
+            }
+        }
+    }
+
+    /// Reads the log up to an entry of this node, and returns its results.
     async fn read_outcome(
         &self,
         replica: &mut Replica,
         sequence: u64,
     ) -> Result<RequestOutcome, Error> {
-        let ends_at = Instant::now() + self.api.connection.timeout();
+        let ends_at = Instant::now() + self.store.timeout();
         loop {
             if let Some(outcome) = self.catch_up(replica, Some(sequence)).await? {
                 return Ok(outcome);
@@ -239,59 +248,48 @@ impl MemberLog {
         }
     }
 
-    /// Reads the members of all topics. There are none if there is no log, if the user may not read it, or if its stream is not one of members.
-    pub(crate) async fn read_members(&self) -> Result<MemberSnapshot, Error> {
-        let hub_stream = self.hub_api.info().await?;
+    /// Reads the members of all topics, if the stream exists.
+    pub(crate) async fn read_members(&self) -> Result<Vec<(MemberId, Value)>, Error> {
         // A request of this node can take longer. Events do not wait for it: then the log is read anew.
-        let lock = timeout(self.api.connection.timeout(), self.replica.lock());
+        let lock = timeout(self.store.timeout(), self.state.lock());
         let (mut locked, mut unshared) = (lock.await.ok(), Replica::default());
-        let replica = locked.as_deref_mut().unwrap_or(&mut unshared);
-        let last_id = StreamCursor {
-            sequence: hub_stream.state.last_seq,
-            stream: hub_stream.fingerprint(),
-            message: None,
+        let replica = match locked.as_deref_mut() {
+            Some(state) => &mut state.replica,
+            None => &mut unshared,
         };
-        let mut snapshot = MemberSnapshot::new(last_id.to_event_id());
-        // The log is read after the last id: an entry is older than its events.
-        match self.read_all(replica).await {
-            Err(error)
-                if error.is_not_found() || error.is_unauthorized() || error.is_wrong_stream() =>
-            {
-                return Ok(snapshot);
-            }
-            read => read?,
+        self.read_all(replica).await?;
+        if replica.must_restart() {
+            // Nodes that have members restart the log. Without permission, or a server, the list stays incomplete until this node has a member.
+            let subject = &self.subjects.incomplete;
+            let _ = self.store.append(subject, Vec::new(), None).await;
         }
-        for (member, value) in replica.ledger.members() {
-            if let Ok(topic) = Topic::new(member.topic.as_str()) {
-                snapshot.insert(topic, member.key.as_str(), value.clone());
-            }
-        }
-        Ok(snapshot)
+        let members = replica.ledger().members();
+        Ok(members
+            .map(|(member, value)| (member.clone(), value.clone()))
+            .collect())
     }
 
     /// Reads the whole log, if its stream exists.
     async fn read_all(&self, replica: &mut Replica) -> Result<(), Error> {
-        let info = self.api.checked_info().await?;
-        if replica.stream != Some(info.fingerprint()) {
+        let info = self.store.describe().await?;
+        if replica.stream() != Some(info.fingerprint()) {
             // The ledger of a lost stream is kept until it is in the new one: see `open`.
-            if replica.ledger.len() > 0 && !self.has_entries(&info).await? {
+            if replica.ledger().len() > 0 && self.last_entry().await?.is_none() {
                 return Ok(());
             }
-            *replica = Replica::of_stream(info.fingerprint());
+            let new = self.first_replica(&info).await?;
+            replica.replace(new);
         }
-        if info.state.messages > 0 {
-            self.read_up_to(replica, info.state.last_seq).await?;
-        }
-        Ok(())
-    }
-
-    async fn read_up_to(&self, replica: &mut Replica, sequence: u64) -> Result<(), Error> {
-        let mut ends_at = Instant::now() + self.api.connection.timeout();
-        while replica.position.is_none_or(|(read, _)| read < sequence) {
-            let before = replica.position;
+        let mut ends_at = Instant::now() + self.store.timeout();
+        // The last message can be removed at any time, so each attempt asks for it.
+        while let Some(last) = self.last_entry().await? {
+            let before = replica.position();
             self.catch_up(replica, None).await?;
-            if replica.position != before {
-                ends_at = Instant::now() + self.api.connection.timeout();
+            if replica.last_sequence() >= last.sequence {
+                break;
+            }
+            if replica.position() != before {
+                ends_at = Instant::now() + self.store.timeout();
             } else if Instant::now() >= ends_at {
                 return Err(Error::unavailable("the log of members lags"));
             } else {
@@ -301,97 +299,200 @@ impl MemberLog {
         Ok(())
     }
 
-    /// Applies the entries that the server has now. Returns the results of the request in the entry `own`, if it is one of them.
+    async fn last_entry(&self) -> Result<Option<StreamMessage>, Error> {
+        self.store.last_message(&self.subjects.entries).await
+    }
+
+    /// Applies the entries that the server has now. Returns the results of the entry `own`, if it is one of them.
     async fn catch_up(
         &self,
         replica: &mut Replica,
         own: Option<u64>,
     ) -> Result<Option<RequestOutcome>, Error> {
-        if replica.stream.is_none() {
+        if replica.stream().is_none() {
             self.open(replica).await?;
         }
+        let max_messages = self.limits.read_messages;
         let mut own_outcome = None;
+        let mut recoveries = 0;
         loop {
-            let from = replica.position.map_or(1, |(sequence, _)| sequence);
-            let read = self.api.read_direct(from, None, READ_MESSAGES, READ_BYTES);
+            let read = self
+                .store
+                .read(replica.read_start(), max_messages, READ_BYTES);
             let messages = match read.await {
                 Ok(messages) => messages,
                 Err(error) if error.is_unavailable() => {
-                    let stream = replica.stream;
+                    let stream = replica.stream();
                     self.open(replica).await?;
-                    match replica.stream == stream {
+                    match replica.stream() == stream {
                         true => return Err(error),
                         false => continue,
                     }
                 }
                 Err(error) => return Err(error),
             };
-            let mut new = messages.as_slice();
-            if let Some(position) = replica.position {
-                let first = new.first().map(|first| (first.sequence, first.fingerprint));
-                if first != Some(position) {
-                    // Others have removed the entry, because there is a snapshot, or the stream is another one.
-                    replica.stream = None;
-                    replica.position = None;
+            let applied = self.apply(replica, &messages, own, &mut own_outcome);
+            match applied.await? {
+                ReadResult::Applied => {}
+                ReadResult::Lags => return Ok(own_outcome),
+                ReadResult::PositionLost { is_lost } => {
+                    if recoveries == MAX_RECOVERIES {
+                        return Err(Error::unavailable("the log of members loses its entries"));
+                    }
+                    recoveries += 1;
+                    replica.leave_stream(is_lost);
                     self.open(replica).await?;
                     continue;
                 }
-                new = &new[1..];
-            }
-            for message in new {
-                let outcome = self.apply(replica, message);
-                if own == Some(message.sequence) {
-                    own_outcome = outcome;
-                }
             }
             let bytes: usize = messages.iter().map(StreamMessage::byte_len).sum();
-            let has_room = bytes + self.api.connection.max_message_len() < READ_BYTES;
-            // A read that its limits have ended does not say that there are no more entries.
-            if new.is_empty() || (messages.len() < READ_MESSAGES && has_room) {
+            let has_room = bytes + self.store.max_message_len() < READ_BYTES;
+            // A read that its limits have ended does not say that there are no more entries. The first message may be one that was read before.
+            if messages.len() <= 1 || (messages.len() < max_messages && has_room) {
                 return Ok(own_outcome);
             }
         }
     }
 
-    /// Creates the stream if it is missing, and begins to read from its start if it is not the one that was read. A node that knows the members of a
-    /// stream that is lost writes them to the new stream.
-    async fn open(&self, replica: &mut Replica) -> Result<(), Error> {
-        let info = self.api.info_or_create().await?;
-        if replica.stream == Some(info.fingerprint()) {
-            return Ok(());
-        }
-        if replica.ledger.len() > 0 && !self.has_entries(&info).await? {
-            match self.write_snapshot(&replica.ledger, 0, true).await {
-                // Another node has written the members first.
-                Err(error) if error.is_conflict() => {}
-                written => written?,
+    /// Applies the messages of one read.
+    async fn apply(
+        &self,
+        replica: &mut Replica,
+        messages: &[StreamMessage],
+        own: Option<u64>,
+        own_outcome: &mut Option<RequestOutcome>,
+    ) -> Result<ReadResult, Error> {
+        let new = match replica.position() {
+            None => messages,
+            Some(position) => match messages.split_first() {
+                Some((first, new)) if MessagePosition::of(first) == position => new,
+                _ => return self.find_position(replica, position).await,
+            },
+        };
+        for message in new {
+            if replica.has_hole_before(message) {
+                let info = self.store.describe().await?;
+                let is_other = replica.stream() != Some(info.fingerprint());
+                if is_other || info.state.first_seq >= message.sequence {
+                    return Ok(ReadResult::PositionLost { is_lost: is_other });
+                }
+            }
+            if message.subject != self.subjects.entries {
+                replica.pass(message);
+                if message.subject == self.subjects.parts && is_first_part(message) {
+                    replica.begin_snapshot();
+                }
+                if message.subject == self.subjects.incomplete {
+                    replica.set_incomplete();
+                }
+                continue;
+            }
+            let entry = parse::<PlacedEntry>(message);
+            let entry = entry.and_then(|entry| entry.entry_after(replica.last_entry()));
+            let restarted = match &entry {
+                Some(LogEntry::Restart { parts, .. }) => {
+                    self.read_parts(parts, message.sequence).await?
+                }
+                _ => None,
+            };
+            replica.pass(message);
+            let outcome = replica.apply(message, entry, restarted);
+            if own == Some(message.sequence) {
+                *own_outcome = outcome;
             }
         }
-        // Not earlier: if the snapshot is not written, the next attempt needs the ledger.
-        *replica = Replica::of_stream(info.fingerprint());
+        Ok(ReadResult::Applied)
+    }
+
+    /// Finds out why a read has not returned the message that was read last.
+    async fn find_position(
+        &self,
+        replica: &Replica,
+        position: MessagePosition,
+    ) -> Result<ReadResult, Error> {
+        let found = self.store.message_at(position.sequence).await?;
+        if found.as_ref().map(MessagePosition::of) == Some(position) {
+            return Ok(ReadResult::Lags);
+        }
+        let info = self.store.describe_or_create().await?;
+        let is_other = replica.stream() != Some(info.fingerprint());
+        // If the oldest message is a later one, others have removed the message, because there is a snapshot. Otherwise, the message is lost.
+        Ok(ReadResult::PositionLost {
+            is_lost: is_other || info.state.first_seq <= position.sequence,
+        })
+    }
+
+    /// Creates the stream if it is missing, and begins to read it anew if it is not the one that was read. A node that knows the members of a
+    /// stream that is lost writes them to the new stream.
+    async fn open(&self, replica: &mut Replica) -> Result<(), Error> {
+        let info = self.store.describe_or_create().await?;
+        if replica.stream() == Some(info.fingerprint()) {
+            return Ok(());
+        }
+        if replica.ledger().len() > 0 && self.last_entry().await?.is_none() {
+            match self.append_restart(replica.ledger(), None).await {
+                // Another node has written the members first.
+                Err(error) if error.is_conflict() => {}
+                written => {
+                    written?;
+                    replica.forget_published();
+                }
+            }
+        }
+        // Not earlier: if the members are not written, the next attempt needs the ledger.
+        let new = self.first_replica(&info).await?;
+        replica.replace(new);
         Ok(())
     }
 
-    /// Returns whether the stream has an entry. Parts of a snapshot that was not completed are none.
-    async fn has_entries(&self, info: &StreamInfo) -> Result<bool, Error> {
-        if info.state.messages == 0 {
-            return Ok(false);
+    /// Returns the replica with which a node begins to read the log: that of the last snapshot, or an empty one.
+    async fn first_replica(&self, info: &StreamInfo) -> Result<Replica, Error> {
+        let stream = info.fingerprint();
+        let first_sequence = info.state.first_seq.max(1);
+        let start = Replica::at_start(stream, first_sequence);
+        let Some(message) = self.store.last_message(&self.subjects.snapshots).await? else {
+            return Ok(start);
+        };
+        let Some(snapshot) = parse::<Snapshot>(&message) else {
+            return Ok(start);
+        };
+        let Some(covered) = snapshot.covered() else {
+            return Ok(start);
+        };
+        let found = self.store.message_at(covered.sequence).await?;
+        if found.as_ref().map(MessagePosition::of) != Some(covered) {
+            return Ok(start);
         }
-        let subject = self.log_subject();
-        let first = self.api.read_direct(1, Some(&subject), 1, READ_BYTES);
-        Ok(!first.await?.is_empty())
+        let ledger = self.read_parts(snapshot.parts(), message.sequence).await?;
+        Ok(match ledger {
+            Some(ledger) => Replica::at_snapshot(stream, covered, ledger),
+            None => start,
+        })
     }
 
-    fn apply(&self, replica: &mut Replica, message: &StreamMessage) -> Option<RequestOutcome> {
-        let subject = message.subject.as_str();
-        replica.position = Some((message.sequence, message.fingerprint));
-        if subject == self.log_subject() {
-            return replica.apply_entry(message);
+    /// Reads a ledger. Returns `None` if the stream does not have all of its parts before the message `end`.
+    async fn read_parts(
+        &self,
+        parts: &SnapshotParts,
+        end: u64,
+    ) -> Result<Option<MemberLedger>, Error> {
+        let mut found = Vec::new();
+        let mut from = parts.start;
+        while found.len() < parts.count {
+            let next = self.store.first_message_from(from, &self.subjects.parts);
+            let Some(message) = next.await?.filter(|message| message.sequence < end) else {
+                return Ok(None);
+            };
+            from = message.sequence + 1;
+            match parse::<SnapshotPart>(&message) {
+                Some(part) if part.id == parts.id && part.index == found.len() => {
+                    found.push(part.part);
+                }
+                // Others write snapshots, too.
+                _ => {}
+            }
         }
-        if subject == self.part_subject() {
-            replica.apply_part(message);
-        }
-        None
+        Ok(Some(MemberLedger::from_parts(found)))
     }
 
     /// Publishes the events of the last entry, unless they are known to be published. Returns whether it has published them.
@@ -401,28 +502,25 @@ impl MemberLog {
     async fn announce(
         &self,
         replica: &mut Replica,
-        request: &PresenceRequest,
+        publisher: &impl ChangePublisher,
     ) -> Result<bool, Error> {
-        let Some(unannounced) = &mut replica.unannounced else {
+        let Some(unannounced) = replica.begin_announcement() else {
             return Ok(false);
         };
         while unannounced.published < unannounced.changes.len() {
             let wave = unannounced.next_wave();
-            let events = wave.clone().filter_map(|index| {
-                let event = event_of_change(request, &unannounced.changes[index])?;
-                Some((event, unannounced.idempotency_key(index)))
-            });
-            let publications = events.map(async |(event, key)| {
-                let published = self.publisher.publish_to_topics(&event, Some(&key));
-                published.await
+            let publications = wave.clone().map(|index| {
+                let key = unannounced.idempotency_key(index);
+                let change = &unannounced.changes[index];
+                async move { publisher.publish(change, &key).await }
             });
             try_join_all(publications).await?;
             unannounced.published = wave.end;
         }
-        replica.unannounced = None;
+        replica.set_announced();
         // If another node has appended an entry since, it has published the events, too.
-        let after = replica.last_sequence();
-        let _ = self.append(&LogEntry::Announced, after).await;
+        let after = replica.last_entry();
+        let _ = self.append(LogEntry::Announced, after).await;
         Ok(true)
     }
 
@@ -430,224 +528,138 @@ impl MemberLog {
     ///
     /// # Errors
     /// [`Error::is_conflict`] if `after` is not the last entry.
-    async fn append(&self, entry: &LogEntry, after: u64) -> Result<u64, Error> {
-        self.publish(self.log_subject(), entry, Some(after)).await
+    async fn append(&self, entry: LogEntry, after: Option<MessagePosition>) -> Result<u64, Error> {
+        let entry = to_json(&PlacedEntry::new(entry, after));
+        let after = after.map_or(0, |after| after.sequence);
+        let appended = self
+            .store
+            .append(&self.subjects.entries, entry, Some(after));
+        appended.await
     }
 
-    async fn publish(
-        &self,
-        subject: String,
-        content: &impl Serialize,
-        after: Option<u64>,
-    ) -> Result<u64, Error> {
-        let mut headers = HeaderMap::new();
-        headers.insert(EVENT_TOKEN, Fingerprint::random().as_str());
-        if let Some(after) = after {
-            let after = after.to_string();
-            headers.insert("Nats-Expected-Last-Subject-Sequence", after.as_str());
-        }
-        let content = serde_json::to_vec(content).unwrap_or_default();
-        let published = self.api.publish(subject, headers, content.into()).await?;
-        Ok(published.seq)
-    }
-
-    /// Writes a snapshot if there are many entries since the last one. If this fails, for example because another node has appended an entry
-    /// meanwhile, the next attempt is after as many entries again.
-    async fn write_snapshot_if_due(&self, replica: &mut Replica) {
-        let interval = MIN_SNAPSHOT_INTERVAL.max(replica.ledger.len());
-        // A random part of the interval keeps the nodes from all writing a snapshot at the same time.
-        let interval = interval + (random::bits() % (interval as u64 / 2)) as usize;
-        if replica.entries_since_snapshot < interval {
-            return;
-        }
-        if self.catch_up(replica, None).await.is_err() || replica.unannounced.is_some() {
-            return;
-        }
-        let after = replica.last_sequence();
-        // Set before the attempt, which may be cancelled.
-        replica.entries_since_snapshot = 0;
-        let written = self.write_snapshot(&replica.ledger, after, false).await;
-        // Nodes that lag read the log from the earlier snapshot on.
-        if let (Ok(()), Some(start)) = (written, replica.snapshot_start) {
-            let _ = self.api.purge_before(start).await;
-        }
-    }
-
-    /// Writes a snapshot of the ledger after the entry `after`.
-    async fn write_snapshot(
+    /// Lets all ledgers begin again with the ledger of this node.
+    async fn append_restart(
         &self,
         ledger: &MemberLedger,
-        after: u64,
-        is_restored: bool,
+        after: Option<MessagePosition>,
     ) -> Result<(), Error> {
-        let id = Fingerprint::random().as_str().to_owned();
-        let max_bytes = PART_BYTES.min(self.api.connection.max_message_len() / 2);
-        let parts = ledger.to_parts(max_bytes);
-        let count = parts.len();
-        for part in parts {
-            let id = id.clone();
-            let part = SnapshotPart { id, part };
-            self.publish(self.part_subject(), &part, None).await?;
+        let parts = ledger.to_parts(self.max_part_bytes());
+        let parts = append_parts(&*self.store, &self.subjects, parts).await?;
+        let entry = LogEntry::Restart { parts };
+        self.append(entry, after).await.map(drop)
+    }
+
+    /// Removes some of the members that the log has lost from the lists of clients. Returns whether there are more.
+    async fn remove_lost_members(
+        &self,
+        replica: &mut Replica,
+        publisher: &impl ChangePublisher,
+    ) -> Result<bool, Error> {
+        if !replica.has_lost_members() {
+            return Ok(false);
         }
-        let entry = LogEntry::Snapshot {
-            id,
-            parts: count,
-            is_restored,
+        self.prepare_to_append(replica, publisher).await?;
+        let members = replica.some_lost_members();
+        if members.is_empty() {
+            return Ok(false);
+        }
+        let entry = LogEntry::Lost { members };
+        match self.append(entry, replica.last_entry()).await {
+            Err(error) if error.is_conflict() => return Ok(true),
+            appended => self.read_outcome(replica, appended?).await?,
         };
-        self.append(&entry, after).await.map(drop)
+        self.announce(replica, publisher).await?;
+        Ok(replica.has_lost_members())
     }
-}
 
-impl Replica {
-    fn of_stream(stream: Fingerprint) -> Self {
-        Self {
-            stream: Some(stream),
-            ..Self::default()
+    fn max_part_bytes(&self) -> usize {
+        self.limits.part_bytes.min(self.store.max_message_len() / 2)
+    }
+
+    /// Begins to write a snapshot if there are many entries since the last one. If this fails, the next attempt is after as many entries again.
+    async fn write_snapshot_if_due(&self, state: &mut LogState) {
+        let LogState {
+            replica,
+            snapshot_task,
+        } = state;
+        let interval = self
+            .limits
+            .min_snapshot_interval
+            .max(replica.ledger().len());
+        // A random part of the interval keeps the nodes from all writing a snapshot at the same time.
+        let interval = interval + (random::bits() % (interval as u64 / 2).max(1)) as usize;
+        while snapshot_task.try_join_next().is_some() {}
+        if !replica.is_snapshot_due(interval) || !snapshot_task.is_empty() {
+            return;
         }
-    }
-
-    /// Returns the sequence number of the last entry, or 0.
-    fn last_sequence(&self) -> u64 {
-        self.last_entry.map_or(0, |(sequence, _)| sequence)
-    }
-
-    fn apply_part(&mut self, message: &StreamMessage) {
-        let Some(part) = parse::<SnapshotPart>(message) else {
+        let (Some(covered), Some(position)) = (replica.last_entry(), replica.position()) else {
             return;
         };
-        let snapshot = self.pending_snapshots.entry(part.id);
-        let snapshot = snapshot.or_insert_with(|| PendingSnapshot {
-            start: message.sequence,
-            part_count: 0,
-            parts: Vec::new(),
+        let previous = match self.store.last_message(&self.subjects.snapshots).await {
+            // A snapshot that this node has not read yet.
+            Ok(Some(previous)) if previous.sequence > position.sequence => return,
+            Ok(previous) => previous,
+            Err(_) => return,
+        };
+        let after = previous.as_ref().map_or(0, |message| message.sequence);
+        let previous = previous.and_then(|message| parse::<Snapshot>(&message)?.covered());
+        // Nodes that lag read the log from the earlier snapshot on.
+        let keep_from = previous.map(|covered| replica.first_needed_after(covered.sequence));
+        replica.begin_snapshot();
+        let parts = replica.ledger().to_parts(self.max_part_bytes());
+        let (store, subjects) = (self.store.clone(), self.subjects.clone());
+        snapshot_task.spawn(async move {
+            let written = append_snapshot(&*store, &subjects, parts, covered, after).await;
+            if let (Ok(()), Some(keep_from)) = (written, keep_from) {
+                let _ = store.remove_before(keep_from).await;
+            }
         });
-        snapshot.part_count += 1;
-        if self.last_entry.is_none() {
-            snapshot.parts.push(part.part);
-        }
-    }
-
-    fn apply_entry(&mut self, message: &StreamMessage) -> Option<RequestOutcome> {
-        let is_first = self.last_entry.is_none();
-        let position = (message.sequence, message.fingerprint);
-        self.last_entry = Some(position);
-        self.entries_since_snapshot += 1;
-        let entry = parse::<LogEntry>(message);
-        if !matches!(entry, Some(LogEntry::Snapshot { .. })) {
-            let pending = self.pending_snapshots.values_mut();
-            pending.for_each(|snapshot| snapshot.parts = Vec::new());
-        }
-        let entry = entry?;
-        // This entry was appended when the events of the entry before it were published.
-        self.unannounced = None;
-        match entry {
-            LogEntry::Request(request) => {
-                let outcome = self.ledger.apply(&request, message.time / 1_000_000);
-                self.set_unannounced(position, outcome.changes.clone());
-                Some(outcome)
-            }
-            LogEntry::Announced => None,
-            LogEntry::Snapshot {
-                id,
-                parts,
-                is_restored,
-            } => {
-                // The other snapshots have failed.
-                let found = std::mem::take(&mut self.pending_snapshots).remove(&id);
-                if let Some(found) = found.filter(|found| found.part_count == parts) {
-                    if is_first {
-                        self.ledger = MemberLedger::from_parts(found.parts);
-                    }
-                    self.snapshot_start = Some(found.start);
-                }
-                self.entries_since_snapshot = 0;
-                if is_restored {
-                    let members = self.ledger.members();
-                    let joins = members.map(|(member, value)| ListChange {
-                        member: member.clone(),
-                        kind: ListChangeKind::Join(value.clone()),
-                    });
-                    self.set_unannounced(position, joins.collect());
-                }
-                None
-            }
-        }
-    }
-
-    fn set_unannounced(&mut self, entry: (u64, Fingerprint), changes: Vec<ListChange>) {
-        if !changes.is_empty() {
-            self.unannounced = Some(UnannouncedChanges {
-                entry,
-                changes,
-                published: 0,
-            });
-        }
     }
 }
 
-impl UnannouncedChanges {
-    /// Returns the indexes of the changes whose events are published next, at the same time. The events of one member are published one after the
-    /// other.
-    fn next_wave(&self) -> Range<usize> {
-        let mut members = HashSet::new();
-        let rest = self.changes[self.published..].iter().take(MAX_PUBLICATIONS);
-        let count = rest
-            .take_while(|change| members.insert(&change.member))
-            .count();
-        self.published..self.published + count
-    }
-
-    /// Returns the idempotency key of the event of a change, which is the same on all nodes.
-    fn idempotency_key(&self, index: usize) -> String {
-        let (sequence, token) = &self.entry;
-        format!("members:{sequence}-{}:{index}", token.as_str())
-    }
+/// Writes a snapshot of the entries up to `covered` behind the snapshot `after`.
+async fn append_snapshot(
+    store: &impl LogStore,
+    subjects: &LogSubjects,
+    parts: Vec<LedgerPart>,
+    covered: MessagePosition,
+    after: u64,
+) -> Result<(), Error> {
+    let parts = append_parts(store, subjects, parts).await?;
+    let snapshot = to_json(&Snapshot::new(parts, covered));
+    let appended = store.append(&subjects.snapshots, snapshot, Some(after));
+    appended.await.map(drop)
 }
 
-/// Returns the event of a change. Returns `None` if another program has written the change.
-fn event_of_change(request: &PresenceRequest, change: &ListChange) -> Option<HubEvent> {
-    let topic = Topic::new(change.member.topic.as_str()).ok()?;
-    let key = change.member.key.as_str().into();
-    Some(match &change.kind {
-        ListChangeKind::Join(value) => request.join_event(&topic, &key, Arc::new(value.clone())),
-        ListChangeKind::Update(value) => {
-            request.update_event(&topic, &key, Arc::new(value.clone()))
-        }
-        ListChangeKind::Leave => request.leave_event(&topic, &key),
+async fn append_parts(
+    store: &impl LogStore,
+    subjects: &LogSubjects,
+    parts: Vec<LedgerPart>,
+) -> Result<SnapshotParts, Error> {
+    let id = Fingerprint::random().as_str().to_owned();
+    let (count, mut start) = (parts.len(), None);
+    for (index, part) in parts.into_iter().enumerate() {
+        let id = id.clone();
+        let part = to_json(&SnapshotPart { id, index, part });
+        let sequence = store.append(&subjects.parts, part, None).await?;
+        start.get_or_insert(sequence);
+    }
+    Ok(SnapshotParts {
+        id,
+        start: start.unwrap_or_default(),
+        count,
     })
 }
 
-/// Returns the content of a message. Returns `None` if another program has written it.
-fn parse<'a, T: Deserialize<'a>>(message: &'a StreamMessage) -> Option<T> {
-    serde_json::from_slice(&message.payload).ok()
+fn is_first_part(message: &StreamMessage) -> bool {
+    parse::<SnapshotPart>(message).is_some_and(|part| part.index == 0)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::member_ledger::MemberId;
+fn to_json(content: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(content).unwrap_or_default()
+}
 
-    #[test]
-    fn wave_has_each_member_once() {
-        let changes = ["a", "b", "a", "c"].map(|key| ListChange {
-            member: MemberId {
-                topic: "room".to_owned(),
-                key: key.to_owned(),
-            },
-            kind: ListChangeKind::Leave,
-        });
-        let mut unannounced = UnannouncedChanges {
-            entry: (7, Fingerprint::from_bits(0)),
-            changes: changes.to_vec(),
-            published: 0,
-        };
-        let first = unannounced.next_wave();
-        assert_eq!(first, 0..2);
-        unannounced.published = first.end;
-        assert_eq!(unannounced.next_wave(), 2..4);
-        unannounced.changes = vec![unannounced.changes[0].clone(); 2];
-        unannounced.published = 1;
-        assert_eq!(unannounced.next_wave(), 1..2);
-        assert!(unannounced.idempotency_key(1).ends_with(":1"));
-    }
+async fn wait_after_conflict() {
+    let delay = random::bits() % MAX_CONFLICT_DELAY;
+    sleep(Duration::from_millis(delay)).await;
 }

@@ -195,6 +195,12 @@ impl StreamApi {
             .await
     }
 
+    /// Reads the last message with this subject from the stream's leader.
+    pub(crate) async fn last_message(&self, subject: &str) -> Result<Option<StreamMessage>, Error> {
+        self.read_from_leader(json!({ "last_by_subj": subject }))
+            .await
+    }
+
     async fn read_from_leader(
         &self,
         request: serde_json::Value,

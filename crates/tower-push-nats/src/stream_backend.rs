@@ -11,7 +11,7 @@ use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
     error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
-    member_log::MemberLog, reader_status::ReaderMetrics, stream_message::StreamMessage,
+    reader_status::ReaderMetrics, stream_members::StreamMembers, stream_message::StreamMessage,
     stream_reader::MessageSink, subject_mapping::SubjectMapping,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct StreamBackend {
     publisher: JetStreamPublisher,
     upstream: JetStreamUpstream,
-    members: Arc<MemberLog>,
+    members: Arc<StreamMembers>,
     metrics: Arc<ReaderMetrics>,
 }
 
@@ -27,7 +27,7 @@ impl StreamBackend {
     pub(crate) fn new(
         publisher: JetStreamPublisher,
         upstream: JetStreamUpstream,
-        members: Arc<MemberLog>,
+        members: Arc<StreamMembers>,
         metrics: Arc<ReaderMetrics>,
     ) -> Self {
         Self {
@@ -83,7 +83,7 @@ fn publish_error(error: Error) -> tower_push::Error {
 /// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
     pub(crate) writer: HubWriter,
-    pub(crate) members: Arc<MemberLog>,
+    pub(crate) members: Arc<StreamMembers>,
     pub(crate) metrics: Arc<ReaderMetrics>,
 }
 
@@ -100,7 +100,7 @@ impl MessageSink for HubSink {
     }
 
     async fn before_gap(&mut self) -> Result<(), Error> {
-        match self.members.read_members().await {
+        match self.members.read().await {
             Ok(members) => {
                 self.writer.set_members(members);
                 self.metrics.record_members_result(None);

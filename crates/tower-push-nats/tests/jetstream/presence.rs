@@ -1,14 +1,19 @@
 //! Members of topics that several servers show.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use testkit::{MembersBroker, NatsServer, Random, run_members_randomly, wait_until};
+use testkit::{
+    MembersBroker, NatsServer, Random,
+    hub_members_tests::{
+        MembersServer, NODE_TIMEOUT, hubs_of, idle_nodes_make_few_requests,
+        member_of_two_nodes_is_one_member, members_of_all_nodes_are_bounded,
+        members_of_dead_node_leave_once, members_stay_while_broker_is_away, presence_options,
+    },
+    run_members_randomly, wait_until,
+};
 use tokio::time::sleep;
 use tower_push::{
     Hub,
@@ -21,19 +26,8 @@ use crate::nodes::{Operator, STREAM, builder};
 /// The stream of the members.
 const MEMBERS_STREAM: &str = "EVENTS_MEMBERS";
 
-/// The shortest node timeout.
-const NODE_TIMEOUT: Duration = Duration::from_secs(1);
-
-const GRACE: Duration = Duration::from_millis(100);
-
-fn options() -> PresenceOptions {
-    PresenceOptions::new()
-        .grace(GRACE)
-        .node_timeout(NODE_TIMEOUT)
-}
-
 async fn node(server: &NatsServer) -> JetStreamHub {
-    node_with(server, options()).await
+    node_with(server, presence_options()).await
 }
 
 async fn node_with(server: &NatsServer, options: PresenceOptions) -> JetStreamHub {
@@ -55,8 +49,7 @@ fn members(node: &JetStreamHub) -> BTreeMap<String, Value> {
 }
 
 async fn expect_members(nodes: &[JetStreamHub], keys: &[&str]) {
-    let hubs: Vec<_> = nodes.iter().map(|node| node.hub().clone()).collect();
-    testkit::expect_members(&hubs, keys).await;
+    testkit::expect_members(&hubs_of::<Broker>(nodes), keys).await;
 }
 
 /// Returns the types and the members of all events of members in the stream.
@@ -93,15 +86,53 @@ async fn published(server: &NatsServer) -> Vec<String> {
 
 #[tokio::test]
 async fn member_of_two_servers_is_one_member() {
+    member_of_two_nodes_is_one_member(&Broker::start()).await;
+}
+
+#[tokio::test]
+async fn members_of_dead_server_leave_once() {
+    members_of_dead_node_leave_once(&Broker::start()).await;
+}
+
+#[tokio::test]
+async fn members_stay_while_server_is_away() {
+    members_stay_while_broker_is_away(&mut Broker::start()).await;
+}
+
+#[tokio::test]
+async fn members_of_all_servers_are_bounded() {
+    members_of_all_nodes_are_bounded(&Broker::start()).await;
+}
+
+/// The requests of an idle server are the entries that it appends.
+#[tokio::test]
+async fn idle_servers_append_few_entries() {
+    // The entry that says that the event of the join is published may follow.
+    idle_nodes_make_few_requests(&Broker::start(), 1).await;
+}
+
+/// Without members, there is no stream of members.
+#[tokio::test]
+async fn first_member_creates_stream() {
     let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
-    let first = enter(&nodes[0], "user/7 \"ä\"", json!({ "tabs": 1 }));
-    expect_members(&nodes, &["user/7 \"ä\""]).await;
+    let node = node(&server).await;
+    let operator = Operator::connect(&server).await;
+    let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
+    let missing = operator.try_request(&info, json!({})).await;
+    assert_eq!(missing.unwrap_err()["err_code"], 10059);
+    let _ada = enter(&node, "ada", 1);
+    expect_members(&[node], &["ada"]).await;
+    operator.request(&info, json!({})).await;
+}
+
+/// The event of a change is a message with a header.
+#[tokio::test]
+async fn message_of_change_names_topic() {
+    let server = NatsServer::start("");
+    let node = node(&server).await;
     let operator = Operator::connect(&server).await;
     let mut messages = operator.subscribe("events.>").await;
-    let second = enter(&nodes[1], "user/7 \"ä\"", json!({ "tabs": 2 }));
-    let has_value = || members(&nodes[0])["user/7 \"ä\""] == json!({ "tabs": 2 });
-    wait_until(has_value, || "no update").await;
+    let _member = enter(&node, "user/7 \"ä\"", json!({ "tabs": 2 }));
     let message = messages.next().await.unwrap();
     // A topic in the header is written as in a subject.
     let members_topic = message.headers.as_ref().unwrap().get("Event-Members");
@@ -110,103 +141,6 @@ async fn member_of_two_servers_is_one_member() {
     let data: Value = serde_json::from_slice(&message.payload).unwrap();
     let expected = json!({ "member": "user/7 \"ä\"", "value": { "tabs": 2 } });
     assert_eq!(data, expected);
-    drop(first);
-    enter(&nodes[0], "other", 1).leave_now();
-    let marker = enter(&nodes[0], "marker", 1);
-    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
-    sleep(GRACE * 3).await;
-    expect_members(&nodes, &["marker", "user/7 \"ä\""]).await;
-    second.leave_now();
-    marker.leave_now();
-    expect_members(&nodes, &[]).await;
-    let events = published(&server).await;
-    let of_user: Vec<_> = events
-        .iter()
-        .filter(|event| event.contains("user"))
-        .collect();
-    assert_eq!(
-        of_user,
-        [
-            "hub.join user/7 \"ä\"",
-            "hub.update user/7 \"ä\"",
-            "hub.leave user/7 \"ä\""
-        ]
-    );
-}
-
-#[tokio::test]
-async fn members_of_dead_server_leave_once() {
-    let server = NatsServer::start("");
-    let nodes = [
-        node(&server).await,
-        node(&server).await,
-        node(&server).await,
-    ];
-    let dead = node(&server).await;
-    let _stays = enter(&nodes[0], "stays", 1);
-    let _also_elsewhere = enter(&nodes[1], "elsewhere", 1);
-    let keys: Vec<_> = (100..250).map(|number| format!("dies {number}")).collect();
-    let mut connections: Vec<_> = keys.iter().map(|key| enter(&dead, key, 1)).collect();
-    connections.push(enter(&dead, "elsewhere", 1));
-    let all = keys
-        .iter()
-        .map(String::as_str)
-        .chain(["elsewhere", "stays"]);
-    expect_members(&nodes, &all.collect::<Vec<_>>()).await;
-    // The node is dropped before its connections, so it does not tell the broker of their end.
-    drop((dead, connections));
-    expect_members(&nodes, &["elsewhere", "stays"]).await;
-    let late = node(&server).await;
-    expect_members(&[late], &["elsewhere", "stays"]).await;
-    let events = published(&server).await;
-    for key in &keys {
-        let of_key = events.iter().filter(|event| event.ends_with(key));
-        assert_eq!(of_key.count(), 2, "{key}");
-    }
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| event.ends_with("elsewhere"))
-            .count(),
-        1
-    );
-}
-
-#[tokio::test]
-async fn members_stay_while_broker_is_away() {
-    let mut server = NatsServer::start("");
-    // After the absence, both servers connect again within this time.
-    let node_timeout = Duration::from_secs(4);
-    let options = options().node_timeout(node_timeout);
-    let nodes = [
-        node_with(&server, options.clone()).await,
-        node_with(&server, options).await,
-    ];
-    let _ada = enter(&nodes[0], "ada", 1);
-    let bob = enter(&nodes[1], "bob", 1);
-    expect_members(&nodes, &["ada", "bob"]).await;
-    server.pause();
-    sleep(node_timeout * 3 / 2).await;
-    let _eve = enter(&nodes[1], "eve", 1);
-    bob.leave_now();
-    // In this time, the node sends its request, which the paused server answers late.
-    sleep(Duration::from_millis(700)).await;
-    let _bob = enter(&nodes[1], "bob", 2);
-    server.resume();
-    expect_members(&nodes, &["ada", "bob", "eve"]).await;
-    server.kill();
-    sleep(node_timeout * 3 / 2).await;
-    let _dan = enter(&nodes[0], "dan", 1);
-    server.start_again();
-    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
-    sleep(node_timeout * 3 / 2).await;
-    expect_members(&nodes, &["ada", "bob", "dan", "eve"]).await;
-    let events = published(&server).await;
-    for key in ["ada", "dan", "eve"] {
-        let of_key = events.iter().filter(|event| event.ends_with(key));
-        assert_eq!(of_key.count(), 1, "{events:?}");
-    }
-    assert_eq!(nodes[0].hub().counts().pending_members, 0);
 }
 
 /// A node writes the members that it knows to a new stream.
@@ -315,57 +249,6 @@ async fn lost_members_come_back_after_incomplete_snapshot() {
     expect_members(&nodes, &["ada", "bob", "eve", "x", "y"]).await;
 }
 
-#[tokio::test]
-async fn members_of_all_servers_are_bounded() {
-    let server = NatsServer::start("");
-    let limited = options().max_members(2);
-    let nodes = [
-        node_with(&server, limited.clone()).await,
-        node_with(&server, limited).await,
-    ];
-    // Each server admits two members before it hears of the other's.
-    let first = ["a", "b"].map(|key| enter(&nodes[0], key, 1));
-    let _second = ["c", "d"].map(|key| enter(&nodes[1], key, 1));
-    let has_two = || nodes.iter().all(|node| members(node).len() == 2);
-    wait_until(has_two, || "not two members").await;
-    let refused = nodes[0].hub().presence("room").unwrap().enter("e", 1);
-    assert_eq!(refused.unwrap_err().status(), 503);
-    first.into_iter().for_each(MemberConnection::leave_now);
-    // Those that were refused are tried again.
-    expect_members(&nodes, &["c", "d"]).await;
-}
-
-/// The idle cost: a server with members appends three entries within the node timeout, and others none.
-#[tokio::test]
-async fn idle_servers_append_few_entries() {
-    let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
-    let operator = Operator::connect(&server).await;
-    sleep(NODE_TIMEOUT).await;
-    let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
-    let missing = operator.try_request(&info, json!({})).await;
-    assert_eq!(missing.unwrap_err()["err_code"], 10059);
-    let entries = async || {
-        let info = operator.request(&info, json!({})).await;
-        info["state"]["last_seq"].as_u64().unwrap()
-    };
-    let ada = enter(&nodes[0], "ada", 1);
-    expect_members(&nodes, &["ada"]).await;
-    let before = (entries().await, Instant::now());
-    sleep(NODE_TIMEOUT * 3).await;
-    let appended = entries().await - before.0;
-    let periods = before.1.elapsed().as_secs_f64() / NODE_TIMEOUT.as_secs_f64();
-    // The entry that says that the event of the join is published may follow.
-    let limit = 2.0 * (3.0 * periods + 1.0) + 1.0;
-    assert!(appended as f64 <= limit, "{appended} entries");
-    ada.leave_now();
-    expect_members(&nodes, &[]).await;
-    sleep(NODE_TIMEOUT).await;
-    let before = entries().await;
-    sleep(NODE_TIMEOUT).await;
-    assert_eq!(entries().await, before);
-}
-
 /// The server dies after its request is in the stream, and before it has published the events of the request.
 #[tokio::test]
 async fn events_of_dead_server_are_published_once() {
@@ -435,53 +318,179 @@ async fn snapshots_bound_the_log() {
     expect_members(&[nodes[0].clone(), late], &["stays"]).await;
 }
 
-struct Broker(NatsServer);
+struct Broker {
+    server: NatsServer,
+    /// Whether the log of members loses messages when something fails.
+    loses_messages: bool,
+}
+
+impl Broker {
+    fn start() -> Self {
+        Self {
+            server: NatsServer::start(""),
+            loses_messages: false,
+        }
+    }
+
+    /// Removes messages of the log, as an operator does.
+    async fn lose_messages(&self, random: &mut Random) {
+        // A change that one node alone knows is lost if this node dies, too. So each node reads the log before and after.
+        sleep(NODE_TIMEOUT).await;
+        let operator = Operator::connect(&self.server).await;
+        let request = async |name: &str, request| {
+            let name = format!("STREAM.{name}.{MEMBERS_STREAM}");
+            operator.try_request(&name, request).await
+        };
+        // There is no stream before the first member.
+        let Ok(info) = request("INFO", json!({})).await else {
+            return;
+        };
+        let number = |name: &str| info["state"][name].as_u64().unwrap();
+        let (first, last) = (number("first_seq"), number("last_seq"));
+        let any = first + random.below((last + 1 - first.min(last)).max(1));
+        // A message can be gone meanwhile.
+        let _ = match random.below(5) {
+            0 => request("MSG.DELETE", json!({ "seq": last })).await,
+            1 => request("MSG.DELETE", json!({ "seq": any })).await,
+            2 => request("PURGE", json!({})).await,
+            3 => request("PURGE", json!({ "seq": any })).await,
+            _ => request("DELETE", json!({})).await,
+        };
+        sleep(NODE_TIMEOUT).await;
+    }
+}
 
 impl MembersBroker for Broker {
     type Node = JetStreamHub;
 
     async fn start_node(&self) -> JetStreamHub {
-        node(&self.0).await
+        node(&self.server).await
     }
 
     fn hub(node: &JetStreamHub) -> &Hub {
         node.hub()
     }
 
+    fn can_lose_changes(&self) -> bool {
+        self.loses_messages
+    }
+
     /// The stream of the hub is never deleted or purged: JetStream would forget the idempotency keys, and a late repetition of a join could follow
     /// the leave.
     async fn fail(&mut self, random: &mut Random) {
-        match random.below(3) {
+        match random.below(if self.loses_messages { 5 } else { 3 }) {
+            3 | 4 => self.lose_messages(random).await,
             0 | 1 => {
-                self.0.pause();
+                self.server.pause();
                 sleep(Duration::from_millis(200 + random.below(2000))).await;
-                self.0.resume();
+                self.server.resume();
             }
             _ => {
-                self.0.kill();
+                self.server.kill();
                 sleep(Duration::from_millis(random.below(1500))).await;
-                self.0.start_again();
+                self.server.start_again();
             }
         }
     }
 
     async fn published(&self) -> Vec<String> {
-        published(&self.0).await
+        published(&self.server).await
+    }
+}
+
+impl MembersServer for Broker {
+    type Server = NatsServer;
+
+    fn server(&mut self) -> &mut NatsServer {
+        &mut self.server
+    }
+
+    async fn start_node_with(&self, options: PresenceOptions) -> JetStreamHub {
+        node_with(&self.server, options).await
+    }
+
+    /// Returns the number of entries. There are none before the first member.
+    async fn member_requests(&self) -> u64 {
+        let operator = Operator::connect(&self.server).await;
+        let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
+        let info = operator.try_request(&info, json!({})).await;
+        info.map_or(0, |info| info["state"]["last_seq"].as_u64().unwrap())
     }
 }
 
 #[tokio::test]
 async fn random_members_of_three_servers_are_listed() {
     for seed in seeds(1..=2) {
-        run_members_randomly(Broker(NatsServer::start("")), seed, false).await;
+        run_members_randomly(Broker::start(), seed, false).await;
     }
 }
 
 #[tokio::test]
 async fn random_members_survive_faults() {
     for seed in seeds(11..=12) {
-        run_members_randomly(Broker(NatsServer::start("")), seed, true).await;
+        run_members_randomly(Broker::start(), seed, true).await;
     }
+}
+
+#[tokio::test]
+async fn random_members_survive_losses_of_log() {
+    for seed in seeds(21..=22) {
+        let broker = Broker {
+            loses_messages: true,
+            ..Broker::start()
+        };
+        run_members_randomly(broker, seed, true).await;
+    }
+}
+
+/// The newest message of the log is deleted: a server that starts does not wait for it.
+#[tokio::test]
+async fn newest_message_of_log_may_be_deleted() {
+    let server = NatsServer::start("");
+    let nodes = [node(&server).await, node(&server).await];
+    let _ada = enter(&nodes[0], "ada", 1);
+    let _bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    let operator = Operator::connect(&server).await;
+    for _ in 0..3 {
+        let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
+        let info = operator.request(&info, json!({})).await;
+        let last = info["state"]["last_seq"].as_u64().unwrap();
+        let delete = format!("STREAM.MSG.DELETE.{MEMBERS_STREAM}");
+        let _ = operator.try_request(&delete, json!({ "seq": last })).await;
+        expect_members(&[node(&server).await], &["ada", "bob"]).await;
+    }
+    sleep(NODE_TIMEOUT * 2).await;
+    expect_members(&nodes, &["ada", "bob"]).await;
+}
+
+/// The stream of the log has a limit that is shorter than a snapshot, and later none.
+#[tokio::test]
+async fn log_with_short_limit_tells_of_pending_members() {
+    let server = NatsServer::start("");
+    let operator = Operator::connect(&server).await;
+    let subject = format!("$MEMBERS.{STREAM}");
+    let config = |max_msgs: i64| {
+        json!({
+            "name": MEMBERS_STREAM,
+            "subjects": [subject, format!("{subject}.>")],
+            "allow_direct": true,
+            "max_msgs": max_msgs,
+        })
+    };
+    let create = format!("STREAM.CREATE.{MEMBERS_STREAM}");
+    operator.request(&create, config(1)).await;
+    let node = node(&server).await;
+    let _ada = enter(&node, "ada", 1);
+    sleep(NODE_TIMEOUT).await;
+    let _bob = enter(&node, "bob", 1);
+    sleep(NODE_TIMEOUT).await;
+    assert!(node.hub().counts().pending_members > 0);
+    let error = node.reader_status().members_error;
+    assert!(error.is_some_and(|error| error.is_unavailable()));
+    let update = format!("STREAM.UPDATE.{MEMBERS_STREAM}");
+    operator.request(&update, config(-1)).await;
+    expect_members(&[node], &["ada", "bob"]).await;
 }
 
 /// Returns the seeds of a test: `range`, or the one in the environment variable `SEED`.
