@@ -28,6 +28,7 @@
 //! | [`broker_server`] | servers that a test takes away for some time |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
+//! | [`delivery_cost`] | the CPU time of a node of a broker for each delivered event |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
@@ -38,6 +39,7 @@ pub mod client;
 pub mod counting_io;
 pub mod current_exe_child;
 mod cursor_client;
+pub mod delivery_cost;
 pub mod epoch_ids;
 pub mod event_stream;
 pub mod event_stream_client;
