@@ -211,7 +211,7 @@ mod sse_cursors {
         let cursor = |text: &str| Item::Cursor(id(text));
         for (items, written) in [
             // The first event or gap carries the cursor that the client has sent.
-            (vec![event("x")], ":\nid: a-1\ndata: x\n\n"),
+            (vec![event("x")], ":\nid: a-1\nevent_id:\ndata: x\n\n"),
             (
                 vec![gap()],
                 ":\nevent: gap\nid: a-9\ndata: {\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":null}\n\n",
@@ -219,15 +219,15 @@ mod sse_cursors {
             // An event carries the last cursor that the source has yielded before it.
             (
                 vec![cursor("b"), cursor("c"), event("x")],
-                ":\nid: c\ndata: x\n\n",
+                ":\nid: c\nevent_id:\ndata: x\n\n",
             ),
             (
                 vec![cursor("b"), event("x"), event("y")],
-                ":\nid: b\ndata: x\n\ndata: y\n\n",
+                ":\nid: b\nevent_id:\ndata: x\n\ndata: y\n\n",
             ),
             (
                 vec![event("x"), cursor("b"), cursor("c")],
-                ":\nid: a-1\ndata: x\n\nid: c\n\n",
+                ":\nid: a-1\nevent_id:\ndata: x\n\nid: c\n\n",
             ),
             // The event's own id takes precedence over these cursors.
             (
@@ -242,7 +242,7 @@ mod sse_cursors {
                         cursor: id("c"),
                     },
                 ],
-                ":\nid: c\ndata: x\n\n",
+                ":\nid: c\nevent_id:\ndata: x\n\n",
             ),
             (
                 vec![cursor("b"), Item::Finished],

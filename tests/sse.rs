@@ -285,7 +285,10 @@ async fn client_keeps_cursor_across_reconnect() {
     let mut head = get_request_head("/", &[("last-event-id", "a-1")]);
     let response = Sse::new().respond(&mut head, Push::new(source)).await;
     let written = body_text(response.into_body()).await;
-    assert!(written == ":\nid: a-1\ndata: no id\n\n", "{written:?}");
+    assert!(
+        written == ":\nid: a-1\nevent_id:\ndata: no id\n\n",
+        "{written:?}"
+    );
     assert_eq!(
         EventStreamParser::parse(written.as_bytes()).last_event_id,
         "a-1"

@@ -17,11 +17,6 @@ export declare class HubConnection implements TopicConnection {
     get topics(): string[];
     /** The topics for which the cursor is not valid: they begin in the stream as for a new client. Only other modules of this package read it. */
     get freshTopics(): string[];
-    /**
-     * Returns whether the event's id is its own. On SSE, the first event of a stream carries the cursor of the request as its id if it has no id. Only
-     * other modules of this package call it.
-     */
-    carriesOwnId({ id }: PushEvent): boolean;
     on(name: string, listener: (value: any) => void): () => void;
     [Symbol.asyncIterator](): AsyncGenerator<PushEvent | PushGap, undefined>;
     send(message: unknown): boolean;

@@ -23,8 +23,6 @@ export interface ReportMessage {
     cursor: string | undefined;
     /** The topics for which `cursor` is not yet valid. Absent if there is none. */
     begun: string[] | undefined;
-    /** Whether the event's id is its own: it may be the cursor with which an event stream began. */
-    hasOwnId: boolean;
     report: HubReport;
 }
 /** What a tab has: its topics, and the cursor at `position`. No position if the tab misses events. */

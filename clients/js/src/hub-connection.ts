@@ -63,8 +63,6 @@ export class HubConnection implements TopicConnection {
   #resendTimer: ReturnType<typeof setTimeout> | undefined;
   #quietTimer: ReturnType<typeof setTimeout> | undefined;
   #recentEvents = new RecentEvents();
-  /** The cursor with which the open stream began. */
-  #requestedCursor: string | undefined;
   /** The answers of the hub, which only listeners of their type get. */
   #answers = new WeakSet<object>();
   /** The events that the client has passed on before. */
@@ -83,7 +81,6 @@ export class HubConnection implements TopicConnection {
     if (!topics[0] && !this.#mayHaveNoTopic) throw noTopic();
     for (const topic of topics) this.#progress.set(topic, "resumable");
     this.#connection = connect(url, rest) as PushConnection as Connection;
-    this.#requestedCursor = this.cursor;
     this.#updateUrl();
     this.#connection.on("state", (state) => this.#onState(state));
     this.#connection.on("cursor", () => this.#onCursor());
@@ -109,14 +106,6 @@ export class HubConnection implements TopicConnection {
   /** The topics for which the cursor is not valid: they begin in the stream as for a new client. Only other modules of this package read it. */
   get freshTopics(): string[] {
     return this.topics.filter((topic) => this.cursor == null || this.#progress.get(topic) !== "resumable");
-  }
-
-  /**
-   * Returns whether the event's id is its own. On SSE, the first event of a stream carries the cursor of the request as its id if it has no id. Only
-   * other modules of this package call it.
-   */
-  carriesOwnId({ id }: PushEvent): boolean {
-    return this.transport !== "sse" || id !== this.#requestedCursor;
   }
 
   on(name: string, listener: (value: any) => void): () => void {
@@ -202,7 +191,6 @@ export class HubConnection implements TopicConnection {
       this.#rejectPublications("the connection is closed");
     }
     this.#watchQuietTopics();
-    if (state === "connecting") this.#requestedCursor = this.cursor;
     if (state !== "open") this.#forgetTopicCommands();
     else if (this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
     this.#checkTransport();
@@ -262,10 +250,10 @@ export class HubConnection implements TopicConnection {
       this.#answers.add(event);
       return this.#onAnswer(type, topic, event.data);
     }
-    // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
-    if (id == null || type === "hub.members") return;
+    // An event without an id of its own does not say that the cursor is valid for new topics.
+    if (id == null) return;
     this.#onCursor();
-    if (this.carriesOwnId(event)) this.#dropRepetition(event);
+    this.#dropRepetition(event);
   }
 
   /** Takes the topics from an event for which the client has had it. If none is left, the event is not passed on. */

@@ -4,7 +4,7 @@ import type { Gap } from "./types.js";
 /** An envelope as it arrives: an event, a cursor, a gap or an end. */
 export interface PushRecord {
   id?: string;
-  /** The event's own id on SSE, if `id` is another cursor. */
+  /** The event's own id on SSE, if `id` is another cursor. Empty if the event has no id. */
   event_id?: string;
   /** The cursor to come back with, if it is not the id. */
   cursor?: string;

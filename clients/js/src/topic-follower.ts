@@ -312,17 +312,13 @@ export class TopicFollower {
   }
 
   /** Handles an event or a gap of the leader's stream, for the topics of the tab that `isFor` accepts. Without `isFor`, for all of its topics. */
-  #handle({ position, hasOwnId, report: [name, value] }: ReportMessage, isFor?: (topic: string) => boolean): void {
+  #handle({ position, report: [name, value] }: ReportMessage, isFor?: (topic: string) => boolean): void {
     if (name === "event") {
-      const id = hasOwnId ? value.id : undefined;
-      // An event whose id is only the cursor of the connection is not newer than this cursor, so a load has read the event.
-      const isOld = !hasOwnId && value.id != null;
       const topics = topicsOf(value);
       const taken = topics.filter((topic) => {
         const progress = this.#topics.get(topic);
         if (!progress || !isFollowed(progress) || isFor?.(topic) === false) return false;
-        if (isOld && (isFor || progress.repetition)) return false;
-        return this.#takes(topic, progress, id, position);
+        return this.#takes(topic, progress, value.id, position);
       });
       this.#pass(value, topics[0] == null ? undefined : taken);
     } else if (name === "gap") {

@@ -168,9 +168,8 @@ export class TopicLeader {
     if (connection !== stream?.connection) return;
     const { cursor, freshTopics } = connection;
     const begun = freshTopics[0] == null ? undefined : freshTopics;
-    const hasOwnId = report[0] === "event" && connection.carriesOwnId(report[1]);
     // The other tabs get the report first: if this tab is frozen now, no other tab has got less than this one.
-    this.#tab.broadcast({ kind: "report", position: [stream.term, ++stream.sequence], cursor, begun, hasOwnId, report });
+    this.#tab.broadcast({ kind: "report", position: [stream.term, ++stream.sequence], cursor, begun, report });
   }
 
   #allTopics(): string[] {

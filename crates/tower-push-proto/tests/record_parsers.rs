@@ -77,9 +77,9 @@ fn expected(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     items.chain([ReadRecord::End(end)]).collect()
 }
 
-/// Returns the records that a client must read from an event stream in base64. The cursor of an event without an id arrives as the event's id, and so
-/// does a cursor that is the event's id. Every payload arrives as bytes. An event without an id arrives with the cursor that the stream wrote before it. An end arrives only if it says more than the end of the
-/// body.
+/// Returns the records that a client must read from an event stream in base64. A cursor that is the event's id arrives as the id alone. Every payload
+/// arrives as bytes. An event without an id arrives with the cursor that the stream wrote before it. An end arrives only if it says more than the end of
+/// the body.
 fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     let mut held_cursor: Option<String> = None;
     let mut records = Vec::new();
@@ -97,9 +97,9 @@ fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
                 event_type,
                 payload,
             } => {
-                let (id, cursor) = match (id, cursor) {
-                    (Some(id), Some(cursor)) if id != cursor => (Some(id), Some(cursor)),
-                    (id, cursor) => (cursor.or(id).or(held_cursor.take()), None),
+                let cursor = match &id {
+                    Some(id) => cursor.filter(|cursor| cursor != id),
+                    None => cursor.or(held_cursor.take()),
                 };
                 records.push(ReadRecord::Event {
                     id,

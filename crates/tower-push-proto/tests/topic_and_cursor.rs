@@ -272,7 +272,7 @@ fn sse_names_id_that_is_not_cursor() {
     for (id, fields) in [
         (Some(3), "id: 7\nevent_id: 3\n"),
         (Some(7), "id: 7\n"),
-        (None, "id: 7\n"),
+        (None, "id: 7\nevent_id:\n"),
     ] {
         let event = match id {
             Some(id) => event().with_id(id).unwrap(),
@@ -302,7 +302,7 @@ fn sse_payload_is_shared_by_all_cursors() {
                 .event_with_cursor(&event.clone(), &cursor.into(), &mut out)
                 .unwrap();
             let head = out.take_frame().unwrap();
-            assert_eq!(head, format!("id: {cursor}\n"));
+            assert_eq!(head, format!("id: {cursor}\nevent_id:\n"));
             out.take_frame().unwrap()
         };
         let frames = [1, 2].map(payload_frame);

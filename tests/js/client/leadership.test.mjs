@@ -67,7 +67,7 @@ function topicTab(key, topics, options) {
 
 const position = (term, sequence) => [`${String(term).padStart(10, "0")} test`, sequence];
 const leader = (term, sequence, fields) => ({ kind: "leader", position: position(term, sequence), state: "open", begun: [], ...fields });
-const report = (term, sequence, cursor, ...report) => ({ kind: "report", position: position(term, sequence), cursor, hasOwnId: true, report });
+const report = (term, sequence, cursor, ...report) => ({ kind: "report", position: position(term, sequence), cursor, report });
 const event = (id, topic = "a") => ["event", { type: "message", data: id, id, topic }];
 
 /** Answers requests with event streams that the test writes. */
@@ -515,7 +515,7 @@ test("SSE: the next leader's first event is passed on, although the server sends
   await first;
   leader.close();
   await until(() => streams.length === 2);
-  streams[1].write("topic: a\nid: 1\ndata: 2\n\ntopic: a\nid: 2\ndata: 3\n\n");
+  streams[1].write("topic: a\nid: 1\nevent_id:\ndata: 2\n\ntopic: a\nid: 2\ndata: 3\n\n");
   await until(() => seen.includes(3));
   assert.deepEqual(seen, [1, 2, 3]);
   assert.deepEqual(cursors, [null, "1"]);

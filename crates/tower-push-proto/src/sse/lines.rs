@@ -195,10 +195,13 @@ pub fn write_id(id: &str, out: &mut BytesMut) {
     write_field(b"id: ", id.as_bytes(), out);
 }
 
-/// Appends the field `event_id`: the id of an event whose field `id` is a cursor. A client that drops repetitions needs it. The standard has no such
-/// field: an `EventSource` ignores it.
-pub(super) fn write_event_id(id: &str, out: &mut BytesMut) {
-    write_field(b"event_id: ", id.as_bytes(), out);
+/// Appends the field `event_id`: the id of an event whose field `id` is a cursor. The field is empty if the event has no id. A client that drops
+/// repetitions needs the field. The standard has no such field: an `EventSource` ignores it.
+pub(super) fn write_event_id(id: Option<&EventId>, out: &mut BytesMut) {
+    match id {
+        Some(id) => write_field(b"event_id: ", id.as_str().as_bytes(), out),
+        None => out.put_slice(b"event_id:\n"),
+    }
 }
 
 fn write_event_type(event_type: &EventType, out: &mut BytesMut) {

@@ -51,8 +51,8 @@ pub struct SseEvent {
     /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field, so that the [last event
     /// ID](SseParser::last_event_id) comes from an earlier event.
     pub id: Option<String>,
-    /// The value of the event's `event_id` field, which is not in the standard: the event's id if the `id` field is another cursor. `None` if the
-    /// event has no such field.
+    /// The value of the event's `event_id` field, which is not in the standard: the event's id if the `id` field is another cursor. Empty if the
+    /// event has no id, although it has an `id` field. `None` if the event has no such field.
     pub event_id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
