@@ -7,7 +7,7 @@ use std::{
 use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
-    hub_state::{HubState, JoinError, JoinedTopics, TopicRequest, copy_for_topic},
+    hub_state::{HubState, JoinError, JoinedTopics, RequestedTopic, copy_for_topic},
     pattern_table::RequestedPattern,
     reader_request::AllowedPattern,
     resumed_events::ResumedEvents,
@@ -98,8 +98,8 @@ impl BackendResumeTopics {
         event.topics().iter().filter(is_read)
     }
 
-    fn join_requests(&self, start: TopicStart) -> (Vec<TopicRequest>, Vec<RequestedPattern>) {
-        let topic_request = |topic: &Topic| TopicRequest {
+    fn join_requests(&self, start: TopicStart) -> (Vec<RequestedTopic>, Vec<RequestedPattern>) {
+        let topic_request = |topic: &Topic| RequestedTopic {
             topic: topic.clone(),
             start,
             max_history: None,

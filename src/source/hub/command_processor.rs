@@ -18,7 +18,7 @@ use super::{
     control_events,
     hub_backend::publication_rejection,
     hub_reader::HubReader,
-    hub_state::TopicRequest,
+    hub_state::RequestedTopic,
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
     revocable_subscriptions::StaleAccessDecision,
@@ -341,7 +341,7 @@ fn join_topic(
     is_new: bool,
     reader: &mut HubReader,
 ) -> Result<Option<Event>, Rejection> {
-    let request = TopicRequest {
+    let request = RequestedTopic {
         topic: allowed.topic.clone(),
         start,
         max_history: allowed.max_history,

@@ -65,7 +65,7 @@ pub(super) struct HubState {
 
 /// A topic that a reader asks for.
 #[derive(Clone, Debug)]
-pub(super) struct TopicRequest {
+pub(super) struct RequestedTopic {
     pub(super) topic: Topic,
     pub(super) start: TopicStart,
     /// The maximum number of events from the topic's log.
@@ -357,7 +357,7 @@ impl HubState {
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. The reader has joined nothing then.
     pub(super) fn join(
         &self,
-        requests: &[TopicRequest],
+        requests: &[RequestedTopic],
         patterns: &[RequestedPattern],
         deferred_drops: &mut DeferredDrops,
     ) -> Result<JoinedTopics, JoinError> {

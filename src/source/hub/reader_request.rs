@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     backend_resume::{BackendResume, BackendResumeTopics},
     hub_reader::HubReader,
-    hub_state::{HubCursor, HubState, JoinError, JoinedTopics, TopicRequest},
+    hub_state::{HubCursor, HubState, JoinError, JoinedTopics, RequestedTopic},
     pattern_table::RequestedPattern,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
@@ -93,7 +93,7 @@ impl From<&Topic> for AllowedTopic {
 /// The plan by which a client joins the logs of a hub.
 struct ClientJoinPlan {
     cursor: Option<HubCursor>,
-    requests: Vec<TopicRequest>,
+    requests: Vec<RequestedTopic>,
     patterns: Vec<RequestedPattern>,
     /// The topics and patterns that the client joins after a resume from the broker. `None` if the client joins all of its logs at once.
     backend_resume: Option<BackendResumePlan>,
@@ -124,7 +124,7 @@ impl ClientJoinPlan {
             return false;
         };
         let is_topic_from_broker =
-            |topic: &TopicRequest| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
+            |topic: &RequestedTopic| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
         let is_pattern_from_broker = |pattern: &RequestedPattern| pattern.max_history.is_none();
         if !self.patterns.iter().any(is_pattern_from_broker)
             && !self.requests.iter().any(is_topic_from_broker)
@@ -139,7 +139,7 @@ impl ClientJoinPlan {
             .into_iter()
             .partition(is_pattern_from_broker);
         self.patterns = kept;
-        let may_have_lost = |topic: &&TopicRequest| {
+        let may_have_lost = |topic: &&RequestedTopic| {
             self.cursor.is_none() && topic.max_history.is_some() && !request.is_fresh(&topic.topic)
         };
         let limited = self.requests.iter().filter(may_have_lost);
@@ -233,7 +233,7 @@ impl ReaderRequest {
         let first_start = topic_start(&self.first_start, None);
         let is_known = cursor.is_some();
         let has_unknown_cursor = !is_known && matches!(self.start, StartPosition::After(_));
-        let request = |allowed: &AllowedTopic| TopicRequest {
+        let request = |allowed: &AllowedTopic| RequestedTopic {
             topic: allowed.topic.clone(),
             start: match is_known && self.is_fresh(&allowed.topic) {
                 true => first_start,
@@ -299,7 +299,7 @@ impl ReaderRequest {
     fn join_and_list_members(
         &self,
         hub: &HubState,
-        requests: &[TopicRequest],
+        requests: &[RequestedTopic],
         patterns: &[RequestedPattern],
         is_new: impl Fn(&Topic) -> bool,
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {

@@ -7,7 +7,7 @@ use crate::{
     event::{Event, EventId, Item, Topic},
     source::hub::{
         control_events,
-        hub_state::{JoinError, TopicRequest},
+        hub_state::{JoinError, RequestedTopic},
         revocable_subscriptions::StaleAccessDecision,
         topic_access::PresenceAccess,
         topic_or_pattern::TopicOrPattern,
@@ -45,7 +45,7 @@ impl HubReader {
     /// [`JoinError::TooManyTopics`] if the hub has no room for the topic.
     pub(in crate::source::hub) fn join_topic(
         &mut self,
-        request: &TopicRequest,
+        request: &RequestedTopic,
         cursor: Option<&EventId>,
         presence: &PresenceAccess,
         is_new: bool,

@@ -10,7 +10,7 @@ use super::{HubReader, TopicReader};
 use crate::{
     event::{EventId, Topic},
     source::hub::{
-        hub_state::{JoinError, JoinedTopic, JoinedTopics, TopicRequest, copy_for_topic},
+        hub_state::{JoinError, JoinedTopic, JoinedTopics, RequestedTopic, copy_for_topic},
         pattern_table::RequestedPattern,
         subscribed_topics::SubscribedTopics,
         topic_log::{EPHEMERAL_LIMITS, TopicLogEntry, TopicStart},
@@ -162,7 +162,7 @@ impl HubReader {
             if self.has_reader_of(topic) || self.has_pattern_for(topic) {
                 continue;
             }
-            let request = TopicRequest {
+            let request = RequestedTopic {
                 topic: topic.clone(),
                 start,
                 max_history: None,
