@@ -95,8 +95,21 @@ pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
     let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + payload.len());
-    out.put_slice(EncodedHeader::new(opcode, is_compressed, payload.len()).as_bytes());
+    put_header(
+        EncodedHeader::new(opcode, is_compressed, payload.len()),
+        out,
+    );
     out.put_slice(payload);
+}
+
+/// Appends a header.
+#[inline]
+fn put_header(header: EncodedHeader, out: &mut BytesMut) {
+    match *header.as_bytes() {
+        // The length is known at compile time, so that no call of `memcpy` copies the two bytes of most headers.
+        [first, second] => out.put_slice(&[first, second]),
+        ref long => out.put_slice(long),
+    }
 }
 
 /// Returns the maximum length of a frame's payload, in bytes.
@@ -155,7 +168,10 @@ pub fn encode_masked(
     let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + mask_key.len() + payload.len());
     let second_byte = out.len() + 1;
-    out.put_slice(EncodedHeader::new(opcode, is_compressed, payload.len()).as_bytes());
+    put_header(
+        EncodedHeader::new(opcode, is_compressed, payload.len()),
+        out,
+    );
     out[second_byte] |= MASK_BIT;
     out.put_slice(&mask_key);
     let payload_start = out.len();
