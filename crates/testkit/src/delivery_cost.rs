@@ -166,7 +166,10 @@ fn compare<B: MeasuredBroker>(load: Load) -> Result<(), BoxError> {
                 _ => Some(CurrentExeChild::spawn(&["publish", &url, &load_argument])?),
             };
             contestant.read_line()?;
-            drop(publisher);
+            if let Some(mut publisher) = publisher {
+                // The server stays until it has acknowledged the last event.
+                publisher.read_line()?;
+            }
             let cost = contestant.cpu_time()? - before;
             costs.push(cost.as_nanos() as f64 / (load.events * load.subscribers) as f64);
         }
@@ -282,7 +285,8 @@ async fn publish<B: MeasuredBroker>(url: &str, load: Load) -> Result<(), BoxErro
         ticks.tick().await;
         B::publish(&node, &event).await?;
     }
-    Ok(())
+    println!("published");
+    wait_for_line()
 }
 
 /// Prints the memory of a node without clients, with an empty log and with a full one.
