@@ -63,7 +63,9 @@ fn stream_waiting_during_start_is_woken() {
         let streams =
             drainable_streams.map(|drainable| thread::spawn(move || wait_for_ends_at(&drainable)));
         drain.start(plan());
-        streams.map(|thread| thread.join().unwrap());
+        streams
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     });
 }
 
@@ -80,7 +82,9 @@ fn wait_ends_with_the_last_stream_and_counts_each_once() {
         let open = sum(drain.outcome());
         let outcome = wait_until_empty(&drain);
         assert_eq!((outcome.cut, sum(outcome)), (0, open));
-        streams.map(|thread| thread.join().unwrap());
+        streams
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
         assert_eq!(drain.outcome(), outcome);
     });
 }
