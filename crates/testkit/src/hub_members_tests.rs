@@ -111,7 +111,7 @@ pub async fn members_of_dead_node_leave_once<B: MembersServer>(broker: &B) {
     for key in &keys {
         assert_eq!(count(key), 2, "{key}");
     }
-    assert_eq!(count("elsewhere"), 1);
+    assert_eq!(count("elsewhere"), 1, "{events:?}");
 }
 
 /// While the broker is away, the lists stay, and changes wait.

@@ -484,10 +484,12 @@ async fn log_with_short_limit_tells_of_pending_members() {
     let _ada = enter(&node, "ada", 1);
     sleep(NODE_TIMEOUT).await;
     let _bob = enter(&node, "bob", 1);
-    sleep(NODE_TIMEOUT).await;
-    assert!(node.hub().counts().pending_members > 0);
-    let error = node.reader_status().members_error;
-    assert!(error.is_some_and(|error| error.is_unavailable()));
+    let members_error = || node.reader_status().members_error;
+    let is_told = || {
+        let error = members_error().is_some_and(|error| error.is_unavailable());
+        error && node.hub().counts().pending_members > 0
+    };
+    wait_until(is_told, || format!("{:?}", members_error())).await;
     let update = format!("STREAM.UPDATE.{MEMBERS_STREAM}");
     operator.request(&update, config(-1)).await;
     expect_members(&[node], &["ada", "bob"]).await;
