@@ -65,10 +65,25 @@ impl PresenceBackend for StreamBackend {
         &self,
         request: PresenceRequest,
     ) -> Result<PresenceAnswer, tower_push::Error> {
+        let mut result = MembersResult {
+            metrics: &self.metrics,
+            error: Some(Error::timeout()),
+        };
         let answer = self.members.run(&request).await;
-        let error = answer.as_ref().err().cloned();
-        self.metrics.record_members_result(error);
+        result.error = answer.as_ref().err().cloned();
         answer.map_err(tower_push::Error::publish_failed)
+    }
+}
+
+/// Records the result of a request about members when it is dropped. The hub drops the future of a request that takes too long, which is a time-out.
+struct MembersResult<'a> {
+    metrics: &'a ReaderMetrics,
+    error: Option<Error>,
+}
+
+impl Drop for MembersResult<'_> {
+    fn drop(&mut self) {
+        self.metrics.record_members_result(self.error.take());
     }
 }
 

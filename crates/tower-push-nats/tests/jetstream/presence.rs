@@ -495,6 +495,23 @@ async fn log_with_short_limit_tells_of_pending_members() {
     expect_members(&[node], &["ada", "bob"]).await;
 }
 
+/// The hub gives up a request about members before the request itself does.
+#[tokio::test]
+async fn request_that_hub_gives_up_is_an_error() {
+    let server = NatsServer::start("");
+    let builder = builder(&server).request_timeout(NODE_TIMEOUT * 10);
+    let hub = Hub::builder().presence(presence_options());
+    let node = builder.connect_hub(hub).await.unwrap();
+    server.pause();
+    let _ada = enter(&node, "ada", 1);
+    let error = || node.reader_status().members_error;
+    let is_timeout = || error().is_some_and(|error| error.is_unavailable());
+    wait_until(is_timeout, || format!("{:?}", error())).await;
+    server.resume();
+    wait_until(|| error().is_none(), || format!("{:?}", error())).await;
+    assert_eq!(node.hub().counts().pending_members, 0);
+}
+
 /// Returns the seeds of a test: `range`, or the one in the environment variable `SEED`.
 fn seeds(range: std::ops::RangeInclusive<u64>) -> std::ops::RangeInclusive<u64> {
     match std::env::var("SEED") {
