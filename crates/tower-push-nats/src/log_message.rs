@@ -54,6 +54,14 @@ pub(crate) struct Snapshot {
     covered_fingerprint: String,
 }
 
+/// What a node tells the others beside the entries, as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Notice {
+    /// The node has found the log incomplete.
+    Incomplete,
+}
+
 /// Where the parts of a ledger are.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SnapshotParts {

@@ -138,6 +138,11 @@ impl LedgerRequest {
             changes: changes.collect(),
         }
     }
+
+    /// Returns the time of the node's lease in milliseconds.
+    pub(crate) fn node_timeout(&self) -> i64 {
+        self.node_timeout
+    }
 }
 
 impl RequestOutcome {
@@ -183,8 +188,8 @@ impl MemberLedger {
     /// Applies a request at the time `now`, in milliseconds since 1970.
     pub(crate) fn apply(&mut self, request: &LedgerRequest, now: i64) -> RequestOutcome {
         let ends_at = now.saturating_add(request.node_timeout);
-        let last = self.last_request_at.replace(now);
-        let was_away = last.is_some_and(|last| now < last || now - last > request.node_timeout / 2);
+        let was_away = self.was_away(request, now);
+        self.last_request_at = Some(now);
         if was_away {
             let nodes = self.nodes.values_mut();
             for lease in nodes.filter(|lease| lease.last_number.is_some()) {
@@ -210,6 +215,12 @@ impl MemberLedger {
         }
         outcome.has_more = self.remove_expired(now, &mut outcome.changes);
         outcome
+    }
+
+    /// Returns whether no node could make a request for some time before this request at the time `now`, in milliseconds since 1970.
+    pub(crate) fn was_away(&self, request: &LedgerRequest, now: i64) -> bool {
+        self.last_request_at
+            .is_some_and(|last| now < last || now - last > request.node_timeout / 2)
     }
 
     /// Returns whether the ledger does not know the node of a request any more, or has applied this or a later request of the node.

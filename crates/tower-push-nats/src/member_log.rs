@@ -16,7 +16,8 @@ use crate::{
     api_response::StreamInfo,
     error::Error,
     log_message::{
-        LogEntry, MessagePosition, PlacedEntry, Snapshot, SnapshotPart, SnapshotParts, parse,
+        LogEntry, MessagePosition, Notice, PlacedEntry, Snapshot, SnapshotPart, SnapshotParts,
+        parse,
     },
     log_store::LogStore,
     member_ledger::{
@@ -30,8 +31,8 @@ use crate::{
 /// The log of the requests by which nodes change the members of a hub: the stream `EVENTS_MEMBERS` beside the hub's stream `EVENTS`.
 ///
 /// Each node applies all requests of the log to a ledger of its own. A node appends a request only behind the last request that it has applied
-/// (`Nats-Expected-Last-Subject-Sequence`, and the fingerprint in the entry). So the requests have one order, each is in the log wholly or not at all, and each node knows the results
-/// of its request: those of its own ledger.
+/// (`Nats-Expected-Last-Subject-Sequence`, and the fingerprint in the entry). So the requests have one order, each is in the log wholly or not at
+/// all, and each node knows the results of its request: those of its own ledger.
 ///
 /// # Invariant: each change has one event
 /// A node appends an entry only when the hub's stream has the events of all earlier entries. So only the last entry can have changes that are not
@@ -44,10 +45,11 @@ use crate::{
 ///
 /// # Invariant: a ledger has all entries
 /// A ledger begins with the first message of the stream, or with the last snapshot and the entry that the snapshot covers. Sequence numbers have no
-/// holes, so a node notices each message that was removed after this beginning. It also notices if the message that it has read last is gone. What was
-/// removed is lost: the node appends an entry with which all ledgers begin again with its own ledger ([`LogEntry::Restart`]). Nodes whose requests
-/// are lost find that they have no lease, and enter their members again. Members that are then missing in a ledger leave ([`LogEntry::Lost`]). The
-/// events of all members' joins are published again, because clients may have got the events of lost entries.
+/// holes, so a node notices each message that was removed after this beginning. It also notices if the message or the entry that it has read last is
+/// gone. What was removed is lost: the node appends an entry with which all ledgers begin again with its own ledger ([`LogEntry::Restart`]). Nodes
+/// whose requests are lost find that they have no lease, and enter their members again. The members that are still missing when none of them has come
+/// back for the time of a lease leave ([`LogEntry::Lost`]). The events of all members' joins are published again, because clients may have got the
+/// events of lost entries.
 ///
 /// A node that starts and finds the log incomplete tells the others, so that one of them restarts the log with a ledger that has more.
 ///
@@ -180,21 +182,35 @@ impl<S: LogStore> MemberLog<S> {
     ) -> Result<RequestOutcome, Error> {
         let state = &mut *self.state.lock().await;
         let replica = &mut state.replica;
+        let mut ends_at = Instant::now() + self.store.timeout();
         let sequence = loop {
+            let before = replica.last_entry();
             self.prepare_to_append(replica, publisher).await?;
             if replica.ledger().has_lost_lease(request) {
                 return Ok(RequestOutcome::lease_lost());
             }
+            if replica.last_entry() != before {
+                ends_at = Instant::now() + self.store.timeout();
+            }
             let entry = LogEntry::Request(request.clone());
             match self.append(entry, replica.last_entry()).await {
-                Err(error) if error.is_conflict() => wait_after_conflict().await,
+                Err(error) if error.is_conflict() && Instant::now() < ends_at => {
+                    self.handle_conflict(replica).await?;
+                }
+                Err(error) if error.is_conflict() => {
+                    return Err(Error::unavailable("the log of members lags"));
+                }
                 appended => break appended?,
             }
         };
         let mut outcome = self.read_outcome(replica, sequence).await?;
         // If another node has appended an entry since, this node has published the events.
         self.announce(replica, publisher).await?;
-        outcome.has_more |= self.remove_lost_members(replica, publisher).await?;
+        if replica.has_members_to_remove(request.node_timeout()) {
+            outcome.has_more |= self
+                .remove_lost_members(replica, request, publisher)
+                .await?;
+        }
         self.write_snapshot_if_due(state).await;
         Ok(outcome)
     }
@@ -224,10 +240,21 @@ impl<S: LogStore> MemberLog<S> {
                 .await
             {
                 // Another node has appended an entry first.
-                Err(error) if error.is_conflict() => wait_after_conflict().await,
+                Err(error) if error.is_conflict() => self.handle_conflict(replica).await?,
                 restarted => restarted?,
             }
         }
+    }
+
+    /// Waits after an entry was appended behind another one than the last. Forgets the stream if it has lost the last entry that was read: then a
+    /// read of later messages with other subjects does not notice the loss.
+    async fn handle_conflict(&self, replica: &mut Replica) -> Result<(), Error> {
+        wait_after_conflict().await;
+        let last = self.last_entry().await?;
+        if replica.has_lost_last_entry(last.as_ref()) {
+            replica.leave_stream(true);
+        }
+        Ok(())
     }
 
     /// Reads the log up to an entry of this node, and returns its results.
@@ -261,7 +288,8 @@ impl<S: LogStore> MemberLog<S> {
         if replica.must_restart() {
             // Nodes that have members restart the log. Without permission, or a server, the list stays incomplete until this node has a member.
             let subject = &self.subjects.incomplete;
-            let _ = self.store.append(subject, Vec::new(), None).await;
+            let message = to_json(&Notice::Incomplete);
+            let _ = self.store.append(subject, message, None).await;
         }
         let members = replica.ledger().members();
         Ok(members
@@ -281,8 +309,24 @@ impl<S: LogStore> MemberLog<S> {
             replica.replace(new);
         }
         let mut ends_at = Instant::now() + self.store.timeout();
-        // The last message can be removed at any time, so each attempt asks for it.
-        while let Some(last) = self.last_entry().await? {
+        let mut recoveries = 0;
+        // The last entry can be removed at any time, so each attempt asks for it.
+        loop {
+            let last = self.last_entry().await?;
+            if replica.has_lost_last_entry(last.as_ref()) {
+                if recoveries == MAX_RECOVERIES {
+                    return Err(Error::unavailable("the log of members loses its entries"));
+                }
+                recoveries += 1;
+                replica.leave_stream(true);
+                if last.is_some() {
+                    let info = self.store.describe().await?;
+                    let new = self.first_replica(&info).await?;
+                    replica.replace(new);
+                }
+            }
+            // Without entries, the ledger is kept until it is in the log again: see `open`.
+            let Some(last) = last else { break };
             let before = replica.position();
             self.catch_up(replica, None).await?;
             if replica.last_sequence() >= last.sequence {
@@ -383,7 +427,10 @@ impl<S: LogStore> MemberLog<S> {
                     replica.begin_snapshot();
                 }
                 if message.subject == self.subjects.incomplete {
-                    replica.set_incomplete();
+                    match parse::<Notice>(message) {
+                        Some(Notice::Incomplete) => replica.set_incomplete(),
+                        None => {}
+                    }
                 }
                 continue;
             }
@@ -549,27 +596,25 @@ impl<S: LogStore> MemberLog<S> {
         self.append(entry, after).await.map(drop)
     }
 
-    /// Removes some of the members that the log has lost from the lists of clients. Returns whether there are more.
+    /// Removes some of the members that the log has lost, and that have not come back, from the lists of clients. Returns whether there are more.
     async fn remove_lost_members(
         &self,
         replica: &mut Replica,
+        request: &LedgerRequest,
         publisher: &impl ChangePublisher,
     ) -> Result<bool, Error> {
-        if !replica.has_lost_members() {
-            return Ok(false);
-        }
         self.prepare_to_append(replica, publisher).await?;
-        let members = replica.some_lost_members();
-        if members.is_empty() {
+        if !replica.has_members_to_remove(request.node_timeout()) {
             return Ok(false);
         }
+        let members = replica.some_lost_members();
         let entry = LogEntry::Lost { members };
         match self.append(entry, replica.last_entry()).await {
             Err(error) if error.is_conflict() => return Ok(true),
             appended => self.read_outcome(replica, appended?).await?,
         };
         self.announce(replica, publisher).await?;
-        Ok(replica.has_lost_members())
+        Ok(replica.has_members_to_remove(request.node_timeout()))
     }
 
     fn max_part_bytes(&self) -> usize {

@@ -290,7 +290,7 @@ fn api_error(err_code: u32) -> Error {
 /// The backend of a node's hub.
 struct MemoryBackend {
     broker: MemoryBroker,
-    log: MemberLog<MemoryBroker>,
+    log: Arc<MemberLog<MemoryBroker>>,
 }
 
 /// Publishes the events of a request.
@@ -362,6 +362,7 @@ impl PresenceBackend for MemoryBackend {
 /// A hub, and the task that fills it. Dropping this value ends both.
 struct MemoryNode {
     hub: Hub,
+    log: Arc<MemberLog<MemoryBroker>>,
     reader: AbortHandle,
 }
 
@@ -375,7 +376,7 @@ impl MembersBroker for MemoryBroker {
     type Node = MemoryNode;
 
     async fn start_node(&self) -> MemoryNode {
-        let log = MemberLog::new(self.clone(), SUBJECT, LIMITS);
+        let log = Arc::new(MemberLog::new(self.clone(), SUBJECT, LIMITS));
         let mut event_count = self.lock().event_count.subscribe();
         let (members, mut read) = loop {
             let read = *event_count.borrow_and_update();
@@ -395,7 +396,7 @@ impl MembersBroker for MemoryBroker {
             .node_timeout(NODE_TIMEOUT);
         let backend = MemoryBackend {
             broker: self.clone(),
-            log,
+            log: log.clone(),
         };
         let hub = Hub::builder().presence(options);
         let (mut writer, hub) = hub.build_with_presence(backend, EventId::from(read as u64));
@@ -415,6 +416,7 @@ impl MembersBroker for MemoryBroker {
         });
         MemoryNode {
             hub,
+            log,
             reader: reader.abort_handle(),
         }
     }
@@ -489,6 +491,14 @@ fn random_members_survive_losses_of_log() {
     run_seeds(100..150, true);
 }
 
+/// Returns the number of restarts in the log.
+fn restarts(broker: &MemoryBroker) -> usize {
+    let is_restart = |message: &&StreamMessage| {
+        String::from_utf8_lossy(&message.payload).contains("\"restart\"")
+    };
+    broker.lock().messages.values().filter(is_restart).count()
+}
+
 /// Starts a node with a member, and waits until the log has it.
 async fn node_with_member(broker: &MemoryBroker, key: &str) -> (MemoryNode, impl Drop) {
     let node = broker.start_node().await;
@@ -561,15 +571,82 @@ async fn hole_restarts_log() {
     let _eve = testkit::enter(&late.hub, "eve", 1);
     let hubs = [node.hub.clone(), late.hub.clone()];
     testkit::expect_members(&hubs, &["ada", "eve"]).await;
-    let is_restart = |message: &&StreamMessage| {
-        String::from_utf8_lossy(&message.payload).contains("\"restart\"")
-    };
-    let restarts = broker.lock().messages.values().filter(is_restart).count();
-    assert_eq!(restarts, 1);
+    assert_eq!(restarts(&broker), 1);
     let last = broker
         .published()
         .await
         .into_iter()
         .rfind(|event| event.ends_with("dan"));
     assert_eq!(last.unwrap(), "hub.leave dan");
+}
+
+/// Entries are removed, but not the later messages with other subjects, of which a node has read the last.
+#[tokio::test(start_paused = true)]
+async fn lost_last_entry_is_noticed() {
+    for loses_all in [true, false] {
+        for reads_first in [true, false] {
+            let broker = MemoryBroker::new(1);
+            drop(node_with_member(&broker, "ada").await);
+            // What an older snapshot leaves.
+            let part = format!("{SUBJECT}.part");
+            broker.append(&part, Vec::new(), None).await.unwrap();
+            let node = broker.start_node().await;
+            broker.lock().messages.retain(|_, message| {
+                let is_entry = message.subject == SUBJECT;
+                !is_entry || (!loses_all && message.sequence == 1)
+            });
+            if reads_first {
+                let log = &node.log;
+                assert_eq!(log.read_members().await.unwrap()[0].0.key, "ada");
+            }
+            let before = tokio::time::Instant::now();
+            let _bob = testkit::enter(&node.hub, "bob", 1);
+            let hubs = std::slice::from_ref(&node.hub);
+            testkit::expect_members(hubs, &["ada", "bob"]).await;
+            assert!(before.elapsed() < NODE_TIMEOUT);
+            testkit::expect_members(hubs, &["bob"]).await;
+        }
+    }
+}
+
+/// The log is purged. A node that starts writes its first member before the other nodes notice.
+#[tokio::test(start_paused = true)]
+async fn members_of_live_nodes_stay_when_log_is_lost() {
+    for seed in 0..10 {
+        let broker = MemoryBroker::new(seed);
+        let (first, _ada) = node_with_member(&broker, "ada").await;
+        let (second, dead) = (broker.start_node().await, broker.start_node().await);
+        let (_bob, dan) = (
+            testkit::enter(&second.hub, "bob", 1),
+            testkit::enter(&dead.hub, "dan", 1),
+        );
+        testkit::expect_members(std::slice::from_ref(&first.hub), &["ada", "bob", "dan"]).await;
+        // Until each node has read the entries of the others.
+        sleep(NODE_TIMEOUT + Duration::from_millis(40 * seed)).await;
+        drop((dead, dan));
+        broker.lock().messages.clear();
+        let late = broker.start_node().await;
+        let _eve = testkit::enter(&late.hub, "eve", 1);
+        let hubs = [&first, &second, &late].map(|node| node.hub.clone());
+        testkit::expect_members(&hubs, &["ada", "bob", "eve"]).await;
+        sleep(NODE_TIMEOUT * 3).await;
+        testkit::expect_members(&hubs, &["ada", "bob", "eve"]).await;
+        let mut events = broker.published().await;
+        events.retain(|event| event.starts_with("hub.leave"));
+        assert_eq!(events, ["hub.leave dan"]);
+    }
+}
+
+/// Another program writes to the subject of the notices.
+#[tokio::test(start_paused = true)]
+async fn strange_notice_does_not_restart_log() {
+    let broker = MemoryBroker::new(1);
+    let (_node, _connection) = node_with_member(&broker, "ada").await;
+    let subject = format!("{SUBJECT}.incomplete");
+    for payload in ["", "{}", "stray"] {
+        broker.append(&subject, payload.into(), None).await.unwrap();
+    }
+    sleep(NODE_TIMEOUT * 2).await;
+    assert_eq!(restarts(&broker), 0);
+    assert_eq!(broker.published().await, ["hub.join ada"]);
 }

@@ -39,6 +39,11 @@ pub(crate) struct Replica {
     has_late_events: bool,
     /// The members of an earlier ledger that the log has lost. They are in the lists of clients.
     lost_members: BTreeSet<MemberId>,
+    /// The time from which on the nodes of lost members have had time to enter them again, in milliseconds since 1970: that of the last entry with
+    /// which the log has lost members, or one of them has come back. `None` before the next entry.
+    waits_for_lost_since: Option<i64>,
+    /// The time of the last entry, in milliseconds since 1970.
+    last_entry_at: i64,
     /// The last restart: the sequence numbers of its entry and of its first part.
     last_restart: Option<(u64, u64)>,
     /// Also counts from the last snapshot that was begun.
@@ -102,9 +107,12 @@ impl Replica {
         new.known_restarts = old.known_restarts;
         let is_publisher = old.last_entry.is_some() && old.published_entry == old.last_entry;
         new.has_late_events = old.has_late_events || (is_lost && is_publisher);
-        let members = old.ledger.members().map(|(member, _)| member.clone());
         new.lost_members = old.lost_members;
-        new.lost_members.extend(members);
+        // If nothing is lost, the members that a snapshot does not have any more have left.
+        if new.has_lost_messages || new.has_holes {
+            let members = old.ledger.members().map(|(member, _)| member.clone());
+            new.lost_members.extend(members);
+        }
         new.forget_members_found();
         *self = new;
     }
@@ -140,6 +148,17 @@ impl Replica {
 
     pub(crate) fn last_entry(&self) -> Option<MessagePosition> {
         self.last_entry
+    }
+
+    /// Returns whether the stream has lost the last entry that was read. `last` is the last entry that the stream has now.
+    pub(crate) fn has_lost_last_entry(&self, last: Option<&StreamMessage>) -> bool {
+        let Some(read) = self.last_entry else {
+            return false;
+        };
+        let last = last.map(MessagePosition::of);
+        last.is_none_or(|last| {
+            last.sequence < read.sequence || (last.sequence == read.sequence && last != read)
+        })
     }
 
     /// Returns the sequence number of the last entry, or 0.
@@ -193,14 +212,16 @@ impl Replica {
         }
     }
 
-    /// Returns members that leave because the log has lost them, and that no client must list any more.
+    /// Returns some of the members that leave because the log has lost them.
     pub(crate) fn some_lost_members(&self) -> Vec<MemberId> {
         let members = self.lost_members.iter().take(MAX_LOST_MEMBERS);
         members.cloned().collect()
     }
 
-    pub(crate) fn has_lost_members(&self) -> bool {
-        !self.lost_members.is_empty()
+    /// Returns whether lost members leave now, because none of them has come back for `node_timeout`, in milliseconds.
+    pub(crate) fn has_members_to_remove(&self, node_timeout: i64) -> bool {
+        let is_over = |since: i64| self.last_entry_at.saturating_sub(since) >= node_timeout;
+        !self.lost_members.is_empty() && self.waits_for_lost_since.is_some_and(is_over)
     }
 
     /// Returns whether messages are missing before a message.
@@ -215,8 +236,8 @@ impl Replica {
         self.next_sequence = message.sequence + 1;
     }
 
-    /// Applies a message with the subject of the entries. `entry` is its content, unless another program has written it or it is behind another entry, and `restarted` is the
-    /// ledger of a restart. Returns the results of a request.
+    /// Applies a message with the subject of the entries. `entry` is its content, unless another program has written it or it is behind another
+    /// entry, and `restarted` is the ledger of a restart. Returns the results of a request.
     pub(crate) fn apply(
         &mut self,
         message: &StreamMessage,
@@ -227,11 +248,18 @@ impl Replica {
         self.last_entry = Some(position);
         self.entries_since_snapshot += 1;
         let entry = entry?;
+        let now = message.time / 1_000_000;
+        self.last_entry_at = now;
+        self.waits_for_lost_since = self.waits_for_lost_since.map(|since| since.min(now));
         // This entry was appended when the events of the entry before it were published.
         self.unannounced = None;
         let outcome = match entry {
             LogEntry::Request(request) => {
-                Some(self.ledger.apply(&request, message.time / 1_000_000))
+                // Nobody could enter members again in this time.
+                if self.ledger.was_away(&request, now) {
+                    self.waits_for_lost_since = None;
+                }
+                Some(self.ledger.apply(&request, now))
             }
             LogEntry::Announced => None,
             LogEntry::Restart { parts } => {
@@ -246,6 +274,7 @@ impl Replica {
                 let old_members = old.members().map(|(member, _)| member.clone());
                 self.lost_members.extend(old_members);
                 self.forget_members_found();
+                self.waits_for_lost_since = None;
                 self.last_restart = Some((position.sequence, parts.start));
                 let joins = self.ledger.members().map(|(member, value)| ListChange {
                     member: member.clone(),
@@ -265,10 +294,14 @@ impl Replica {
                     });
                 Some(RequestOutcome::of_changes(leaves.collect()))
             }
-        }?;
-        for change in &outcome.changes {
-            self.lost_members.remove(&change.member);
+        };
+        for change in outcome.iter().flat_map(|outcome| &outcome.changes) {
+            if self.lost_members.remove(&change.member) {
+                self.waits_for_lost_since = None;
+            }
         }
+        self.waits_for_lost_since.get_or_insert(now);
+        let outcome = outcome?;
         if !outcome.changes.is_empty() {
             self.unannounced = Some(UnannouncedChanges {
                 entry: position,
@@ -304,15 +337,80 @@ impl UnannouncedChanges {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::member_ledger::LedgerPart;
+
+    const NODE_TIMEOUT: i64 = 1000;
+
+    fn member(key: &str) -> MemberId {
+        MemberId {
+            topic: "room".to_owned(),
+            key: key.to_owned(),
+        }
+    }
+
+    /// Returns a replica that has read a snapshot with these members.
+    fn snapshot_with(sequence: u64, keys: &[&str]) -> Replica {
+        let members = keys
+            .iter()
+            .map(|key| json!({ "topic": "room", "key": key, "value": 1, "nodes": ["a"] }));
+        let part = json!({ "nodes": {}, "members": members.collect::<Vec<_>>() });
+        let part: LedgerPart = serde_json::from_value(part).unwrap();
+        let covered = MessagePosition {
+            sequence,
+            fingerprint: Fingerprint::from_bits(sequence as u32),
+        };
+        let ledger = MemberLedger::from_parts([part]);
+        Replica::at_snapshot(Fingerprint::from_bits(0), covered, ledger)
+    }
+
+    /// Applies an entry that changes nothing, at a time in milliseconds.
+    fn apply_at(replica: &mut Replica, time: i64) {
+        let sequence = replica.last_sequence() + 1;
+        let mut message = StreamMessage::with_payload(sequence, Vec::new());
+        message.time = time * 1_000_000;
+        replica.pass(&message);
+        replica.apply(&message, Some(LogEntry::Announced), None);
+    }
+
+    /// A node sleeps, and finds its position removed because there is a later snapshot.
+    #[test]
+    fn members_missing_in_snapshot_are_lost_only_with_messages() {
+        for is_lost in [false, true] {
+            let mut replica = snapshot_with(10, &["ada", "bob"]);
+            replica.leave_stream(is_lost);
+            replica.replace(snapshot_with(20, &["ada"]));
+            let expected = if is_lost {
+                vec![member("bob")]
+            } else {
+                Vec::new()
+            };
+            assert_eq!(replica.some_lost_members(), expected);
+        }
+    }
+
+    #[test]
+    fn lost_members_have_time_to_come_back() {
+        let mut replica = snapshot_with(10, &["ada", "bob"]);
+        replica.leave_stream(true);
+        replica.replace(snapshot_with(20, &[]));
+        apply_at(&mut replica, 5000);
+        assert!(!replica.has_members_to_remove(NODE_TIMEOUT));
+        apply_at(&mut replica, 5900);
+        assert!(!replica.has_members_to_remove(NODE_TIMEOUT));
+        // The clock of the server goes back.
+        apply_at(&mut replica, 4000);
+        assert!(!replica.has_members_to_remove(NODE_TIMEOUT));
+        apply_at(&mut replica, 5000);
+        assert!(replica.has_members_to_remove(NODE_TIMEOUT));
+    }
 
     #[test]
     fn wave_has_each_member_once() {
         let changes = ["a", "b", "a", "c"].map(|key| ListChange {
-            member: MemberId {
-                topic: "room".to_owned(),
-                key: key.to_owned(),
-            },
+            member: member(key),
             kind: ListChangeKind::Leave,
         });
         let entry = MessagePosition {
