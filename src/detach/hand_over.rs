@@ -53,10 +53,11 @@ struct StoredBody {
 
 /// Lets a transport claim that the response to a request may be detached. Part of the request's extensions.
 #[derive(Clone)]
-pub(crate) struct DetachOffer(OfferState);
+pub(crate) struct DetachOffer(OfferKind);
 
+/// Whether the response can be detached, and why not if it cannot. Does not change.
 #[derive(Clone)]
-enum OfferState {
+enum OfferKind {
     Possible {
         hand_over: Arc<HandOver>,
         request_number: u64,
@@ -100,7 +101,7 @@ impl HandOver {
         } else {
             ClaimState::Refused(NotDetachedReason::EarlierResponse)
         };
-        DetachOffer(OfferState::Possible {
+        DetachOffer(OfferKind::Possible {
             hand_over: self.clone(),
             request_number: state.request_number,
         })
@@ -211,7 +212,7 @@ impl WrittenResponse {
 impl DetachOffer {
     /// The offer of a request whose response cannot be detached. A claim fails, and counts the stream as kept by hyper for this reason.
     pub(crate) fn refused(reason: NotDetachedReason, counters: &Arc<DetachCounters>) -> Self {
-        Self(OfferState::Refused {
+        Self(OfferKind::Refused {
             reason,
             counters: counters.clone(),
         })
@@ -231,8 +232,8 @@ impl DetachOffer {
     /// If two transports claim one request, hyper keeps both streams: a service has called the service inside it twice.
     pub(crate) fn claim(self, is_enabled: bool) -> Option<DetachClaim> {
         let (reason, counters) = match &self.0 {
-            OfferState::Refused { reason, counters } => (*reason, counters),
-            OfferState::Possible {
+            OfferKind::Refused { reason, counters } => (*reason, counters),
+            OfferKind::Possible {
                 hand_over,
                 request_number,
             } => {

@@ -51,7 +51,7 @@ impl NotDetachedReason {
 #[derive(Debug, Default)]
 pub(crate) struct DetachCounters {
     detached: AtomicU64,
-    kept: [AtomicU64; NotDetachedReason::ALL.len()],
+    not_detached: [AtomicU64; NotDetachedReason::ALL.len()],
 }
 
 impl DetachCounters {
@@ -60,7 +60,7 @@ impl DetachCounters {
     }
 
     pub(super) fn record_not_detached(&self, reason: NotDetachedReason) {
-        self.kept[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.not_detached[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn detached(&self) -> u64 {
@@ -68,7 +68,7 @@ impl DetachCounters {
     }
 
     pub(crate) fn not_detached(&self) -> [u64; NotDetachedReason::ALL.len()] {
-        self.kept
+        self.not_detached
             .each_ref()
             .map(|counter| counter.load(Ordering::Relaxed))
     }

@@ -284,7 +284,7 @@ impl JetStreamBuilder {
         node.start_reader(self.log_limits, make_log).await
     }
 
-    /// Connects, and describes or creates the stream.
+    /// Connects, and gets the description of the stream. Creates the stream if there is none.
     async fn connect_to_stream(&self) -> Result<StartingNode, Error> {
         let ends_at = Instant::now() + self.connect_wait;
         let (api, info) = retry_until(ends_at, || self.try_connect()).await?;

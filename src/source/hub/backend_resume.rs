@@ -127,7 +127,7 @@ impl BackendResume {
         })
     }
 
-    /// Returns the topics that the client joins later.
+    /// Returns the topics, without the patterns, that the client joins at the end of the resume.
     #[cfg(feature = "json")]
     pub(super) fn topics(&self) -> &[Topic] {
         &self.topics.topics

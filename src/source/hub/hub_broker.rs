@@ -116,7 +116,7 @@ impl HubBroker {
             return Err(DuplicateId);
         }
         ids.push(id.clone());
-        ids.forget_trimmed(allocate_position());
+        ids.forget_excess_trimmed(allocate_position());
         Ok(())
     }
 

@@ -222,7 +222,7 @@ impl EventLog {
         }
         let before_oldest = self.position_before_oldest();
         if let Some(index) = &mut self.id_index {
-            index.forget_trimmed(before_oldest);
+            index.forget_excess_trimmed(before_oldest);
         }
     }
 

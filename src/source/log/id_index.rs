@@ -47,9 +47,9 @@ impl IdIndex {
         self.ids.push_back(Some(id));
     }
 
-    /// Forgets the ids of trimmed events beyond the maximum. `before_oldest` is the position of the newest trimmed event.
-    pub(crate) fn forget_trimmed(&mut self, before_oldest: u64) {
-        while self.first_position.saturating_add(self.max_trimmed_ids) <= before_oldest {
+    /// Forgets the oldest ids of trimmed events, so that at most `max_trimmed_ids` are left. `newest_trimmed` is the position of the newest trimmed event.
+    pub(crate) fn forget_excess_trimmed(&mut self, newest_trimmed: u64) {
+        while self.first_position.saturating_add(self.max_trimmed_ids) <= newest_trimmed {
             let Some(id) = self.ids.pop_front() else {
                 return;
             };
@@ -105,11 +105,11 @@ mod tests {
         for number in 1..=5 {
             index.push(id(number));
         }
-        index.forget_trimmed(3);
+        index.forget_excess_trimmed(3);
         assert_eq!((index.id_at(1), index.position_of(&id(1))), (None, None));
         assert_eq!(index.id_at(2), Some(&id(2)));
         assert_eq!(index.position_of(&id(3)), Some(3));
-        index.forget_trimmed(5);
+        index.forget_excess_trimmed(5);
         assert_eq!(index.id_at(3), None);
         assert_eq!(index.id_at(5), Some(&id(5)));
     }
@@ -119,7 +119,7 @@ mod tests {
         for (max_trimmed_ids, kept) in [(0, 5), (usize::MAX, 0)] {
             let mut index = IdIndex::new(None, max_trimmed_ids);
             (1..=5).for_each(|number| index.push(id(number)));
-            index.forget_trimmed(5);
+            index.forget_excess_trimmed(5);
             assert_eq!(index.first_position, kept);
         }
     }

@@ -128,7 +128,7 @@ impl<I: LogIds> LogReader<I> {
         u32::try_from(unread).unwrap_or(u32::MAX)
     }
 
-    /// Returns the events that the reader reads next.
+    /// Returns the range of positions that the reader reads next.
     #[inline]
     fn unread_range(&self) -> ReadRange {
         ReadRange {

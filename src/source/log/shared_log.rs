@@ -51,7 +51,7 @@ pub(crate) enum AppendError {
     DuplicateId,
 }
 
-/// The events that a reader reads.
+/// The range of positions that a reader reads next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadRange {
     /// The reader has read all events up to this position.

@@ -29,7 +29,8 @@ impl HubReader {
         !self.gaps.is_empty() || self.items.iter().any(is_gap)
     }
 
-    /// Adds a gap to those that the client gets. Returns whether the gap precedes all events.
+    /// Adds a gap to those that the client gets. Returns whether the client gets the gap before all events that it
+    /// has not got yet, and not among them by position.
     pub(super) fn push_gap(
         &mut self,
         topic: &TopicState,
