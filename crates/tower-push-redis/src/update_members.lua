@@ -63,10 +63,22 @@ local function publish(event_type, topic, key, value)
   redis.call(unpack(entry))
 end
 
--- A record of another program has no value, and counts as held by no node.
-local function parse(record)
-  local count, value = string.match(record, '^(%d+) (.*)$')
-  return tonumber(count or 0), value
+local function count_holds(member)
+  local count = 0
+  for _, holder in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '+inf')) do
+    local hold = '[' .. holder .. '\n' .. member
+    count = count + #redis.call('ZRANGEBYLEX', holds, hold, hold)
+  end
+  return count
+end
+
+-- Returns the number of nodes that hold a member, and its value. A record of another program has no value.
+local function read_record(member)
+  local record = redis.call('HGET', members, member)
+  if not record then return 0 end
+  local count, value = string.match(record, '^([1-9]%d*) (.*)$')
+  if count then return tonumber(count), value end
+  return count_holds(member)
 end
 
 local function set_topic_count(topic, count)
@@ -79,12 +91,10 @@ end
 
 local function release(holder, topic, key)
   local member = topic .. '\n' .. key
-  if redis.call('ZREM', holds, holder .. '\n' .. member) == 0 then return end
-  local record = redis.call('HGET', members, member)
-  if not record then return end
-  local count, value = parse(record)
+  local count, value = read_record(member)
+  if redis.call('ZREM', holds, holder .. '\n' .. member) == 0 or count == 0 then return end
   if count > 1 then
-    redis.call('HSET', members, member, integer(count - 1) .. ' ' .. value)
+    if value then redis.call('HSET', members, member, integer(count - 1) .. ' ' .. value) end
     return
   end
   redis.call('HDEL', members, member)
@@ -94,9 +104,8 @@ end
 
 local function set(action, topic, key, value)
   local member = topic .. '\n' .. key
-  local record = redis.call('HGET', members, member)
-  if record then
-    local count, old_value = parse(record)
+  local count, old_value = read_record(member)
+  if count > 0 then
     if action ~= 'update' then count = count + redis.call('ZADD', holds, 0, node .. '\n' .. member) end
     local is_new = not old_value or (action ~= 'keep' and value ~= old_value)
     redis.call('HSET', members, member, integer(count) .. ' ' .. (is_new and value or old_value))
@@ -104,11 +113,11 @@ local function set(action, topic, key, value)
     return true
   end
   if action == 'update' then return true end
-  local count = number_in(topics, topic)
-  if count >= max_members or redis.call('HLEN', members) >= max_total then return false end
+  local topic_count = number_in(topics, topic)
+  if topic_count >= max_members or redis.call('HLEN', members) >= max_total then return false end
   redis.call('ZADD', holds, 0, node .. '\n' .. member)
   redis.call('HSET', members, member, '1 ' .. value)
-  set_topic_count(topic, count + 1)
+  set_topic_count(topic, topic_count + 1)
   publish('hub.join', topic, key, value)
   return true
 end

@@ -186,6 +186,39 @@ async fn members_of_other_type_hold_up_no_events() {
     assert!(members_error().is_none());
 }
 
+/// Another program has overwritten the record of a member.
+#[tokio::test]
+async fn member_without_record_stays_while_a_server_holds_it() {
+    for is_updated in [false, true] {
+        let server = RedisServer::start(RedisProgram::Redis, &[]);
+        let nodes = [node(&server).await, node(&server).await];
+        let mut first = vec![enter(&nodes[0], "ada", 1)];
+        let second = enter(&nodes[1], "ada", 1);
+        let expect_holds = async |count: &str| {
+            let holds = || server.command(&["ZCARD", "{events}:presence:holds"]);
+            wait_until(|| holds() == count, holds).await;
+        };
+        expect_holds("2").await;
+        server.command(&["HSET", MEMBERS_KEY, "room\nada", "x"]);
+        let mut expected = vec!["hub.join ada"];
+        if is_updated {
+            first.push(enter(&nodes[0], "ada", 2));
+            expected.push("hub.update ada");
+            wait_until(|| published(&server) == expected, || "no update").await;
+        }
+        drop(first);
+        expect_holds("1").await;
+        assert_eq!(published(&server), expected);
+        drop(second);
+        expect_holds("0").await;
+        expect_members(&nodes, &[]).await;
+        expected.push("hub.leave ada");
+        assert_eq!(published(&server), expected);
+        let topics = server.command(&["HLEN", "{events}:presence:topics"]);
+        assert_eq!(topics, "0");
+    }
+}
+
 struct Broker(RedisServer);
 
 impl Broker {
