@@ -32,6 +32,8 @@ pub(crate) struct BrokerState {
     pub(crate) epoch: u64,
     /// The number of the last event that was removed; 0 if there was none.
     pub(crate) removed: u64,
+    /// Whether the gaps of pages say how many events are missing, of all topics.
+    pub(crate) counts_missed: bool,
     pub(crate) events: VecDeque<HubEvent>,
     /// All events of the current epoch, also those that were removed.
     pub(crate) history: Vec<HubEvent>,
@@ -130,7 +132,8 @@ impl BrokerState {
             page = page.scanned_to(last);
         }
         if number < self.removed {
-            let gap = Gap::new(GapReason::Expired).resumed(id(epoch, self.removed));
+            let mut gap = Gap::new(GapReason::Expired).resumed(id(epoch, self.removed));
+            gap.missed = self.counts_missed.then_some(self.removed - number);
             page = page.after_gap(gap);
         }
         Ok(page)

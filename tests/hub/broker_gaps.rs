@@ -194,8 +194,10 @@ async fn gap_of_page_waits_for_list_of_members() {
     let resume = || presence::subscribe(&node.hub, "/?topic=room&last_event_id=0.2").unwrap();
     let mut client = resume();
     broker.lock().trim(10);
+    broker.lock().counts_missed = true;
     let item = next_item(&mut client).await;
     assert!(matches!(item, Item::Ended { .. }), "{item:?}");
+    assert_eq!(node.hub.counts().missed_on_resume, 0);
     drop(client);
     node.push(1);
     let mut returned = presence::subscribe(&node.hub, "/?topic=room&last_event_id=0.2").unwrap();
@@ -206,4 +208,5 @@ async fn gap_of_page_waits_for_list_of_members() {
             item => assert_eq!(describe_gap(&item).0, None),
         }
     }
+    assert_eq!(node.hub.counts().missed_on_resume, 8);
 }

@@ -140,10 +140,16 @@ impl BackendResume {
 
     /// Compares the end of the gap that [`poll_next`](Self::poll_next) has just returned with the hub's feed. The result is `Greater` if the hub
     /// has yet to read up to the end of the gap. Returns `None` if that is not known.
-    pub(super) fn compare_gap_with_feed(&self) -> Option<Ordering> {
+    pub(super) fn compare_gap_with_writer(&self) -> Option<Ordering> {
         let end = self.resume.end_of_gap()?;
         let published = self.hub.published_position();
-        self.hub.broker()?.compare_with_feed(&end, published)
+        self.hub.broker()?.compare_with_writer(&end, published)
+    }
+
+    /// Counts the events that are missing in a gap of a page, when the client gets this gap.
+    pub(super) fn count_missed_on_resume(&self, gap: &Gap) {
+        let missed = gap.missed.unwrap_or(0);
+        self.hub.counters.add_missed_on_resume(missed);
     }
 
     pub(super) fn is_cursor_held(&self) -> bool {
@@ -298,11 +304,6 @@ impl UpstreamResumeLog for HubLogs<'_> {
             self.resumed_events.insert(&item, event.topics().as_slice());
         }
         Some(Item::Event(item))
-    }
-
-    fn count_missed_on_resume(&self, gap: &Gap) {
-        let missed = gap.missed.unwrap_or(0);
-        self.hub.counters.add_missed_on_resume(missed);
     }
 }
 

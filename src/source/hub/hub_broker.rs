@@ -154,7 +154,7 @@ impl HubBroker {
 
     /// Compares the place of an id with `published_position`: the result is `Greater` if the writer has yet to push the event with this id. Returns
     /// `None` if that is not known: the hub does not know the id, and the broker cannot compare it with the id at `published_position`.
-    pub(super) fn compare_with_feed(
+    pub(super) fn compare_with_writer(
         &self,
         id: &EventId,
         published_position: u64,
@@ -171,7 +171,7 @@ impl HubBroker {
         lock_for_reading(&self.ids).first_position()
     }
 
-    pub(super) fn set_feed_gone(&self) {
+    pub(super) fn set_writer_gone(&self) {
         self.is_writer_gone.store(true, Ordering::Release);
     }
 

@@ -168,7 +168,7 @@ impl HubState {
 
     /// Returns the last item of an up-to-date client's stream, if the writer is gone.
     #[inline]
-    pub(super) fn end_item_if_feed_gone(&self) -> Option<Item> {
+    pub(super) fn end_item_if_writer_gone(&self) -> Option<Item> {
         let broker = self.broker().filter(|broker| broker.is_writer_gone())?;
         let retry = broker.random_retry_delay();
         Some(Item::Ended { retry })
@@ -179,7 +179,7 @@ impl HubState {
         let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
             return false;
         };
-        let order = broker.compare_with_feed(id, self.published_position());
+        let order = broker.compare_with_writer(id, self.published_position());
         order.is_none_or(cmp::Ordering::is_gt)
     }
 

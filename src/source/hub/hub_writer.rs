@@ -169,7 +169,7 @@ impl HubState {
         let Some(broker) = self.broker() else {
             return;
         };
-        broker.set_feed_gone();
+        broker.set_writer_gone();
         let topics = lock(&self.table).all_topics();
         let position = self.published_position();
         topics.iter().for_each(|topic| topic.flush_up_to(position));

@@ -20,7 +20,7 @@ use super::{
 use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
-    event::{Event, EventId, Gap, GapReason, Item, ItemOrRun},
+    event::{Event, EventId, GapReason, Item, ItemOrRun},
     source::{
         StartPosition, TopicSet,
         log::{EventLog, ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
@@ -182,7 +182,12 @@ impl RelaySubscriber {
             topics: self.topics.as_ref(),
         };
         let item = match ready!(resume.poll_next(&mut log, cx)) {
-            UpstreamResumeOutcome::Item(item) => item,
+            UpstreamResumeOutcome::Item(item) => {
+                if let Item::Gap(gap) = &item {
+                    self.relay.count_missed_on_resume(gap);
+                }
+                item
+            }
             UpstreamResumeOutcome::ReadLog(start) => {
                 self.reader.restart(start);
                 self.upstream_resume = None;
@@ -242,10 +247,6 @@ impl UpstreamResumeLog for RelayLog<'_> {
     fn item_for(&mut self, event: &Event) -> Option<Item> {
         let is_selected = self.topics.is_none_or(|topics| topics.includes(event));
         is_selected.then(|| Item::Event(event.clone()))
-    }
-
-    fn count_missed_on_resume(&self, gap: &Gap) {
-        self.relay.count_missed_on_resume(gap);
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     upstream_reader::UpstreamReader,
 };
 use crate::{
-    event::{EventId, Gap, GapReason, Item},
+    event::{EventId, GapReason, Item},
     random,
     source::TopicSet,
     sync::StoreWakerOutcome,
@@ -97,14 +97,11 @@ pub(crate) trait UpstreamResumeLog {
 
     /// Returns the item for an event of a page. Returns `None` if the client does not get the event.
     fn item_for(&mut self, event: &Self::Event) -> Option<Item>;
-
-    /// Counts the events that a client has missed.
-    fn count_missed_on_resume(&self, gap: &Gap);
 }
 
 /// The result of [`UpstreamResume::poll_next`].
 pub(crate) enum UpstreamResumeOutcome<S> {
-    /// The next item.
+    /// The next item. If the client gets a gap, the caller counts the events that are missing.
     Item(Item),
     /// The client continues with the log.
     ReadLog(S),
@@ -234,7 +231,6 @@ impl<E: PageEvent> UpstreamResume<E> {
             if let Some(gap) = &page.gap {
                 let mut gap = gap.clone();
                 gap.requested.get_or_insert_with(|| self.cursor.clone());
-                log.count_missed_on_resume(&gap);
                 let resumed = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
                 self.is_gap_after_cursor_sent = resumed == self.cursor;
                 self.cursor = resumed;

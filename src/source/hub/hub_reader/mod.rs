@@ -277,7 +277,7 @@ impl HubReader {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
-                    if let Some(end) = self.hub.end_item_if_feed_gone() {
+                    if let Some(end) = self.hub.end_item_if_writer_gone() {
                         return Poll::Ready(Ok(end));
                     }
                     if std::mem::take(&mut self.is_parked) {

@@ -54,7 +54,7 @@ impl HubReader {
         match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
             UpstreamResumeOutcome::Item(item) => {
                 if lists_members && matches!(item, Item::Gap(_)) {
-                    match resume.compare_gap_with_feed() {
+                    match resume.compare_gap_with_writer() {
                         // The hub's list has every change before the end of this gap.
                         Some(Ordering::Less | Ordering::Equal) => {}
                         // The hub has no such list yet. The client returns later, and gets the gap then.
@@ -62,6 +62,9 @@ impl HubReader {
                         // The client gets a list at the end of the resume, too, and its cursor after that list.
                         None => resume.hold_cursor(),
                     }
+                }
+                if let Item::Gap(gap) = &item {
+                    resume.count_missed_on_resume(gap);
                 }
                 Poll::Ready(match self.with_held_cursor(item) {
                     Some(Item::Gap(gap)) => {
