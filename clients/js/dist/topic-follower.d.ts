@@ -10,6 +10,8 @@ import type { TopicOptions } from "./topics.js";
  *   follows.
  * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
  *   events.
+ * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the other
+ *   topics that are after this cursor, and it does not repeat them.
  *
  * A tab misses events if its reports have a hole, or if it begins to follow a topic. The tab reads the missing events from the server. It also reads
  * the events after the cursor at which the leader's stream was. Events that both reads have will come in the leader's stream, too, and the tab drops

@@ -25,10 +25,12 @@ export interface TopicProgress {
 export interface Repetition {
     /** The id of the last event that the stream will repeat. */
     upTo: string;
+    /** The ids of the events that the stream may repeat. Without them, all events up to the last one are dropped. */
+    ids?: Set<string> | undefined;
     /** The number of events that were dropped. */
     dropped: number;
 }
-export declare const repetitionUpTo: (id: string | undefined) => Repetition | undefined;
+export declare const repetitionUpTo: (id: string | undefined, ids?: Set<string>) => Repetition | undefined;
 /** Topics that a tab reads from the server while the leader's stream goes on. */
 export interface TopicLoad {
     aborted: AbortController;

@@ -31,6 +31,8 @@ interface Command {
   message: { ref: number };
   /** The topic that the command adds or removes. */
   changedTopic?: string;
+  /** Whether an earlier command about the topic had no answer. */
+  isAgain?: boolean;
   /** What `publish` has returned. */
   promise?: { resolve(id: string): void; reject(error: PushError): void };
 }
@@ -164,8 +166,9 @@ export class HubConnection implements TopicConnection {
       const message = { [action]: { topic }, ref };
       if (!this.#acceptsCommands || this.transport !== "websocket" || !this.#connection.send(message)) return this.#connection.reconnect();
       // If an earlier command is repeated after this one, the topic has the wrong state.
-      for (const [earlier, { changedTopic }] of this.#commands) if (changedTopic === topic) this.#commands.delete(earlier);
-      this.#commands.set(ref, { message, changedTopic: topic });
+      let isAgain = false;
+      for (const [earlier, { changedTopic }] of this.#commands) if (changedTopic === topic) isAgain = this.#commands.delete(earlier);
+      this.#commands.set(ref, { message, changedTopic: topic, isAgain });
       if (action === "subscribe") this.#progress.set(topic, ref);
     }
   }
@@ -256,11 +259,23 @@ export class HubConnection implements TopicConnection {
     this.#dropRepetition(event);
   }
 
-  /** Takes the topics from an event for which the client has had it. If none is left, the event is not passed on. */
+  /**
+   * Returns whether an event of the topic was sent before the server has removed the topic, which the client has added again. The topic begins anew
+   * with the answer. An event that a pattern may select is not taken for such an event.
+   */
+  #isOutdated(topic: string): boolean {
+    for (const { changedTopic, isAgain } of this.#commands.values()) {
+      if (!isAgain || changedTopic !== topic || !this.#progress.has(topic)) continue;
+      return !this.#patterns.some(({ prefix, suffix = "" }) => topic.startsWith(prefix) && topic.endsWith(suffix));
+    }
+    return false;
+  }
+
+  /** Takes the topics from an event for which the client has had it, or which begin anew later. If none is left, the event is not passed on. */
   #dropRepetition(event: PushEvent): void {
     const topics = topicsOf(event);
     // An event without a topic is remembered without one.
-    const left = (topics[0] == null ? [undefined] : topics).filter((topic) => this.#recentEvents.add(event.id, topic));
+    const left = (topics[0] == null ? [undefined] : topics).filter((topic) => !(topic != null && this.#isOutdated(topic)) && this.#recentEvents.add(event.id, topic));
     if (!left.length) this.#repeated.add(event);
     else if (left.length < topics.length) Object.assign(event, { topic: left[0], topics: left[1] && left });
   }
@@ -268,7 +283,8 @@ export class HubConnection implements TopicConnection {
   #onAnswer(type: string, topic: string | undefined, data: unknown): void {
     const { ref, id, status, message } = answerData(data);
     if (type === "hub.refused" && status === 429) {
-      // The refusal does not say which command it refuses.
+      // The refusal does not say which command it refuses. If a topic was not removed before it is added again, it does not begin anew.
+      for (const { isAgain } of this.#commands.values()) if (isAgain) return this.#connection.reconnect();
       this.#resendTimer ??= setTimeout(() => {
         this.#resendTimer = undefined;
         this.#sendCommands();

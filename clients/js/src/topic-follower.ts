@@ -18,6 +18,8 @@ const MAX_CATCH_UP = 1000;
  *   follows.
  * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
  *   events.
+ * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the other
+ *   topics that are after this cursor, and it does not repeat them.
  *
  * A tab misses events if its reports have a hole, or if it begins to follow a topic. The tab reads the missing events from the server. It also reads
  * the events after the cursor at which the leader's stream was. Events that both reads have will come in the leader's stream, too, and the tab drops
@@ -102,7 +104,7 @@ export class TopicFollower {
       if (progress.step === "wanted") continue;
       if (topics.includes(topic) && (!begun.includes(topic) || (progress.step === "begun" && !isNewTerm))) continue;
       isLost ||= progress.step === "begun" && hasBegunBefore(progress);
-      if (progress.step === "followed") progress.since = progress.repetition?.upTo ?? this.#output.cursor;
+      if (progress.step === "followed") progress.since = this.#cursorOf(progress);
       this.#abortLoad(progress.load);
       Object.assign(progress, { step: "wanted", repetition: undefined });
     }
@@ -143,6 +145,7 @@ export class TopicFollower {
     if (this.isComplete) return;
     this.#lose();
     this.#position = undefined;
+    this.#forgetStream();
   }
 
   /** Begins to follow, or to load, the waiting topics that the leader's stream has. */
@@ -154,8 +157,8 @@ export class TopicFollower {
       const isBegun = this.#begunTopics.has(topic);
       // The first events of the topic in the stream may be older than the tab's cursor, so the topic waits until the leader's cursor is valid for it.
       if (isBegun && since != null) continue;
-      // If the leader has no cursor, its stream has not begun yet, or the hub has no history.
-      const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor;
+      // If the leader has no cursor, its stream has not begun yet, or the hub has no history. Later, the stream may have passed events after its cursor.
+      const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor && this.#position![1] === 0;
       if (isAtStart) Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined, begunAt: performance.now() });
       else loads.set(since, [...(loads.get(since) ?? []), topic]);
     }
@@ -201,7 +204,7 @@ export class TopicFollower {
     for (const progress of this.#topics.values()) {
       if (progress.step === "begun") isLost ||= missesReports || hasBegunBefore(progress);
       if (progress.step === "followed") {
-        progress.since = progress.repetition?.upTo ?? this.#output.cursor;
+        progress.since = this.#cursorOf(progress);
         isLost ||= progress.since == null;
       }
       progress.repetition = undefined;
@@ -211,6 +214,11 @@ export class TopicFollower {
       progress.step = "wanted";
     }
     if (isLost) this.#output.emitUnknownGap();
+  }
+
+  /** The cursor after which a topic continues that the tab follows. The tab's cursor may be older or newer, if the tab misses events of another topic. */
+  #cursorOf({ repetition }: TopicProgress): string | undefined {
+    return repetition?.upTo ?? this.#leaderCursor ?? this.#output.cursor;
   }
 
   #updateCursor(): void {
@@ -243,9 +251,9 @@ export class TopicFollower {
       const options: TopicOptions = { ...this.#options, topics, since: since ?? "now" };
       return readTopics(this.#url, options, aborted.signal, { onEvent, onGap, onCursor });
     };
-    /** The events that the leader's stream will have after the beginning of the load: their ids and topics. */
-    const coming = new Set<string>();
-    /** For each topic, the id of the last event that the tab reads from the server and that the leader's stream repeats. */
+    /** The ids of the events of each topic that the leader's stream may have after the beginning of the load. */
+    const coming = new Map(topics.map((topic) => [topic, new Set<string>()]));
+    /** For each topic, the id of the last event that the tab reads from the server and that the leader's stream may repeat. */
     const repeated = new Map<string, string>();
     const last = new Map<string, string>();
     let isKnown = true;
@@ -253,8 +261,9 @@ export class TopicFollower {
       if (load.cursor == null) return;
       const onEvent = (event: PushEvent) => {
         for (const topic of current(event)) {
-          coming.add(`${event.id} ${topic}`);
-          if (since != null && event.id != null) repeated.set(topic, event.id);
+          if (event.id == null) continue;
+          coming.get(topic)!.add(event.id);
+          if (since != null) repeated.set(topic, event.id);
         }
       };
       if (aborted.signal.aborted) return;
@@ -287,8 +296,12 @@ export class TopicFollower {
       const progress = this.#topics.get(topic);
       if (progress?.load !== load) continue;
       const id = last.get(topic);
-      if (id != null && coming.has(`${id} ${topic}`)) repeated.set(topic, id);
-      Object.assign(progress, { step: "followed", since: undefined, load: undefined, repetition: repetitionUpTo(repeated.get(topic)) });
+      const ids = [...coming.get(topic)!];
+      if (id != null && ids.includes(id)) repeated.set(topic, id);
+      const upTo = repeated.get(topic);
+      // The later events were published after the tab has read the topic.
+      const repetition = repetitionUpTo(upTo, new Set(ids.slice(0, ids.indexOf(upTo!) + 1)));
+      Object.assign(progress, { step: "followed", since: undefined, load: undefined, repetition });
       if (id != null) progress.last = { id, position: load.position, isRead: true };
       if (!isKnown) this.#output.emitGap({ reason: "unknown", topic });
     }
@@ -334,6 +347,9 @@ export class TopicFollower {
       progress.begunAt = -Infinity;
       return true;
     }
+    const { ids } = progress.repetition ?? {};
+    // The stream has passed the events that it might have repeated.
+    if (ids && !ids.has(id)) progress.repetition = undefined;
     const { repetition } = progress;
     if (repetition && id !== repetition.upTo && ++repetition.dropped <= MAX_CATCH_UP) return false;
     progress.last = { id, position };

@@ -5,6 +5,7 @@ import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/shared-topics.js";
 import "./locks.mjs";
+import { serveSockets } from "./servers.mjs";
 import { CuttingProxy, SERVER, namesOf, next, range, until, wait } from "./support.mjs";
 
 const TRANSPORTS = ["websocket", "sse", "long-poll"];
@@ -277,6 +278,40 @@ test("a server without long-polls costs a gap, and no event in silence", async (
   assert.deepEqual(second.numbers(b), ["unknown", 2]);
   for (const { push } of [first, second]) push.close();
 });
+
+for (const since of [undefined, "0"]) {
+  const what = since ? "with the cursor of the leader" : "without a cursor";
+  test(`a tab ${what} misses nothing while the first events of another topic have set this cursor back`, async () => {
+    const records = [1, 2, 3].map((n) => ({ id: `${n}`, topic: "a", data: { numbers: { a: n } } }));
+    let leader;
+    const url = await serveSockets((socket) => {
+      leader = (...records) => records.forEach((record) => socket.send(JSON.stringify(record)));
+      leader(...records);
+      socket.on("message", (text) => {
+        const { ref } = JSON.parse(text);
+        leader({ topic: "b", event: "hub.subscribed", data: { ref } }, { id: "0", topic: "b", data: { numbers: { b: 1 } } });
+      });
+    }, { handleProtocols: () => "json.tower-push" });
+    const fetch = async (_, { headers }) => {
+      const cursor = headers.get("last-event-id") ?? "0";
+      const batch = records.filter(({ id }) => id > cursor);
+      return Response.json(batch, { headers: { "last-event-id": batch.at(-1)?.id ?? cursor } });
+    };
+    const name = newName();
+    const first = new Tab(name, ["a"], "websocket", { url: new URL(url), fetch });
+    await first.hasSeen("a", 3);
+    first.push.subscribe("b");
+    await first.hasSeen("b", 1);
+    const second = new Tab(name, ["a"], "websocket", { url: new URL(url), fetch, since });
+    await second.hasSeen("a", 3);
+    leader({ id: "4", topic: "a", data: { numbers: { a: 4 } } });
+    for (const tab of [first, second]) {
+      await tab.hasSeen("a", 4);
+      assert.deepEqual(tab.numbers("a"), [1, 2, 3, 4]);
+      tab.push.close();
+    }
+  });
+}
 
 test("a shared connection needs a topic in each tab, and has no patterns", () => {
   assert.throws(() => new Tab("none", [], "websocket"), TypeError);

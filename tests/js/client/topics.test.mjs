@@ -6,7 +6,7 @@ import { EventSource } from "eventsource";
 import { WebSocket } from "ws";
 import { eventSource } from "../../../clients/js/dist/event-source.js";
 import { connect } from "../../../clients/js/dist/topics.js";
-import { serve, sse } from "./servers.mjs";
+import { serve, serveSockets, sse } from "./servers.mjs";
 import { CuttingProxy, SERVER, inParallel, namesOf, next, range, skipDelays, wait } from "./support.mjs";
 
 /** How topics change: by commands, or by a new request. */
@@ -325,6 +325,28 @@ test("an event that comes again for a further topic, too, is passed on for this 
   push.subscribe("b");
   await finished;
   assert.deepEqual(seen, [["5", "a", undefined], ["3", "b", undefined], ["5", "b", undefined], ["6", "a", ["a", "b"]]]);
+});
+
+test("a topic that is removed and added again begins with the answer, also if events of it are under way", async () => {
+  const url = await serveSockets((socket) => {
+    const send = (...records) => records.forEach((record) => socket.send(JSON.stringify(record)));
+    const events = [1, 2, 3].map((n) => ({ id: `${n}`, topic: "b", data: n }));
+    send(...events.slice(0, 2));
+    socket.on("message", (text) => {
+      const { subscribe, ref } = JSON.parse(text);
+      // The server has sent the event before it gets the command.
+      if (!subscribe) send({ id: "3", topic: "b", topics: ["b", "a"], data: 3 }, { topic: "b", event: "hub.unsubscribed", data: { ref } });
+      else send({ topic: "b", event: "hub.subscribed", data: { ref } }, ...events, { id: "4", topic: "b", data: 4 }, { end: { finished: true } });
+    });
+  }, { handleProtocols: () => "json.tower-push" });
+  const push = open(["a", "b"], { transports: ["websocket"] }, url);
+  const seen = new Seen(push);
+  const finished = next(push, "finished");
+  await seen.has("b 2");
+  push.unsubscribe("b");
+  push.subscribe("b");
+  await finished;
+  assert.deepEqual(seen.texts, ["b 1", "b 2", "a 3", "b 1", "b 2", "b 3", "b 4"]);
 });
 
 test("answers that make no sense change nothing", async () => {
