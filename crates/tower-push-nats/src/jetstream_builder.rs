@@ -235,12 +235,7 @@ impl JetStreamBuilder {
             let backend = StreamBackend::new(publisher, upstream, members.clone(), metrics.clone());
             let (mut writer, hub) = hub.build_with_presence(backend, start);
             writer.set_members(snapshot);
-            let sink = HubSink {
-                writer,
-                members,
-                metrics,
-            };
-            (sink, hub)
+            (HubSink::new(writer, members, metrics), hub)
         };
         let (hub, connection) = node.start_reader(self.log_limits, build).await?;
         Ok(JetStreamHub::new(hub, connection))

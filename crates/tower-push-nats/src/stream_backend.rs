@@ -1,13 +1,14 @@
 use std::{cmp::Ordering, sync::Arc};
 
+use tokio::time::Instant;
 use tower_push::{
-    EventId, Gap,
+    EventId, Gap, GapReason,
     source::{
         hub::{HubBackend, HubEvent, HubWriter, PresenceAnswer, PresenceBackend, PresenceRequest},
         relay::{Page, PageRequest, PushError, Upstream, UpstreamError},
     },
 };
-use tower_push_proto::fingerprint::Fingerprint;
+use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
 
 use crate::{
     error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
@@ -97,9 +98,46 @@ fn publish_error(error: Error) -> tower_push::Error {
 
 /// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
-    pub(crate) writer: HubWriter,
-    pub(crate) members: Arc<StreamMembers>,
-    pub(crate) metrics: Arc<ReaderMetrics>,
+    writer: HubWriter,
+    members: Arc<StreamMembers>,
+    metrics: Arc<ReaderMetrics>,
+    /// When to read the list of members again. `None` unless the last attempt has failed: the list lacks changes that were in a gap.
+    reread_members_at: Option<Instant>,
+    members_backoff: FeedBackoff,
+}
+
+impl HubSink {
+    pub(crate) fn new(
+        writer: HubWriter,
+        members: Arc<StreamMembers>,
+        metrics: Arc<ReaderMetrics>,
+    ) -> Self {
+        Self {
+            writer,
+            members,
+            metrics,
+            reread_members_at: None,
+            members_backoff: FeedBackoff::default(),
+        }
+    }
+
+    /// Sets the list of members to the one of their log. If the server refuses to read it, the list stays as it is, and is read again later.
+    async fn read_members(&mut self) -> Result<(), Error> {
+        match self.members.read().await {
+            Ok(members) => {
+                self.writer.set_members(members);
+                self.reread_members_at = None;
+                self.members_backoff = FeedBackoff::default();
+                self.metrics.record_member_list_result(None);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                self.reread_members_at = Some(Instant::now() + self.members_backoff.next_delay());
+                self.metrics.record_member_list_result(Some(error));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl MessageSink for HubSink {
@@ -115,14 +153,20 @@ impl MessageSink for HubSink {
     }
 
     async fn before_gap(&mut self) -> Result<(), Error> {
-        match self.members.read().await {
-            Ok(members) => {
-                self.writer.set_members(members);
-                self.metrics.record_members_result(None);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            // The next attempt would fail as well. Events do not wait for members, whose list stays as it is.
-            Err(error) => self.metrics.record_members_result(Some(error)),
+        // Events do not wait for members that cannot be read.
+        self.read_members().await
+    }
+
+    async fn after_read(&mut self) -> Result<(), Error> {
+        if self.reread_members_at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.read_members().await?;
+        if self.reread_members_at.is_none() {
+            // Connected clients get the list with a gap. No event is missing in it.
+            let mut gap = Gap::new(GapReason::Expired);
+            gap.resumed = self.writer.last_id();
+            self.writer.gap(&gap);
         }
         Ok(())
     }

@@ -33,6 +33,11 @@ pub(crate) trait MessageSink: Send + 'static {
 
     /// Announces that messages are missing after the last one.
     fn gap(&mut self, gap: &Gap);
+
+    /// Reads what the sink could not read before a gap, if it is time to try again. The sink has all messages that the reader has read.
+    fn after_read(&mut self) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 impl<S: EventSink> MessageSink for S {
@@ -168,6 +173,9 @@ impl<S: MessageSink> StreamReader<S> {
                     return error;
                 }
                 check_at = Instant::now() + CHECK_INTERVAL;
+            }
+            if let Err(error) = self.sink.after_read().await {
+                return error;
             }
             self.metrics.record_answer();
             self.backoff = FeedBackoff::default();

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
+use tokio::time::Instant;
 use tower_push::{
-    Gap,
+    Gap, GapReason,
     event::Topic,
     source::{
         TopicSet,
@@ -12,6 +13,7 @@ use tower_push::{
         relay::PushError,
     },
 };
+use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     connector::Connector,
@@ -76,8 +78,44 @@ impl StreamEntry {
 
 /// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
-    pub(crate) writer: HubWriter,
-    pub(crate) metrics: Arc<ReaderMetrics>,
+    writer: HubWriter,
+    metrics: Arc<ReaderMetrics>,
+    /// When to read the list of members again. `None` unless the last attempt has failed: the list lacks changes that were in a gap.
+    reread_members_at: Option<Instant>,
+    members_backoff: FeedBackoff,
+}
+
+impl HubSink {
+    pub(crate) fn new(writer: HubWriter, metrics: Arc<ReaderMetrics>) -> Self {
+        Self {
+            writer,
+            metrics,
+            reread_members_at: None,
+            members_backoff: FeedBackoff::default(),
+        }
+    }
+
+    /// Sets the list of members to the one in Redis. If Redis refuses to read it, the list stays as it is, and is read again later.
+    async fn read_members(
+        &mut self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        match read_members(connector, connection).await {
+            Ok(members) => {
+                self.writer.set_members(members);
+                self.reread_members_at = None;
+                self.members_backoff = FeedBackoff::default();
+                self.metrics.record_member_list_result(None);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                self.reread_members_at = Some(Instant::now() + self.members_backoff.next_delay());
+                self.metrics.record_member_list_result(Some(error));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl EntrySink for HubSink {
@@ -92,14 +130,24 @@ impl EntrySink for HubSink {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        match read_members(connector, connection).await {
-            Ok(members) => {
-                self.writer.set_members(members);
-                self.metrics.record_members_result(None);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            // The next attempt would fail as well. Events do not wait for members, whose list stays as it is.
-            Err(error) => self.metrics.record_members_result(Some(error)),
+        // Events do not wait for members that cannot be read.
+        self.read_members(connector, connection).await
+    }
+
+    async fn after_read(
+        &mut self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        if self.reread_members_at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.read_members(connector, connection).await?;
+        if self.reread_members_at.is_none() {
+            // Connected clients get the list with a gap. No event is missing in it.
+            let mut gap = Gap::new(GapReason::Expired);
+            gap.resumed = self.writer.last_id();
+            self.writer.gap(&gap);
         }
         Ok(())
     }

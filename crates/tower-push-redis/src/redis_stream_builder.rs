@@ -181,8 +181,7 @@ impl RedisStreamBuilder {
             if let Some(members) = members {
                 writer.set_members(members);
             }
-            let metrics = metrics.clone();
-            (HubSink { writer, metrics }, hub)
+            (HubSink::new(writer, metrics.clone()), hub)
         };
         let (hub, connection) = self.connect_sink(metrics.clone(), true, build).await?;
         Ok(RedisHub::new(hub, connection))

@@ -33,6 +33,16 @@ pub(crate) trait EntrySink: Send + 'static {
 
     /// Announces that entries are missing after the last one.
     fn gap(&mut self, gap: &Gap);
+
+    /// Reads what the sink could not read before a gap, if it is time to try again. The sink has all entries that the reader has read.
+    fn after_read(
+        &mut self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (connector, connection);
+        async { Ok(()) }
+    }
 }
 
 impl<S: EventSink> EntrySink for S {
@@ -151,6 +161,8 @@ impl<S: EntrySink> StreamReader<S> {
         let renewed_at = Instant::now() + age;
         while Instant::now() < renewed_at {
             self.read_next(&mut connection).await?;
+            let connector = &self.connector;
+            self.sink.after_read(connector, &mut connection).await?;
             self.metrics.record_answer();
             self.backoff = FeedBackoff::default();
         }

@@ -175,6 +175,15 @@ impl LocalMembers {
         true
     }
 
+    /// Tells the broker again of the members that this node holds and that are not in `list`, which the broker has stored: it has lost them.
+    pub(super) fn tell_again_unless_listed(&mut self, list: &PresenceTable) {
+        let lost = self
+            .held
+            .iter()
+            .filter(|(topic, key)| !list.has_member(topic, key));
+        lost.for_each(|id| self.pending.add(id.clone()));
+    }
+
     /// Returns the next request, or when the next request is due. `list` has the members of all nodes.
     pub(super) fn next_request(
         &mut self,

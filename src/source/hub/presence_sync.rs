@@ -120,6 +120,9 @@ impl HubState {
             let presence = &mut *self.lock_presence();
             presence.loaded_up_to = Some(snapshot.last_id);
             let replaced = std::mem::replace(&mut presence.table, table);
+            if let Some(local) = &mut presence.local {
+                local.tell_again_unless_listed(&presence.table);
+            }
             self.tell_broker_of_members(presence);
             replaced
         };

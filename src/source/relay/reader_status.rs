@@ -27,8 +27,9 @@ pub struct ReaderStatus<E> {
     pub since_answer: Duration,
     /// The error after which the reader is reconnecting.
     pub error: Option<E>,
-    /// The error of the last request about the members of a hub's topics. `None` if the request has succeeded, or if there was none. While such
-    /// requests fail, the hub still shows all events, and the members of this server do not reach the others.
+    /// The error of the members of a hub's topics. `None` if the last read of the list and the last request of this server have succeeded. While
+    /// requests fail, the hub still shows all events, and the members of this server do not reach the others. While the list cannot be read after a
+    /// gap, it may have members that have left, and lack others. The reader tries again, and clients get the list with another gap.
     pub members_error: Option<E>,
     /// The number of events that were read.
     pub events_read: u64,
@@ -71,6 +72,7 @@ impl<E> ReaderStatus<E> {
 pub struct ReaderMetrics<E> {
     connection: Mutex<ConnectionStatus<E>>,
     members_error: Mutex<Option<E>>,
+    member_list_error: Mutex<Option<E>>,
     position: AtomicU64,
     events_read: AtomicU64,
     reconnects: AtomicU64,
@@ -95,6 +97,7 @@ impl<E> ReaderMetrics<E> {
                 error: None,
             }),
             members_error: Mutex::new(None),
+            member_list_error: Mutex::new(None),
             position: AtomicU64::new(0),
             events_read: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
@@ -123,9 +126,14 @@ impl<E> ReaderMetrics<E> {
         };
     }
 
-    /// Records how a request about the members of a hub's topics has ended: `None` if it has succeeded.
+    /// Records how a request that changes the members of a hub's topics has ended: `None` if it has succeeded.
     pub fn record_members_result(&self, error: Option<E>) {
         let _old = std::mem::replace(&mut *lock(&self.members_error), error);
+    }
+
+    /// Records how a read of the members of a hub's topics has ended: `None` if it has succeeded.
+    pub fn record_member_list_result(&self, error: Option<E>) {
+        let _old = std::mem::replace(&mut *lock(&self.member_list_error), error);
     }
 
     /// Sets the position up to which the reader has read, as the store counts its events.
@@ -164,7 +172,8 @@ impl<E> ReaderMetrics<E> {
         E: Clone,
     {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let members_error = lock(&self.members_error).clone();
+        let list_error = lock(&self.member_list_error).clone();
+        let members_error = list_error.or_else(|| lock(&self.members_error).clone());
         let connection = lock(&self.connection);
         ReaderStatus {
             state: connection.state,

@@ -177,13 +177,58 @@ async fn members_of_other_type_hold_up_no_events() {
     server.command(&["DEL", MEMBERS_KEY]);
     expect_members(&nodes, &["ada", "bob"]).await;
     wait_until(|| members_error().is_none(), || "an error is left").await;
+    // The list that was read lacks the members until this server has told Redis of them.
+    let is_stored = || server.command(&["HLEN", MEMBERS_KEY]) == "2";
+    wait_until(is_stored, || "the members are not stored").await;
+    expect_members(&nodes, &["ada", "bob"]).await;
 
     // A record that is not ours.
     server.command(&["HSET", MEMBERS_KEY, "room\nada", "x"]);
     let _second = enter(node, "ada", 2);
-    let updated = || members(node)["ada"] == 2;
+    let updated = || members(node).get("ada") == Some(&json!(2));
     wait_until(updated, || "the member is not updated").await;
     assert!(members_error().is_none());
+}
+
+#[tokio::test]
+async fn list_is_read_again_when_user_gets_permission_back() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    // A member that leaves while the reader does not get its event.
+    server.command(&["HSET", MEMBERS_KEY, "room\nbob", "1 1"]);
+    let nodes = [node(&server).await];
+    let [node] = &nodes;
+    let _ada = enter(node, "ada", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    let mut client = HubClient::subscribe(node.hub(), &["news"], StartPosition::Now);
+    let mut next_text = async || loop {
+        match client.next().await {
+            cursor if cursor.starts_with("cursor") => {}
+            text => return text,
+        }
+    };
+    server.command(&["ACL", "SETUSER", "default", "-hscan"]);
+    server.command(&["HDEL", MEMBERS_KEY, "room\nbob"]);
+    server.command(&["DEL", KEY]);
+    server.command(&["XADD", KEY, "*", "topic", "news", "data", "1"]);
+    let gap = next_text().await;
+    assert!(gap.contains("epoch"), "{gap}");
+    assert_eq!(next_text().await, "1");
+    let members_error = || node.reader_status().members_error;
+    assert!(members_error().is_some());
+    // The requests of this server succeed.
+    let requests = || server.call_count("evalsha");
+    let before = requests();
+    wait_until(|| requests() > before + 1, || "no requests").await;
+    assert!(members_error().is_some());
+    expect_members(&nodes, &["ada", "bob"]).await;
+
+    server.command(&["ACL", "SETUSER", "default", "+hscan"]);
+    let gap = next_text().await;
+    assert!(gap.contains("expired"), "{gap}");
+    expect_members(&nodes, &["ada"]).await;
+    assert!(members_error().is_none());
+    server.command(&["XADD", KEY, "*", "topic", "news", "data", "2"]);
+    assert_eq!(next_text().await, "2");
 }
 
 /// Another program has overwritten the record of a member.
@@ -191,7 +236,11 @@ async fn members_of_other_type_hold_up_no_events() {
 async fn member_without_record_stays_while_a_server_holds_it() {
     for is_updated in [false, true] {
         let server = RedisServer::start(RedisProgram::Redis, &[]);
-        let nodes = [node(&server).await, node(&server).await];
+        let options = || presence_options().node_timeout(Duration::from_secs(60));
+        let nodes = [
+            node_with(&server, options()).await,
+            node_with(&server, options()).await,
+        ];
         let mut first = vec![enter(&nodes[0], "ada", 1)];
         let second = enter(&nodes[1], "ada", 1);
         let expect_holds = async |count: &str| {
@@ -204,7 +253,8 @@ async fn member_without_record_stays_while_a_server_holds_it() {
         if is_updated {
             first.push(enter(&nodes[0], "ada", 2));
             expected.push("hub.update ada");
-            wait_until(|| published(&server) == expected, || "no update").await;
+            let is_published = || published(&server) == expected;
+            wait_until(is_published, || format!("{:?}", published(&server))).await;
         }
         drop(first);
         expect_holds("1").await;
