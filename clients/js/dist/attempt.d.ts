@@ -19,7 +19,7 @@ export interface Attempt {
     url: URL;
     cursor: string | undefined;
     headers: Headers;
-    /** Whether the transport is not known to work here. */
+    /** Whether the last attempt has not worked, or was over another transport. */
     isProbe: boolean;
     /** Aborts the attempt. The reports that follow are ignored. */
     signal: AbortSignal;

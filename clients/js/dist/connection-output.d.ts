@@ -28,8 +28,8 @@ export declare class ConnectionOutput {
     /** Moves the cursor, and passes on the gap, like `emitEvent`. */
     emitGap(gap: Gap, { cursor }?: Cursor): void;
     /**
-     * Passes on that events are missing, as soon as the connection is open: a page that then loads its data misses nothing between the data and the next
-     * event.
+     * Passes on that events are missing, as soon as the connection is open: a page that then loads its data misses nothing between the data and the
+     * next event.
      */
     emitUnknownGap(): void;
     /** Reports an error. A final one ends the connection. */

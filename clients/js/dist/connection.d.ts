@@ -12,6 +12,10 @@ export declare class Connection implements PushConnection {
     cursor: string | undefined;
     /** The address of the next attempt. Only other modules of this package change it. */
     streamUrl: URL;
+    /** Called when an attempt is open, also if the state was `open` before. Only other modules of this package set it. */
+    onOpen?: () => void;
+    /** Called each time that the client has read an open stream for some milliseconds. Only other modules of this package set it. */
+    onTick?: (elapsed: number) => void;
     constructor(url: string | URL, options: ConnectOptions);
     on(name: string, listener: (value: any) => void): () => void;
     send(message: unknown): boolean;

@@ -1,9 +1,9 @@
 import { type PushEvent, type PushGap, type State } from "./index.js";
 import type { PublicationOptions, TopicConnection, TopicOptions } from "./topics.js";
 /**
- * One tab's part of a connection to topics that the tabs of a browser share. One tab has a `TopicLeader`, which has a connection with the topics of all
- * tabs. Each tab, also that of the leader, has a `TopicFollower`, which passes on the events of the tab's own topics. The tabs send each other the
- * messages of `shared-hub-messages.ts`.
+ * One tab's part of a connection to topics that the tabs of a browser share. One tab has a `TopicLeader`, which has a connection with the topics of
+ * all tabs. Each tab, also that of the leader, has a `TopicFollower`, which passes on the events of the tab's own topics. The tabs send each other
+ * the messages of `shared-hub-messages.ts`.
  */
 export declare class SharedHubConnection implements TopicConnection {
     #private;

@@ -18,14 +18,16 @@ export declare const nextTerm: (term: string, tab: string) => string;
 /** How long a new leader waits for the positions of the other tabs, in milliseconds. */
 export declare const CENSUS_TIME = 200;
 /**
- * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The leader
- * holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
+ * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The
+ * leader holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
  */
 export declare class TabGroup<M> {
     #private;
     /** Joins no group yet. The tab will send `ping` to ask whether there is a leader. `lease` is how long a leader may be silent, in milliseconds. */
     constructor(name: string, lease: number, ping: M, member: TabGroupMember<M>);
-    /** Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none. */
+    /**
+     * Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none.
+     */
     get hasLeader(): boolean;
     /** Aborted when this tab leaves for good: see `stop`. */
     get stopped(): AbortSignal;

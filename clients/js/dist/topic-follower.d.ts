@@ -1,4 +1,5 @@
 import { type ConnectionOutput } from "./connection-output.js";
+import type { State } from "./index.js";
 import type { LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { type Position } from "./tab-group.js";
 import type { TopicOptions } from "./topics.js";
@@ -10,8 +11,8 @@ import type { TopicOptions } from "./topics.js";
  *   follows.
  * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
  *   events.
- * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the other
- *   topics that are after this cursor, and it does not repeat them.
+ * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the
+ *   other topics that are after this cursor, and it does not repeat them.
  *
  * A tab misses events if its reports have a hole, or if it begins to follow a topic. The tab reads the missing events from the server. It also reads
  * the events after the cursor at which the leader's stream was. Events that both reads have will come in the leader's stream, too, and the tab drops
@@ -43,6 +44,8 @@ export declare class TopicFollower {
     leave(): void;
     /** Leaves a stream of which the tab misses events, because the tab is to be the leader. */
     loseUnlessComplete(): void;
+    /** Handles that the leader's connection gets this state. A topic begins only while the connection is open. */
+    handleState(state: State): void;
     /** Begins to follow, or to load, the waiting topics that the leader's stream has. */
     begin(): void;
 }

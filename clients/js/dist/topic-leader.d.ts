@@ -30,7 +30,9 @@ export declare class TopicLeader {
     handleTopics({ tab, topics, resumed }: Omit<TopicsMessage, "kind">): void;
     /** Handles that the server has refused a topic. */
     handleRefusal(topic: string): void;
-    /** Publishes for a tab. Calls `answer` with the result. Does not call it if the leader resigns before: the next leader gets the publication again. */
+    /**
+     * Publishes for a tab. Calls `answer` with the result. Does not call it if the leader resigns before: the next leader gets the publication again.
+     */
     publish(publication: Publication, answer: (result: PublicationResult) => void): void;
     /** Sets the topics of the connection to those of all tabs. The topics `resumed` continue after the cursor of a tab. */
     updateConnection(resumed: string[]): void;

@@ -69,8 +69,8 @@ export class ConnectionOutput {
   }
 
   /**
-   * Passes on that events are missing, as soon as the connection is open: a page that then loads its data misses nothing between the data and the next
-   * event.
+   * Passes on that events are missing, as soon as the connection is open: a page that then loads its data misses nothing between the data and the
+   * next event.
    */
   emitUnknownGap(): void {
     this.#owesGap = this.state !== "open";

@@ -63,6 +63,12 @@ export class Connection implements PushConnection {
   /** The address of the next attempt. Only other modules of this package change it. */
   streamUrl: URL;
 
+  /** Called when an attempt is open, also if the state was `open` before. Only other modules of this package set it. */
+  declare onOpen?: () => void;
+
+  /** Called each time that the client has read an open stream for some milliseconds. Only other modules of this package set it. */
+  declare onTick?: (elapsed: number) => void;
+
   #options: Options;
   #transports: TransportPlugin[];
   #listeners = new ListenerSet();
@@ -80,7 +86,7 @@ export class Connection implements PushConnection {
   #hasBegun = false;
   /** Whether an open transport may be silent: no other one is better. */
   #isPatient: boolean;
-  /** The transport that has received something last. */
+  /** The transport of the last attempt, if the attempt has received something. */
   #workingTransport: string | undefined;
   #hasRenewed = false;
   #failures = 0;
@@ -108,8 +114,9 @@ export class Connection implements PushConnection {
     tick: (elapsed) => {
       if (this.state !== "open" || this.#whenRoom) return;
       // A late tick alone, as in a page that was not run for a while, does not make a connection dead.
-      this.#silence += this.#maxSilence ? Math.min(elapsed, this.#maxSilence / 2) : elapsed;
+      this.#silence += Math.min(elapsed, this.#maxSilence / 2 || elapsed);
       if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("silent");
+      this.onTick?.(elapsed);
       this.#openFor += elapsed;
       if (this.#openFor > STABLE_AFTER) {
         this.#failures = 0;
@@ -181,7 +188,9 @@ export class Connection implements PushConnection {
       const { again, finished, hasWorked, error, abortReason } = await this.#attempt(this.#transports[current]!);
       if ((this.state as State) === "closed") return;
       this.#send = undefined;
-      if (finished || (!error && !abortReason && this.#options.body && !(this.#options.resume && this.#minDelay))) return this.#close(undefined, true);
+      if (finished || (!error && !abortReason && this.#options.body && !(this.#options.resume && this.#minDelay))) {
+        return this.#close(undefined, true);
+      }
       if (error) {
         if (this.#isFinal(error)) return this.#close(error);
         this.#listeners.emit("error", error);
@@ -196,7 +205,7 @@ export class Connection implements PushConnection {
         current = 0;
         this.#isPatient = false;
       }
-      if (again || error?.consequence === "unauthorized" || ["restart", "upgrade", "pause"].includes(abortReason!)) continue;
+      if (again || error?.consequence === "unauthorized" || (abortReason && abortReason !== "silent")) continue;
       if (!hasWorked && error?.consequence !== "retry") {
         failed.set(current, error);
         current = this.#transports.findIndex((_, index) => !failed.has(index));
@@ -283,7 +292,7 @@ export class Connection implements PushConnection {
     }
     clearTimeout(timer);
     outcome.abortReason = signal.reason;
-    if (outcome.hasWorked) this.#workingTransport = transport;
+    this.#workingTransport = outcome.hasWorked ? transport : undefined;
     // Stops what still runs, such as a response that was not read to its end.
     controller.abort("close");
     return outcome;
@@ -307,6 +316,7 @@ export class Connection implements PushConnection {
   #onOpen(send: SendMessage | undefined): void {
     this.#send = send;
     this.#minDelay = this.#silence = 0;
+    this.onOpen?.();
     if (this.state === "open") return;
     this.#setState("open");
     this.#openFor = 0;

@@ -94,7 +94,7 @@ export const receivePoll: Receive = async (attempt) => {
   const { isProbe, options } = attempt;
   const url = new URL(attempt.url);
   url.searchParams.set("transport", "long-poll");
-  // The first poll is answered at once, so that the connection is known to work.
+  // The first poll is answered at once, so that the connection is known to work, and to have all topics.
   url.searchParams.set("timeout", `${isProbe ? 0 : POLL_WAIT}`);
   const startedAt = performance.now();
   const response = await request(attempt, "application/json", url);
@@ -116,8 +116,7 @@ export const receivePoll: Receive = async (attempt) => {
   const retryAfter = retryAfterOf(response);
   attempt.onRetry(retryAfter);
   for (const record of batch) attempt.onRecord(record);
-  const id = response.headers.get("last-event-id");
-  attempt.onRecord(id ? { id } : {});
+  attempt.onRecord({ id: response.headers.get("last-event-id") || undefined! });
   // A batch without anything new must have taken its time, for else it would be asked for again and again.
   const hasNews = batch[0] && batch.at(-1).id !== attempt.cursor;
   return { again: !retryAfter && (hasTakenTime || hasNews) };

@@ -15,16 +15,20 @@ const ANSWERS = ["hub.subscribed", "hub.unsubscribed", "hub.published", "hub.ref
 const RATE_LIMIT_PERIOD = 1000;
 
 /**
- * How long a stream has a topic before the cursor counts as valid for it, in milliseconds. The first events of the topic would have come before, so there
- * are none.
+ * How long a stream that is read has a topic before the cursor counts as valid for it, in milliseconds. The first events of the topic would have come
+ * before, so there are none.
  */
 const QUIET_TOPIC_PERIOD = 5000;
 
-/**
- * How far a topic is: its `subscribe` command with this number has no answer, the stream has the topic but the cursor is older, or the cursor
- * is valid for the topic.
- */
-type TopicProgress = number | "streaming" | "resumable";
+/** How far a topic is. */
+interface TopicProgress {
+  /** No answer says that the stream has the topic; the stream has it, but the cursor is older; or the cursor is valid for the topic. */
+  step: "requested" | "streaming" | "resumable";
+  /** The number of the `subscribe` command that has no answer. */
+  ref?: number | undefined;
+  /** How long the client has read the stream since it has the topic, in milliseconds. */
+  streamedFor: number;
+}
 
 /** A command without an answer. */
 interface Command {
@@ -63,7 +67,6 @@ export class HubConnection implements TopicConnection {
   #commands = new Map<number, Command>();
   #lastRef = 0;
   #resendTimer: ReturnType<typeof setTimeout> | undefined;
-  #quietTimer: ReturnType<typeof setTimeout> | undefined;
   #recentEvents = new RecentEvents();
   /** The answers of the hub, which only listeners of their type get. */
   #answers = new WeakSet<object>();
@@ -81,9 +84,11 @@ export class HubConnection implements TopicConnection {
     this.#acceptsCommands = commands;
     this.#mayHaveNoTopic = patterns.length > 0 || String(rest.transports) === "websocket";
     if (!topics[0] && !this.#mayHaveNoTopic) throw noTopic();
-    for (const topic of topics) this.#progress.set(topic, "resumable");
+    for (const topic of topics) this.#progress.set(topic, { step: "resumable", streamedFor: 0 });
     this.#connection = connect(url, rest) as PushConnection as Connection;
     this.#updateUrl();
+    this.#connection.onOpen = () => this.#onOpen();
+    this.#connection.onTick = (elapsed) => this.#onTick(elapsed);
     this.#connection.on("state", (state) => this.#onState(state));
     this.#connection.on("cursor", () => this.#onCursor());
     this.#connection.on("event", (event) => this.#onEvent(event));
@@ -107,7 +112,7 @@ export class HubConnection implements TopicConnection {
 
   /** The topics for which the cursor is not valid: they begin in the stream as for a new client. Only other modules of this package read it. */
   get freshTopics(): string[] {
-    return this.topics.filter((topic) => this.cursor == null || this.#progress.get(topic) !== "resumable");
+    return this.topics.filter((topic) => this.cursor == null || this.#progress.get(topic)!.step !== "resumable");
   }
 
   on(name: string, listener: (value: any) => void): () => void {
@@ -132,7 +137,7 @@ export class HubConnection implements TopicConnection {
 
   subscribe(...topics: string[]): void {
     const added = new Set(topics.filter((topic) => !this.#progress.has(topic)));
-    for (const topic of added) this.#progress.set(topic, "streaming");
+    for (const topic of added) this.#progress.set(topic, { step: "requested", streamedFor: 0 });
     this.#recentEvents.forget(added);
     this.#changeTopics(added, "subscribe");
   }
@@ -169,7 +174,7 @@ export class HubConnection implements TopicConnection {
       let isAgain = false;
       for (const [earlier, { changedTopic }] of this.#commands) if (changedTopic === topic) isAgain = this.#commands.delete(earlier);
       this.#commands.set(ref, { message, changedTopic: topic, isAgain });
-      if (action === "subscribe") this.#progress.set(topic, ref);
+      if (action === "subscribe") this.#progress.get(topic)!.ref = ref;
     }
   }
 
@@ -181,9 +186,9 @@ export class HubConnection implements TopicConnection {
       // No topic has a line feed, which stands for the segment.
       else url.searchParams.append("pattern_segment", `${prefix}\n${suffix}`);
     }
-    for (const [topic, progress] of this.#progress) {
+    for (const [topic, { step }] of this.#progress) {
       url.searchParams.append(this.#topicParameter, topic);
-      if (progress !== "resumable") url.searchParams.append("fresh", topic);
+      if (step !== "resumable") url.searchParams.append("fresh", topic);
     }
     this.#connection.streamUrl = url;
   }
@@ -193,9 +198,7 @@ export class HubConnection implements TopicConnection {
       clearTimeout(this.#resendTimer);
       this.#rejectPublications("the connection is closed");
     }
-    this.#watchQuietTopics();
-    if (state !== "open") this.#forgetTopicCommands();
-    else if (this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
+    if (state === "open" && this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
     this.#checkTransport();
   }
 
@@ -204,16 +207,22 @@ export class HubConnection implements TopicConnection {
     for (const { message } of this.#commands.values()) this.#connection.send(message);
   }
 
-  /** The WebSocket has ended. The next request names all topics. */
-  #forgetTopicCommands(): void {
+  /**
+   * An attempt, whose address had all topics, is open, or its poll was answered. Between two polls, the state stays `open`, and a topic stays in the
+   * stream.
+   */
+  #onOpen(): void {
     for (const [ref, { changedTopic }] of this.#commands) if (changedTopic != null) this.#commands.delete(ref);
-    for (const [topic, progress] of this.#progress) if (typeof progress === "number") this.#progress.set(topic, "streaming");
+    for (const progress of this.#progress.values()) {
+      if (progress.step === "requested" || (progress.step === "streaming" && this.state !== "open"))
+        Object.assign(progress, { step: "streaming", ref: undefined, streamedFor: 0 });
+    }
+    this.#checkTransport();
   }
 
   /** Only a WebSocket answers commands. */
   #checkTransport(): void {
     if (this.state !== "open" || (this.transport === "websocket" && this.#acceptsCommands)) return;
-    this.#forgetTopicCommands();
     this.#rejectPublications("no WebSocket that accepts commands is open");
   }
 
@@ -224,27 +233,31 @@ export class HubConnection implements TopicConnection {
     }
   }
 
-  /** While the connection is open, takes the cursor for valid when the topics have been in the stream for some time. */
-  #watchQuietTopics(): void {
-    clearTimeout(this.#quietTimer);
-    if (this.state !== "open") return;
-    this.#quietTimer = setTimeout(() => {
-      if (this.cursor == null) return;
-      this.#onCursor();
-      this.onQuiet();
-    }, QUIET_TOPIC_PERIOD);
+  /** The client has read the open stream for some time. The cursor becomes valid for the topics that have been in the stream for long enough. */
+  #onTick(elapsed: number): void {
+    const isQuiet = (progress: TopicProgress) => {
+      // After a late tick alone, the page may not yet have read what has come.
+      progress.streamedFor += Math.min(elapsed, QUIET_TOPIC_PERIOD / 2);
+      return progress.streamedFor > QUIET_TOPIC_PERIOD && this.cursor != null;
+    };
+    if (this.#makeResumable(isQuiet)) this.onQuiet();
   }
 
   /** The server has sent a cursor, which may be the same as before. The cursor is valid for the topics that the stream has. */
   #onCursor(): void {
-    this.#checkTransport();
+    this.#makeResumable(() => true);
+  }
+
+  /** Makes the topics of the stream that `isValid` accepts resumable. Returns whether there are any. */
+  #makeResumable(isValid: (progress: TopicProgress) => boolean): boolean {
     let isChanged = false;
-    for (const [topic, progress] of this.#progress) {
-      if (progress !== "streaming") continue;
-      this.#progress.set(topic, "resumable");
+    for (const progress of this.#progress.values()) {
+      if (progress.step !== "streaming" || !isValid(progress)) continue;
+      progress.step = "resumable";
       isChanged = true;
     }
     if (isChanged) this.#updateUrl();
+    return isChanged;
   }
 
   #onEvent(event: PushEvent): void {
@@ -275,7 +288,8 @@ export class HubConnection implements TopicConnection {
   #dropRepetition(event: PushEvent): void {
     const topics = topicsOf(event);
     // An event without a topic is remembered without one.
-    const left = (topics[0] == null ? [undefined] : topics).filter((topic) => !(topic != null && this.#isOutdated(topic)) && this.#recentEvents.add(event.id, topic));
+    const isNew = (topic?: string) => !(topic != null && this.#isOutdated(topic)) && this.#recentEvents.add(event.id, topic);
+    const left = (topics[0] == null ? [undefined] : topics).filter(isNew);
     if (!left.length) this.#repeated.add(event);
     else if (left.length < topics.length) Object.assign(event, { topic: left[0], topics: left[1] && left });
   }
@@ -293,15 +307,14 @@ export class HubConnection implements TopicConnection {
     }
     const promise = this.#commands.get(ref!)?.promise;
     this.#commands.delete(ref!);
-    const isCurrent = topic != null && (ref == null ? this.#progress.has(topic) : this.#progress.get(topic) === ref);
+    const progress = this.#progress.get(topic!);
+    const isCurrent = progress && (ref == null || progress.ref === ref);
     if (type === "hub.published") promise?.resolve(id!);
-    else if (type === "hub.subscribed" && isCurrent) {
-      this.#progress.set(topic, "streaming");
-      this.#watchQuietTopics();
-    } else if (type === "hub.refused") {
+    else if (type === "hub.subscribed" && isCurrent) Object.assign(progress, { step: "streaming", ref: undefined, streamedFor: 0 });
+    else if (type === "hub.refused") {
       promise?.reject(new PushError(`refused: ${status} ${message}`, "final", { status }));
       if (!isCurrent) return;
-      this.#progress.delete(topic);
+      this.#progress.delete(topic!);
       this.#updateUrl();
     }
   }

@@ -6,17 +6,14 @@ export class ListenerSet {
   #listeners = new Map<string, Set<(value: any) => void>>();
 
   add(name: string, listener: (value: any) => void): () => void {
-    let listeners = this.#listeners.get(name);
-    if (!listeners) this.#listeners.set(name, (listeners = new Set()));
-    listeners.add(listener);
+    const listeners = this.#listeners.get(name) ?? new Set();
+    this.#listeners.set(name, listeners.add(listener));
     return () => listeners.delete(listener);
   }
 
   /** Calls the listeners. An error of one is reported, and does not keep the others from being called. */
   emit(name: string, value?: unknown): void {
-    const listeners = this.#listeners.get(name);
-    if (!listeners) return;
-    for (const listener of listeners) {
+    for (const listener of this.#listeners.get(name) ?? []) {
       try {
         listener(value);
       } catch (error) {

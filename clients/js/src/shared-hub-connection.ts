@@ -10,9 +10,9 @@ import { TopicLeader, type LeaderTab } from "./topic-leader.js";
 import type { PublicationOptions, TopicConnection, TopicOptions } from "./topics.js";
 
 /**
- * One tab's part of a connection to topics that the tabs of a browser share. One tab has a `TopicLeader`, which has a connection with the topics of all
- * tabs. Each tab, also that of the leader, has a `TopicFollower`, which passes on the events of the tab's own topics. The tabs send each other the
- * messages of `shared-hub-messages.ts`.
+ * One tab's part of a connection to topics that the tabs of a browser share. One tab has a `TopicLeader`, which has a connection with the topics of
+ * all tabs. Each tab, also that of the leader, has a `TopicFollower`, which passes on the events of the tab's own topics. The tabs send each other
+ * the messages of `shared-hub-messages.ts`.
  */
 export class SharedHubConnection implements TopicConnection {
   #url: URL;
@@ -115,7 +115,7 @@ export class SharedHubConnection implements TopicConnection {
 
   #onLeave(): void {
     this.#session.abort();
-    this.#output.setState("paused");
+    this.#setState("paused");
     this.#follower.leave();
   }
 
@@ -194,7 +194,7 @@ export class SharedHubConnection implements TopicConnection {
     const { term } = this.#follower;
     if (isBefore(message.position, this.#follower.position)) return;
     this.#group.hearLeader();
-    this.#output.setState(message.state);
+    this.#setState(message.state);
     // A listener has closed this connection.
     if (this.state === "closed") return;
     this.#follower.handleLeader(message);
@@ -207,7 +207,7 @@ export class SharedHubConnection implements TopicConnection {
     if (!position || !isBefore(position, message.position)) return;
     const [name, value] = message.report;
     // First the state: a gap waits for an open connection.
-    if (name === "state") this.#output.setState(value);
+    if (name === "state") this.#setState(value);
     if (this.state === "closed") return;
     this.#follower.handleReport(message);
     if (this.#follower.term !== term) {
@@ -224,6 +224,11 @@ export class SharedHubConnection implements TopicConnection {
   #enterTerm(): void {
     this.#postTopics();
     this.#publications.sendAll();
+  }
+
+  #setState(state: State): void {
+    this.#follower.handleState(state);
+    this.#output.setState(state);
   }
 
   #onRefused(event: PushEvent): void {

@@ -24,8 +24,8 @@ export const nextTerm = (term: string, tab: string) => `${String(parseInt(term |
 export const CENSUS_TIME = 200;
 
 /**
- * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The leader
- * holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
+ * A tab's membership in a group: the tabs of a browser with the same name. The tabs send each other messages, and one of them is the leader. The
+ * leader holds a Web Lock. A tab that gets no message of the leader for some time, because the leader is frozen, takes the lock away from it.
  */
 export class TabGroup<M> {
   #name: string;
@@ -58,7 +58,9 @@ export class TabGroup<M> {
     listen(globalThis.document, "resume", () => this.join());
   }
 
-  /** Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none. */
+  /**
+   * Whether a leader is there: one has sent a message, and has answered the last ping within a lease. A leader that has nothing to say sends none.
+   */
   get hasLeader(): boolean {
     return this.#hasLeader;
   }

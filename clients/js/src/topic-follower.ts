@@ -1,5 +1,5 @@
 import { BEGUN_AFTER, type ConnectionOutput } from "./connection-output.js";
-import type { Gap, PushEvent } from "./index.js";
+import type { Gap, PushEvent, State } from "./index.js";
 import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { HubReport, LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { isBefore, type Position } from "./tab-group.js";
@@ -18,8 +18,8 @@ const MAX_CATCH_UP = 1000;
  *   follows.
  * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
  *   events.
- * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the other
- *   topics that are after this cursor, and it does not repeat them.
+ * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the
+ *   other topics that are after this cursor, and it does not repeat them.
  *
  * A tab misses events if its reports have a hole, or if it begins to follow a topic. The tab reads the missing events from the server. It also reads
  * the events after the cursor at which the leader's stream was. Events that both reads have will come in the leader's stream, too, and the tab drops
@@ -148,6 +148,15 @@ export class TopicFollower {
     this.#forgetStream();
   }
 
+  /** Handles that the leader's connection gets this state. A topic begins only while the connection is open. */
+  handleState(state: State): void {
+    for (const progress of this.#topics.values()) {
+      if (hasBegunBefore(progress)) progress.begunAt = -Infinity;
+      else if (state !== "open") progress.begunAt = Infinity;
+      else if (progress.begunAt === Infinity) progress.begunAt = performance.now();
+    }
+  }
+
   /** Begins to follow, or to load, the waiting topics that the leader's stream has. */
   begin(): void {
     const loads = new Map<string | undefined, string[]>();
@@ -157,17 +166,20 @@ export class TopicFollower {
       const isBegun = this.#begunTopics.has(topic);
       // The first events of the topic in the stream may be older than the tab's cursor, so the topic waits until the leader's cursor is valid for it.
       if (isBegun && since != null) continue;
-      // If the leader has no cursor, its stream has not begun yet, or the hub has no history. Later, the stream may have passed events after its cursor.
+      // If the leader has no cursor, its stream has not begun yet, or the hub has no history. Later, the stream may have passed events after its
+      // cursor.
       const isAtStart = since == null ? isBegun || this.#leaderCursor == null : since === this.#leaderCursor && this.#position![1] === 0;
-      if (isAtStart) Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined, begunAt: performance.now() });
-      else loads.set(since, [...(loads.get(since) ?? []), topic]);
+      if (isAtStart) {
+        const begunAt = this.#output.state === "open" ? performance.now() : Infinity;
+        Object.assign(progress, { step: since == null ? "begun" : "followed", since: undefined, begunAt });
+      } else loads.set(since, [...(loads.get(since) ?? []), topic]);
     }
     for (const [since, topics] of loads) this.#load(topics, since);
     this.#updateCursor();
   }
 
   #want(topic: string, since: string | undefined): void {
-    this.#topics.set(topic, { step: "wanted", since, begunAt: 0, load: undefined, last: undefined, repetition: undefined });
+    this.#topics.set(topic, { step: "wanted", since, begunAt: Infinity, load: undefined, last: undefined, repetition: undefined });
   }
 
   /** Forgets the topics of the last leader's stream. The next leader says which topics its stream has. */
@@ -196,8 +208,8 @@ export class TopicFollower {
   }
 
   /**
-   * Handles that the tab has left the stream of the leader, or has missed reports: its topics continue after the cursor. A topic without a cursor begins
-   * again, which is a gap, unless it has just begun and no report is missing.
+   * Handles that the tab has left the stream of the leader, or has missed reports: its topics continue after the cursor. A topic without a cursor
+   * begins again, which is a gap, unless it has just begun and no report is missing.
    */
   #lose(missesReports = false): void {
     let isLost = false;
@@ -216,7 +228,9 @@ export class TopicFollower {
     if (isLost) this.#output.emitUnknownGap();
   }
 
-  /** The cursor after which a topic continues that the tab follows. The tab's cursor may be older or newer, if the tab misses events of another topic. */
+  /**
+   * The cursor after which a topic continues that the tab follows. The tab's cursor may be older or newer, if the tab misses events of another topic.
+   */
   #cursorOf({ repetition }: TopicProgress): string | undefined {
     return repetition?.upTo ?? this.#leaderCursor ?? this.#output.cursor;
   }
@@ -247,7 +261,13 @@ export class TopicFollower {
     const load: TopicLoad = { aborted, position: this.#position!, cursor: this.#leaderCursor, held: [] };
     for (const topic of topics) Object.assign(this.#topics.get(topic)!, { step: "loading", load });
     const current = (event: PushEvent) => topicsOf(event).filter((topic) => this.#topics.get(topic)?.load === load);
-    const read = (topics: string[], since: string | undefined, onEvent: (event: PushEvent) => void, onGap: (gap: Gap) => void, onCursor = (_: string) => {}) => {
+    const read = (
+      topics: string[],
+      since: string | undefined,
+      onEvent: (event: PushEvent) => void,
+      onGap: (gap: Gap) => void,
+      onCursor = (_: string) => {},
+    ) => {
       const options: TopicOptions = { ...this.#options, topics, since: since ?? "now" };
       return readTopics(this.#url, options, aborted.signal, { onEvent, onGap, onCursor });
     };

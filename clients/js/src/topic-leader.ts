@@ -1,6 +1,15 @@
 import type { HubConnection } from "./hub-connection.js";
 import { errorFields, listenToReports } from "./reports.js";
-import type { CountMessage, HubReport, LeaderMessage, Message, Publication, PublicationResult, ReportMessage, TopicsMessage } from "./shared-hub-messages.js";
+import type {
+  CountMessage,
+  HubReport,
+  LeaderMessage,
+  Message,
+  Publication,
+  PublicationResult,
+  ReportMessage,
+  TopicsMessage,
+} from "./shared-hub-messages.js";
 import { CENSUS_TIME, isBefore, type Position } from "./tab-group.js";
 import { connect, type TopicOptions } from "./topics.js";
 
@@ -89,7 +98,9 @@ export class TopicLeader {
     for (const [tab, topics] of this.#others) this.#others.set(tab, topics.filter((other) => other !== topic));
   }
 
-  /** Publishes for a tab. Calls `answer` with the result. Does not call it if the leader resigns before: the next leader gets the publication again. */
+  /**
+   * Publishes for a tab. Calls `answer` with the result. Does not call it if the leader resigns before: the next leader gets the publication again.
+   */
   publish(publication: Publication, answer: (result: PublicationResult) => void): void {
     const { connection } = this;
     if (!connection) return;

@@ -10,7 +10,10 @@ export interface TopicProgress {
   step: "wanted" | "loading" | "begun" | "followed";
   /** The cursor after which the tab has not got the topic's events. Without one, the topic begins as for a new client. */
   since: string | undefined;
-  /** When the topic has begun, as of `performance.now`. `-Infinity` after an event that moves no cursor. */
+  /**
+   * Since when the topic is in an open stream, as of `performance.now`. `Infinity` before the stream is open. `-Infinity` after an event that moves
+   * no cursor, or if the stream was open for so long that a cursor would have come.
+   */
   begunAt: number;
   load: TopicLoad | undefined;
   /** The last event, and where it was in the stream of the leader: at this position, or anywhere before it if it was read from the server. */
@@ -29,7 +32,8 @@ export interface Repetition {
   dropped: number;
 }
 
-export const repetitionUpTo = (id: string | undefined, ids?: Set<string>): Repetition | undefined => (id == null ? undefined : { upTo: id, ids, dropped: 0 });
+export const repetitionUpTo = (id: string | undefined, ids?: Set<string>): Repetition | undefined =>
+  id == null ? undefined : { upTo: id, ids, dropped: 0 };
 
 /** Topics that a tab reads from the server while the leader's stream goes on. */
 export interface TopicLoad {

@@ -10,8 +10,8 @@ export interface SnapshotListener {
 }
 
 /**
- * Reads the events that topics have now, after the cursor `since` of the options or from where a new client begins. Sends polls that do not wait, until
- * one has no event. Returns whether the topics were read to their end.
+ * Reads the events that topics have now, after the cursor `since` of the options or from where a new client begins. Sends polls that do not wait,
+ * until one has no event. Returns whether the topics were read to their end.
  */
 export function readTopics(url: URL, options: TopicOptions, signal: AbortSignal, listener: SnapshotListener): Promise<boolean> {
   return new Promise((resolve) => {

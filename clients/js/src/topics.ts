@@ -45,20 +45,24 @@ export interface PublicationOptions {
 /**
  * A connection to topics. Each event is passed on once, also if the server repeats one of the last 256.
  *
- * Listeners of `hub.refused` get the refusals of topics, as events whose data has `status` and `message`. A refused topic is no longer among `topics`.
- * Listeners of `event` do not get the hub's answers. They get the events of members: `hub.members`, `hub.join`, `hub.update` and `hub.leave`.
+ * Listeners of `hub.refused` get the refusals of topics, as events whose data has `status` and `message`. A refused topic is no longer among
+ * `topics`. Listeners of `event` do not get the hub's answers. They get the events of members: `hub.members`, `hub.join`, `hub.update` and
+ * `hub.leave`.
  */
 export interface TopicConnection extends PushConnection {
   /** The topics of the connection. */
   readonly topics: string[];
   /** Adds topics. Each begins where a new client begins, usually with its last value. */
   subscribe(...topics: string[]): void;
-  /** Removes topics. Throws if neither a topic nor a pattern would be left, because then only a WebSocket could be opened, unless `transports` is `["websocket"]`. */
+  /**
+   * Removes topics. Throws if neither a topic nor a pattern would be left, because then only a WebSocket could be opened, unless `transports` is
+   * `["websocket"]`.
+   */
   unsubscribe(...topics: string[]): void;
   /**
-   * Publishes a JSON value over a WebSocket. Resolves with the event's id. If the connection breaks, the command is repeated with the same key. Rejects
-   * if the value has no JSON, if the server refuses, if another transport than a WebSocket is open, if the connection is closed, or if 1024 commands have
-   * no answer.
+   * Publishes a JSON value over a WebSocket. Resolves with the event's id. If the connection breaks, the command is repeated with the same key.
+   * Rejects if the value has no JSON, if the server refuses, if another transport than a WebSocket is open, if the connection is closed, or if 1024
+   * commands have no answer.
    */
   publish(topic: string, data: unknown, options?: PublicationOptions): Promise<string>;
 }

@@ -8,7 +8,7 @@ import { WebSocket, WebSocketServer } from "ws";
 import { connect as connectShared } from "../../../clients/js/dist/shared.js";
 import { connect as connectTopics } from "../../../clients/js/dist/shared-topics.js";
 import "./locks.mjs";
-import { SERVER, next, range, readAll, skipDelays, until, wait } from "./support.mjs";
+import { SERVER, next, range, readAll, speedUpTicks, until, wait } from "./support.mjs";
 
 const LEASE = 600_000;
 
@@ -296,7 +296,7 @@ performance.now = () => now.call(performance) + passed;
 const BEGUN_AFTER = 5100;
 
 /** Returns a leader that is played by the test, and a tab that follows it and has no cursor. */
-async function followedWithoutCursor(connect, options) {
+async function followedWithoutCursor(connect, options, state = "open") {
   const isTopics = connect === connectTopics;
   const url = new URL(isTopics ? "/topics" : "/channel", SERVER);
   const key = `without a cursor ${++count}`;
@@ -309,8 +309,8 @@ async function followedWithoutCursor(connect, options) {
   push.on("event", ({ data }) => items.push(data));
   push.on("gap", ({ reason }) => items.push(reason));
   await fake.hears(({ kind }) => kind === "ping");
-  fake.post(leader(1, 0, { topics: ["a"], begun: ["a"] }));
-  await next(push, "state", (state) => state === "open");
+  fake.post(leader(1, 0, { topics: ["a"], begun: ["a"], state }));
+  await until(() => push.state === state);
   return { fake, push, items, cursors, streams };
 }
 
@@ -343,6 +343,34 @@ for (const [name, connect, options] of [
     fake.post(report(2, 2, "e1", ...event("e1")));
     await next(push, "event");
     assert.deepEqual(items, ["e1"]);
+    push.close();
+  });
+
+  test(`${name}: a tab gets no gap if the stream of the leader before was never open`, async () => {
+    const { fake, push, items } = await followedWithoutCursor(connect, options, "waiting");
+    passed += BEGUN_AFTER;
+    fake.post(streamOf(2, "connecting"));
+    const opened = isOpen(push);
+    fake.post(report(2, 1, undefined, "state", "open"));
+    await opened;
+    fake.post(report(2, 2, "e1", ...event("e1")));
+    await next(push, "event");
+    assert.deepEqual(items, ["e1"]);
+    push.close();
+  });
+
+  test(`${name}: a tab gets a gap if the stream of the leader before was lost after a while`, async () => {
+    const { fake, push, items } = await followedWithoutCursor(connect, options, "waiting");
+    for (const [sequence, state] of [[1, "open"], [2, "waiting"]]) {
+      fake.post({ ...report(1, sequence, undefined, "state", state), begun: ["a"] });
+      await next(push, "state", (reached) => reached === state);
+      passed += BEGUN_AFTER;
+    }
+    fake.post(streamOf(2, "connecting"));
+    fake.post(report(2, 1, undefined, "state", "open"));
+    fake.post(report(2, 2, "e1", ...event("e1")));
+    await next(push, "event");
+    assert.deepEqual(items, ["unknown", "e1"]);
     push.close();
   });
 
@@ -470,8 +498,7 @@ test("a topic that has begun goes on after the cursor in the next leader's strea
 });
 
 test("a quiet topic goes on after the cursor in the next leader's stream", async (context) => {
-  const { restore } = skipDelays(5000, 5000, 50);
-  context.after(restore);
+  context.after(speedUpTicks());
   const hub = await FakeHub.start();
   const leader = hub.open("quiet", ["a"]);
   await hub.asked(0);
@@ -481,7 +508,7 @@ test("a quiet topic goes on after the cursor in the next leader's stream", async
   await until(() => hub.commands.length);
   hub.send({ topic: "b", event: "hub.subscribed", data: { ref: hub.commands[0].ref } });
   // Neither an event nor a cursor follows.
-  await wait(200);
+  await wait(800);
   leader.close();
   assert.deepEqual(await hub.asked(1), ["1", ["a", "b"], []]);
   follower.close();

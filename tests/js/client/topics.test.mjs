@@ -7,7 +7,7 @@ import { WebSocket } from "ws";
 import { eventSource } from "../../../clients/js/dist/event-source.js";
 import { connect } from "../../../clients/js/dist/topics.js";
 import { serve, serveSockets, sse } from "./servers.mjs";
-import { CuttingProxy, SERVER, inParallel, namesOf, next, range, skipDelays, wait } from "./support.mjs";
+import { CuttingProxy, SERVER, inParallel, namesOf, next, range, speedUpTicks, until, wait } from "./support.mjs";
 
 /** How topics change: by commands, or by a new request. */
 const MODES = [
@@ -170,17 +170,18 @@ for (const [mode, options] of MODES) {
   });
 
   test(`${mode}: a further topic that has been quiet misses nothing when the connection is cut`, async (context) => {
-    const { restore } = skipDelays(5000, 5000, 300);
-    context.after(restore);
+    context.after(speedUpTicks());
     const [a, b] = namesOf("a", "b");
     const proxy = await CuttingProxy.to(SERVER);
     const push = open([a], { ...options, openTimeout: 60_000 }, proxy.url("/topics-now"));
     const seen = new Seen(push);
     if (push.cursor == null) await next(push, "cursor");
+    // The time before the subscription does not count.
+    await wait(500);
     const subscribed = options.transports[0] === "websocket" && options.commands !== false && next(push, "hub.subscribed");
     push.subscribe(b);
     await subscribed;
-    await wait(600);
+    await wait(1000);
     proxy.refused = /HTTP/;
     proxy.cut();
     for (const n of [1, 2]) await publish(b, n, "/topics-now");
@@ -459,6 +460,65 @@ test("a publication that cannot be made is rejected", async () => {
   await assert.rejects(withoutCommands.publish(room, 1), /no WebSocket/);
   withoutCommands.close();
   socket.close();
+});
+
+/** The cursor, and the topics that are new, of each request. */
+const resumptions = (requests) =>
+  requests.map(({ url, headers }) => [headers["last-event-id"] ?? null, new URL(url, SERVER).searchParams.getAll("fresh")]);
+
+test("long-polling: a further topic whose poll was not answered stays new", async (context) => {
+  context.after(speedUpTicks());
+  const poll = (...events) => (_, response) => response.setHeader("last-event-id", "9").setHeader("content-type", "application/json").end(JSON.stringify(events));
+  const polls = [];
+  const hold = (request, response) => polls.push({ request, response });
+  const event = (id, topic) => ({ id, topic, data: id });
+  const { url, requests } = await serve(poll(event("9", "a")), hold, hold, poll(event("3", "b")), hold);
+  const push = open(["a"], { transports: ["long-poll"] }, url);
+  await until(() => polls.length === 1);
+  // The connection has been open for some time, and stays open during the next poll.
+  await wait(240);
+  push.subscribe("b");
+  await until(() => polls.length === 2);
+  await wait(500);
+  const history = next(push, "event");
+  polls[1].request.socket.destroy();
+  assert.equal((await history).data, 3);
+  assert.deepEqual(resumptions(requests).slice(0, 4), [[null, []], ["9", []], ["9", ["b"]], ["9", ["b"]]]);
+  push.close();
+});
+
+test("SSE: a further topic stays new while the client does not read its stream", async (context) => {
+  context.after(speedUpTicks());
+  const streams = [];
+  const { url, requests } = await serve((_, response) => {
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    streams.push(response);
+    response.write(":\n");
+  });
+  const push = open(["a"], { transports: ["sse"], maxBuffered: 4 }, url);
+  await until(() => streams.length === 1);
+  const loop = push[Symbol.asyncIterator]();
+  const first = loop.next();
+  streams[0].write("topic: a\nid: 9\ndata: 0\n\n");
+  await first;
+  push.subscribe("b");
+  await until(() => streams.length === 2);
+  for (const n of range(1, 4)) streams[1].write(`topic: a\nevent: typing\nevent_id\ndata: ${n}\n\n`);
+  await next(push, "event", ({ data }) => data === 4);
+  // Not read before the server ends the stream.
+  await wait(100);
+  streams[1].write("topic: b\nid: 3\ndata: 5\n\n");
+  await wait(600);
+  streams[1].destroy();
+  await wait(100);
+  const items = [];
+  while (items.length < 4) items.push((await loop.next()).value.data);
+  await until(() => streams.length === 3);
+  assert.deepEqual(resumptions(requests), [[null, []], ["9", ["b"]], ["9", ["b"]]]);
+  streams[2].write("topic: b\nid: 3\ndata: 5\n\n");
+  items.push((await loop.next()).value.data);
+  assert.deepEqual(items, range(1, 5));
+  push.close();
 });
 
 test("only a WebSocket may have no topic", async () => {
