@@ -157,19 +157,20 @@ impl JetStreamBuilder {
         self
     }
 
-    /// Sets the age at which messages are removed from a stream that is created. By default, there is no limit.
+    /// Sets the age at which the stream removes its messages, if this builder creates the stream. By default, there is no limit.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.new_stream.max_age = Some(age);
         self
     }
 
-    /// Sets the number of servers that have a copy of a stream that is created. The default is 1.
+    /// Sets the number of servers that have a copy of the stream, if this builder creates the stream. The default is 1.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.new_stream.replicas = replicas;
         self
     }
 
-    /// Sets whether a stream that is created is in memory only, and lost when its servers stop. By default, the stream is in files.
+    /// Sets whether the stream is in memory only, and lost when its servers stop, if this builder creates the stream. By default, the stream is
+    /// in files.
     pub fn in_memory(mut self, is_in_memory: bool) -> Self {
         self.new_stream.is_in_memory = is_in_memory;
         self

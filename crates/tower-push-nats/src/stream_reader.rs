@@ -194,7 +194,7 @@ impl<S: MessageSink> StreamReader<S> {
     }
 
     /// Announces a gap if the stream is not the one that the position names, and then creates a consumer of the messages after the position. Also
-    /// returns the number of messages that the consumer will deliver at once.
+    /// returns the number of messages that are already waiting for the consumer.
     async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
         let info = self.api.info_or_create().await?;
         match self.compare_with_stream(&info).await? {

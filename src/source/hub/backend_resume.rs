@@ -161,7 +161,7 @@ impl BackendResume {
         &self.topics.cursor
     }
 
-    /// Returns the events of several topics that the client has got from pages.
+    /// Returns the record of the events to several topics that the client has already got from pages.
     pub(super) fn resumed_events(&mut self) -> &mut ResumedEvents {
         &mut self.resumed_events
     }

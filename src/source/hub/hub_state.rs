@@ -49,7 +49,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct HubState {
     pub(super) config: HubConfig,
-    /// The ids of a hub without a broker.
+    /// The identity with which the ids of this hub's events begin. Not used if the hub has a broker.
     epoch: Epoch,
     /// `None` if the hub itself publishes the events, and gives ids to them.
     broker: Option<Box<HubBroker>>,

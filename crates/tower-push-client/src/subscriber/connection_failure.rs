@@ -118,7 +118,7 @@ impl Subscriber {
                         self.backoff.reset();
                     }
                 }
-                let hint = connection.reader.item_reader().and_then(ItemReader::retry);
+                let hint = connection.reader.body_reader().and_then(ItemReader::retry);
                 self.lasting_retry_hint = hint.or(self.lasting_retry_hint);
                 connection.has_input
             }
@@ -151,7 +151,7 @@ impl Subscriber {
         if let Some(Err(error)) = end {
             return self.fail(ConnectionFailure::retry(Error::cut_by(error)), now);
         }
-        if connection.reader.item_reader().is_none() {
+        if connection.reader.body_reader().is_none() {
             let error = Error::cut("the WebSocket ended without a close frame");
             return self.fail(ConnectionFailure::retry(error), now);
         }

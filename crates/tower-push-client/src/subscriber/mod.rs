@@ -200,7 +200,7 @@ enum ConnectionReader {
 
 impl ConnectionReader {
     /// Returns the reader of a body. Returns `None` for a WebSocket.
-    fn item_reader(&self) -> Option<&ItemReader> {
+    fn body_reader(&self) -> Option<&ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -208,8 +208,8 @@ impl ConnectionReader {
         }
     }
 
-    /// Like [`item_reader`](Self::item_reader), but mutable.
-    fn item_reader_mut(&mut self) -> Option<&mut ItemReader> {
+    /// Like [`body_reader`](Self::body_reader), but mutable.
+    fn body_reader_mut(&mut self) -> Option<&mut ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -505,7 +505,7 @@ impl Subscriber {
             connection.has_item_of_input = true;
             self.watchdog.on_heartbeat();
         }
-        let body = connection.reader.item_reader();
+        let body = connection.reader.body_reader();
         if body.is_some_and(ItemReader::is_finished) && self.end.is_none() {
             self.end = Some(Ok(()));
         }
@@ -513,7 +513,7 @@ impl Subscriber {
             return false;
         }
         let is_new = !std::mem::replace(&mut connection.is_finished, true);
-        if let Some(body) = connection.reader.item_reader_mut() {
+        if let Some(body) = connection.reader.body_reader_mut() {
             if is_new && matches!(self.end, Some(Ok(()))) {
                 match body.finish(&self.config) {
                     // The end of the body may have completed further items.

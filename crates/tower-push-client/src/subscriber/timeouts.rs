@@ -39,7 +39,7 @@ impl Subscriber {
 
     /// Returns when a response without a byte counts as held back by a proxy. Returns `None` if there is no other transport to try.
     fn first_byte_deadline(&self, connection: &EventConnection) -> Option<Instant> {
-        let is_body = connection.reader.item_reader().is_some();
+        let is_body = connection.reader.body_reader().is_some();
         let may_be_held_back =
             is_body && !connection.has_input && self.selector.may_switch_transport();
         may_be_held_back.then(|| connection.since + self.config.first_byte_timeout)

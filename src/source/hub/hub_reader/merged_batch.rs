@@ -68,7 +68,7 @@ impl MergedBatch {
         // Events that are missing after the end of the history are in the log of the pattern.
         let mut missed = missed.filter(|_| history_len != Some(0));
         if let Some(missed) = &mut missed {
-            // The reader gets the events after the end of the history from the log of a pattern.
+            // Only the missed events of the history count.
             let counts = missed.count.into_iter().chain(history_len);
             missed.count = missed.count.and(counts.min());
             let history_end = reader

@@ -159,11 +159,11 @@ impl HubReader {
         }
         let mut gap = Gap::new(reason);
         gap.resumed = self.hub.id_at(position);
-        self.push_gap_after_member_lists(gap);
+        self.push_member_lists_and_gap(gap);
     }
 
     /// Queues a gap, and before it the lists of members of its topics.
-    pub(super) fn push_gap_after_member_lists(&mut self, gap: Gap) {
+    pub(super) fn push_member_lists_and_gap(&mut self, gap: Gap) {
         self.push_member_lists(gap.topic.as_ref());
         self.items.push_back(Item::from(gap));
     }

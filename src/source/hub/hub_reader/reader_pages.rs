@@ -68,7 +68,7 @@ impl HubReader {
                 }
                 Poll::Ready(match self.with_held_cursor(item) {
                     Some(Item::Gap(gap)) => {
-                        self.push_gap_after_member_lists(*gap);
+                        self.push_member_lists_and_gap(*gap);
                         None
                     }
                     item => item,
@@ -85,7 +85,7 @@ impl HubReader {
                 let has_other_topics = !self.topics.is_empty();
                 self.continue_at(position, joined, resumed_events);
                 if let Some(gap) = gap {
-                    self.push_gap_after_member_lists(gap);
+                    self.push_member_lists_and_gap(gap);
                 } else if is_cursor_held {
                     self.push_member_lists(None);
                     let cursor = self.hub.id_at(position).filter(|_| !has_other_topics);
