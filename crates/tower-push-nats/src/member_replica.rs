@@ -255,7 +255,7 @@ impl Replica {
         self.unannounced = None;
         let outcome = match entry {
             LogEntry::Request(request) => {
-                // Nobody could enter members again in this time.
+                // While the broker was away, no node could enter its members again.
                 if self.ledger.was_away(&request, now) {
                     self.waits_for_lost_since = None;
                 }

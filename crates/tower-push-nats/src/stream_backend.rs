@@ -1,14 +1,16 @@
 use std::{cmp::Ordering, sync::Arc};
 
-use tokio::time::Instant;
 use tower_push::{
-    EventId, Gap, GapReason,
+    EventId, Gap,
     source::{
-        hub::{HubBackend, HubEvent, HubWriter, PresenceAnswer, PresenceBackend, PresenceRequest},
+        hub::{
+            HubBackend, HubEvent, HubWriter, MemberListUpdater, MemberSnapshot, PresenceAnswer,
+            PresenceBackend, PresenceRequest,
+        },
         relay::{Page, PageRequest, PushError, Upstream, UpstreamError},
     },
 };
-use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint};
+use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
     error::Error, jetstream_publisher::JetStreamPublisher, jetstream_upstream::JetStreamUpstream,
@@ -100,10 +102,7 @@ fn publish_error(error: Error) -> tower_push::Error {
 pub(crate) struct HubSink {
     writer: HubWriter,
     members: Arc<StreamMembers>,
-    metrics: Arc<ReaderMetrics>,
-    /// When to read the list of members again. `None` unless the last attempt has failed: the list lacks changes that were in a gap.
-    reread_members_at: Option<Instant>,
-    members_backoff: FeedBackoff,
+    member_list: MemberListUpdater<Error>,
 }
 
 impl HubSink {
@@ -115,28 +114,16 @@ impl HubSink {
         Self {
             writer,
             members,
-            metrics,
-            reread_members_at: None,
-            members_backoff: FeedBackoff::default(),
+            member_list: MemberListUpdater::new(metrics),
         }
     }
 
-    /// Sets the list of members to the one of their log. If the server refuses to read it, the list stays as it is, and is read again later.
-    async fn read_members(&mut self) -> Result<(), Error> {
+    /// Reads the list of members. The outer error means that the server is not available, the inner one that it refuses the read.
+    async fn read_members(&self) -> Result<Result<MemberSnapshot, Error>, Error> {
         match self.members.read().await {
-            Ok(members) => {
-                self.writer.set_members(members);
-                self.reread_members_at = None;
-                self.members_backoff = FeedBackoff::default();
-                self.metrics.record_member_list_result(None);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                self.reread_members_at = Some(Instant::now() + self.members_backoff.next_delay());
-                self.metrics.record_member_list_result(Some(error));
-            }
+            Err(error) if error.is_unavailable() => Err(error),
+            result => Ok(result),
         }
-        Ok(())
     }
 }
 
@@ -153,20 +140,16 @@ impl MessageSink for HubSink {
     }
 
     async fn before_gap(&mut self) -> Result<(), Error> {
-        // Events do not wait for members that cannot be read.
-        self.read_members().await
+        // Events do not wait for members that the server refuses to read.
+        let read = self.read_members().await?;
+        self.member_list.finish_read(&mut self.writer, read);
+        Ok(())
     }
 
     async fn after_read(&mut self) -> Result<(), Error> {
-        if self.reread_members_at.is_none_or(|at| Instant::now() < at) {
-            return Ok(());
-        }
-        self.read_members().await?;
-        if self.reread_members_at.is_none() {
-            // Connected clients get the list with a gap. No event is missing in it.
-            let mut gap = Gap::new(GapReason::Expired);
-            gap.resumed = self.writer.last_id();
-            self.writer.gap(&gap);
+        if self.member_list.must_read_again() {
+            let read = self.read_members().await?;
+            self.member_list.finish_reread(&mut self.writer, read);
         }
         Ok(())
     }

@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
-use tokio::time::Instant;
 use tower_push::{
-    Gap, GapReason,
+    Gap,
     event::Topic,
     source::{
         TopicSet,
-        hub::{HubEvent, HubWriter},
+        hub::{HubEvent, HubWriter, MemberListUpdater, MemberSnapshot},
         relay::PushError,
     },
 };
-use tower_push_proto::feed_backoff::FeedBackoff;
 
 use crate::{
     connector::Connector,
@@ -79,42 +77,26 @@ impl StreamEntry {
 /// The writer of a hub, into which the reader of the stream pushes.
 pub(crate) struct HubSink {
     writer: HubWriter,
-    metrics: Arc<ReaderMetrics>,
-    /// When to read the list of members again. `None` unless the last attempt has failed: the list lacks changes that were in a gap.
-    reread_members_at: Option<Instant>,
-    members_backoff: FeedBackoff,
+    member_list: MemberListUpdater<Error>,
 }
 
 impl HubSink {
     pub(crate) fn new(writer: HubWriter, metrics: Arc<ReaderMetrics>) -> Self {
         Self {
             writer,
-            metrics,
-            reread_members_at: None,
-            members_backoff: FeedBackoff::default(),
+            member_list: MemberListUpdater::new(metrics),
         }
     }
+}
 
-    /// Sets the list of members to the one in Redis. If Redis refuses to read it, the list stays as it is, and is read again later.
-    async fn read_members(
-        &mut self,
-        connector: &Connector,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), Error> {
-        match read_members(connector, connection).await {
-            Ok(members) => {
-                self.writer.set_members(members);
-                self.reread_members_at = None;
-                self.members_backoff = FeedBackoff::default();
-                self.metrics.record_member_list_result(None);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                self.reread_members_at = Some(Instant::now() + self.members_backoff.next_delay());
-                self.metrics.record_member_list_result(Some(error));
-            }
-        }
-        Ok(())
+/// Reads the list of members. The outer error means that Redis is not available, the inner one that Redis refuses the read.
+async fn read_members_unless_unavailable(
+    connector: &Connector,
+    connection: &mut MultiplexedConnection,
+) -> Result<Result<MemberSnapshot, Error>, Error> {
+    match read_members(connector, connection).await {
+        Err(error) if error.is_unavailable() => Err(error),
+        result => Ok(result),
     }
 }
 
@@ -130,8 +112,10 @@ impl EntrySink for HubSink {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        // Events do not wait for members that cannot be read.
-        self.read_members(connector, connection).await
+        // Events do not wait for members that Redis refuses to read.
+        let read = read_members_unless_unavailable(connector, connection).await?;
+        self.member_list.finish_read(&mut self.writer, read);
+        Ok(())
     }
 
     async fn after_read(
@@ -139,15 +123,9 @@ impl EntrySink for HubSink {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        if self.reread_members_at.is_none_or(|at| Instant::now() < at) {
-            return Ok(());
-        }
-        self.read_members(connector, connection).await?;
-        if self.reread_members_at.is_none() {
-            // Connected clients get the list with a gap. No event is missing in it.
-            let mut gap = Gap::new(GapReason::Expired);
-            gap.resumed = self.writer.last_id();
-            self.writer.gap(&gap);
+        if self.member_list.must_read_again() {
+            let read = read_members_unless_unavailable(connector, connection).await?;
+            self.member_list.finish_reread(&mut self.writer, read);
         }
         Ok(())
     }

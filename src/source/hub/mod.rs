@@ -82,6 +82,8 @@ mod hub_writer;
 mod idempotency_keys;
 #[cfg(feature = "json")]
 mod local_members;
+#[cfg(feature = "json")]
+mod member_list_updater;
 mod pattern_table;
 #[cfg(feature = "json")]
 mod pending_members;
@@ -123,6 +125,9 @@ pub(crate) use self::hub_backend::publication_rejection;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
 use self::hub_state::{HubSize, HubState};
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::member_list_updater::MemberListUpdater;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::presence_backend::{
