@@ -12,7 +12,7 @@ use axum::Router;
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
-use testkit::TestServer;
+use testkit::{TestServer, send_raw_http1};
 use tower_push::{
     Hub,
     event::Topic,
@@ -130,6 +130,10 @@ async fn content_type_chooses_the_payload() {
         publish("application/json", b"[1, 2]").await,
         "Json(\"[1, 2]\")"
     );
+    assert_eq!(
+        publish("text/plain;format=flowed;CHARSET=\"UTF-8\"", b"x").await,
+        "Text(\"x\")"
+    );
     assert_eq!(publish("application/ld+json", b"{}").await, "Json(\"{}\")");
     assert_eq!(publish("image/png", b"\xff").await, "Binary(b\"\\xff\")");
 
@@ -142,7 +146,7 @@ async fn content_type_chooses_the_payload() {
             .unwrap();
         problem(response, 400).await;
     }
-    assert_eq!(server.payloads("t").len(), 4);
+    assert_eq!(server.payloads("t").len(), 5);
 }
 
 #[tokio::test]
@@ -353,6 +357,16 @@ async fn limits_are_kept() {
     assert_eq!(hub.counts().published, 1);
 }
 
+/// A body that announces its length is refused before the client sends the body.
+#[tokio::test]
+async fn announced_length_is_limited() {
+    let server = PublishServer::open().await;
+    let request = "POST /topics/t HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 9999999999\r\n\r\n";
+    let (_, response) = send_raw_http1(&server.server, request, "\r\n\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
+    assert_eq!(server.hub.counts().published, 0);
+}
+
 /// A batch of a million publications is refused for its length, or, if longer bodies are accepted, for its number.
 #[tokio::test]
 async fn batch_of_a_million_is_refused() {
@@ -395,6 +409,31 @@ async fn bad_requests_get_problem_reports() {
     for (path, content_type, body, status) in [
         ("/topics/a%0Ab", "text/plain", "x", 400),
         ("/topics/%20", "text/plain", "x", 400),
+        ("/topics/%00", "text/plain", "x", 400),
+        // Not UTF-8: a byte of Latin-1, an overlong slash, and half of a surrogate pair.
+        ("/topics/%ff", "text/plain", "x", 400),
+        ("/topics/a%c0%afb", "text/plain", "x", 400),
+        ("/topics/%ed%a0%80", "text/plain", "x", 400),
+        ("/topics/t?event=%ff", "text/plain", "x", 400),
+        ("/topics/t", "text/plain; charset=utf-16", "x", 415),
+        (
+            "/topics",
+            "application/x-www-form-urlencoded; charset=\"ISO-8859-1\"",
+            "topic=t&data=x",
+            415,
+        ),
+        (
+            "/topics",
+            "application/x-www-form-urlencoded",
+            "topic=%ff&data=x",
+            400,
+        ),
+        (
+            "/topics",
+            "application/x-www-form-urlencoded",
+            "topic=t&data=%e9",
+            400,
+        ),
         (&*long, "text/plain", "x", 400),
         ("/topics/t?event=%00", "text/plain", "x", 400),
         ("/topics", "text/plain", "x", 415),

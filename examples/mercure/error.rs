@@ -19,6 +19,7 @@ pub(super) enum HubError {
     /// The request is malformed.
     InvalidRequest(&'static str),
     TooLarge(&'static str),
+    BodyTimeout,
     NotFound,
     /// A page of another origin has sent the request with a cookie.
     ForeignOrigin,
@@ -49,6 +50,10 @@ impl IntoResponse for HubError {
                 bearer_error(StatusCode::BAD_REQUEST, "invalid_request", message)
             }
             Self::TooLarge(message) => (StatusCode::PAYLOAD_TOO_LARGE, None, message),
+            Self::BodyTimeout => {
+                let message = "the body did not arrive in time";
+                (StatusCode::REQUEST_TIMEOUT, None, message)
+            }
             Self::NotFound => (StatusCode::NOT_FOUND, None, "there is no such subscription"),
             Self::ForeignOrigin => {
                 let message = "pages of this origin cannot publish with a cookie";

@@ -189,31 +189,22 @@ fn verifier(role: &str, url: &Url, accepts_revision_7: bool) -> Result<TokenVeri
 
 /// Pages of every origin may use the hub. Only those of `origins` may send cookies.
 fn cors(origins: &[&str]) -> Result<CorsLayer, BoxError> {
+    let last_event_id = HeaderName::from_static("last-event-id");
     let cors = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .expose_headers([
-            header::LINK,
-            header::ETAG,
-            HeaderName::from_static("last-event-id"),
-        ]);
-    if origins.is_empty() {
-        let headers = [
-            header::AUTHORIZATION,
-            header::CACHE_CONTROL,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("last-event-id"),
-        ];
-        return Ok(cors.allow_origin(Any).allow_headers(headers));
-    }
-    let origins: Result<Vec<HeaderValue>, _> = origins.iter().map(|name| name.parse()).collect();
-    Ok(cors
-        .allow_origin(AllowOrigin::list(origins?))
         .allow_headers([
             header::AUTHORIZATION,
             header::CACHE_CONTROL,
             header::CONTENT_TYPE,
+            last_event_id.clone(),
         ])
-        .allow_credentials(true))
+        .expose_headers([header::LINK, header::ETAG, last_event_id]);
+    if origins.is_empty() {
+        return Ok(cors.allow_origin(Any));
+    }
+    let origins: Result<Vec<HeaderValue>, _> = origins.iter().map(|name| name.parse()).collect();
+    let origins = AllowOrigin::list(origins?);
+    Ok(cors.allow_origin(origins).allow_credentials(true))
 }
 
 /// Adds the link with which clients discover the hub.

@@ -9,6 +9,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
 use tower_push::{Event, EventId, event::EventType, source::TopicSet};
 use url::Url;
 
@@ -25,6 +26,9 @@ const MAX_TYPE_LEN: usize = 128;
 
 /// The maximum number of topics of an update of revision 7.
 const MAX_TOPICS: usize = 64;
+
+/// The time within which the body of a publication must arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An update, as the form of a publication describes it.
 struct Update {
@@ -56,7 +60,9 @@ pub(super) async fn publish(
     if !is_form {
         return Err(HubError::InvalidRequest("the body is not a form"));
     }
-    let body = Limited::new(body, MAX_BODY_LEN).collect().await;
+    let body = Limited::new(body, MAX_BODY_LEN).collect();
+    let body = timeout(BODY_TIMEOUT, body).await;
+    let body = body.map_err(|_| HubError::BodyTimeout)?;
     let body = body.map_err(|error| match error.is::<LengthLimitError>() {
         true => HubError::TooLarge("the body is too large"),
         false => HubError::InvalidRequest("the body was not received"),

@@ -124,8 +124,12 @@ impl TokenVerifier {
         let mut validation = Validation::new(self.algorithm);
         validation.validate_nbf = true;
         validation.leeway = 0;
-        let token_type = decode_header(token).ok()?.typ;
-        let is_access_token = token_type.is_some_and(|token_type| {
+        let header = decode_header(token).ok()?;
+        if header.crit.is_some() {
+            // RFC 7515 §4.1.11: the token has extensions that a verifier must know, and this one knows none.
+            return None;
+        }
+        let is_access_token = header.typ.is_some_and(|token_type| {
             let names = ["at+jwt", "application/at+jwt"];
             names
                 .iter()

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use tower_push_proto::header_list::{media_type, single_value};
 
 use super::publisher_builder::PublisherConfig;
@@ -13,7 +13,7 @@ use crate::{
     source::{
         Rejection, TopicSet,
         hub::is_control_type,
-        query::{decode_parameter, decode_path},
+        query::{decode_path, utf8_parameter},
     },
     transport::is_form,
 };
@@ -69,6 +69,7 @@ pub(super) fn read_request(
     let (mut publications, form) = if let Some(topic) = path_topic {
         (vec![read_raw(head, topic, body)?], ResponseForm::Object)
     } else if is_form(&head.headers) {
+        check_charset(&head.headers)?;
         (vec![read_form(body, config)?], ResponseForm::Text)
     } else if is_json(head) && cfg!(feature = "json") {
         read_json(body, config)?
@@ -97,17 +98,18 @@ pub(super) fn read_request(
 
 /// Reads a body that is the payload of an event to the topic in the path.
 fn read_raw(head: &Parts, topic: &str, body: &Bytes) -> Result<CheckedPublication, Rejection> {
-    let topic = Topic::new(decode_path(topic).into_owned()).map_err(invalid)?;
+    let topic = Topic::new(decode_path(topic)?.into_owned()).map_err(invalid)?;
     let mut event = match media_type_of(head).as_deref() {
         Some(media_type) if is_json_type(media_type) => json_event(text_of(body)?)?,
         Some(media_type) if media_type.starts_with("text/") || is_form(&head.headers) => {
+            check_charset(&head.headers)?;
             Event::text(text_of(body)?)
         }
         _ => Event::binary(body.clone()),
     };
     let query = head.uri.query().unwrap_or_default();
-    if let Some(event_type) = decode_parameter(query, "event").next() {
-        event = event.with_type(&*event_type).map_err(invalid)?;
+    if let Some(event_type) = utf8_parameter(query, "event").next() {
+        event = event.with_type(&*event_type?).map_err(invalid)?;
     }
     Ok(CheckedPublication {
         topics: topic.into(),
@@ -120,16 +122,16 @@ fn read_raw(head: &Parts, topic: &str, body: &Bytes) -> Result<CheckedPublicatio
 fn read_form(body: &Bytes, config: &PublisherConfig) -> Result<CheckedPublication, Rejection> {
     let form = std::str::from_utf8(body).map_err(|_| bad_request("the form is not UTF-8"))?;
     let mut topics = Vec::new();
-    for name in decode_parameter(form, "topic") {
+    for name in utf8_parameter(form, "topic") {
         check_topic_count(topics.len() + 1, config)?;
-        topics.push(Topic::new(name.into_owned()).map_err(invalid)?);
+        topics.push(Topic::new(name?.into_owned()).map_err(invalid)?);
     }
     if topics.is_empty() {
         return Err(bad_request("the form has no field `topic`"));
     }
-    let data = decode_parameter(form, "data").next();
+    let data = utf8_parameter(form, "data").next().transpose()?;
     let mut event = Event::text(data.map_or_else(String::new, Cow::into_owned));
-    let event_type = decode_parameter(form, "type").next();
+    let event_type = utf8_parameter(form, "type").next().transpose()?;
     if let Some(event_type) = event_type.filter(|event_type| !event_type.is_empty()) {
         event = event.with_type(&*event_type).map_err(invalid)?;
     }
@@ -223,6 +225,26 @@ fn is_json(head: &Parts) -> bool {
 
 fn is_json_type(media_type: &str) -> bool {
     media_type == "application/json" || media_type.ends_with("+json")
+}
+
+/// Refuses a text whose `Content-Type` names a charset other than UTF-8: its bytes may be UTF-8 by chance, and mean something else.
+fn check_charset(headers: &HeaderMap) -> Result<(), Rejection> {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok());
+    let parameters = content_type.unwrap_or_default().split(';').skip(1);
+    let mut charsets = parameters.filter_map(|parameter| {
+        let (name, charset) = parameter.trim().split_once('=')?;
+        (name.eq_ignore_ascii_case("charset")).then_some(charset.trim_matches('"'))
+    });
+    let is_utf8 = |charset: &str| {
+        let names = ["utf-8", "utf8", "us-ascii"];
+        names.iter().any(|name| charset.eq_ignore_ascii_case(name))
+    };
+    match charsets.all(is_utf8) {
+        true => Ok(()),
+        false => Err(Rejection::new(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+            .message("the charset of the body is not UTF-8")),
+    }
 }
 
 fn text_of(body: &Bytes) -> Result<String, Rejection> {

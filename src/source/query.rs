@@ -11,27 +11,70 @@
 
 use std::borrow::Cow;
 
+use http::StatusCode;
+
+use super::Rejection;
+
 /// Returns the decoded values of all parameters called `name`, in the order of the query. In a value that is not UTF-8, U+FFFD
 /// replaces each invalid sequence.
 pub fn decode_parameter<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
-    query.split('&').filter_map(move |pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode(key) == name).then(|| percent_decode(value))
-    })
+    encoded_values(query, name).map(percent_decode_lossy)
 }
 
-/// Decodes `%XX` in a part of a path, where `+` stands for itself. U+FFFD replaces each sequence that is not UTF-8.
-pub(crate) fn decode_path(path: &str) -> Cow<'_, str> {
-    match path.contains('+') {
-        true => Cow::Owned(percent_decode(&path.replace('+', "%2B")).into_owned()),
-        false => percent_decode(path),
+/// The error of a parameter or a path that is not UTF-8 after it is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotUtf8;
+
+impl From<NotUtf8> for Rejection {
+    fn from(_: NotUtf8) -> Self {
+        Self::new(StatusCode::BAD_REQUEST).message("a parameter or the path is not UTF-8")
     }
 }
 
-/// Decodes `%XX` to a byte, and `+` to a space. A `%` that is not followed by two hexadecimal digits stays as it is.
-fn percent_decode(text: &str) -> Cow<'_, str> {
+/// Returns the decoded values of all parameters called `name`, in the order of the query.
+pub(crate) fn utf8_parameter<'a>(
+    query: &'a str,
+    name: &str,
+) -> impl Iterator<Item = Result<Cow<'a, str>, NotUtf8>> {
+    encoded_values(query, name).map(percent_decode_utf8)
+}
+
+/// Decodes `%XX` in a part of a path, where `+` stands for itself.
+pub(crate) fn decode_path(path: &str) -> Result<Cow<'_, str>, NotUtf8> {
+    match path.contains('+') {
+        true => percent_decode_utf8(&path.replace('+', "%2B")).map(|path| path.into_owned().into()),
+        false => percent_decode_utf8(path),
+    }
+}
+
+/// Returns the values of all parameters called `name` as they are in the query.
+fn encoded_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    query.split('&').filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decode_lossy(key) == name).then_some(value)
+    })
+}
+
+fn percent_decode_lossy(text: &str) -> Cow<'_, str> {
+    match percent_decode(text) {
+        Some(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
+        None => text.into(),
+    }
+}
+
+fn percent_decode_utf8(text: &str) -> Result<Cow<'_, str>, NotUtf8> {
+    match percent_decode(text).map(String::from_utf8) {
+        Some(Ok(text)) => Ok(text.into()),
+        Some(Err(_)) => Err(NotUtf8),
+        None => Ok(text.into()),
+    }
+}
+
+/// Decodes `%XX` to a byte, and `+` to a space. A `%` that is not followed by two hexadecimal digits stays as it is. Returns `None` if the text
+/// has nothing to decode.
+fn percent_decode(text: &str) -> Option<Vec<u8>> {
     if !text.contains(['%', '+']) {
-        return Cow::Borrowed(text);
+        return None;
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -53,7 +96,7 @@ fn percent_decode(text: &str) -> Cow<'_, str> {
             after
         };
     }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+    Some(bytes)
 }
 
 fn hex_digit_value(digit: u8) -> Option<u8> {
@@ -75,5 +118,20 @@ mod tests {
         assert_eq!(all("a=%ff", "a"), ["\u{fffd}"]);
         assert_eq!(all("a=b=c", "a"), ["b=c"]);
         assert_eq!(all("", "a"), [""; 0]);
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_an_error() {
+        let values: Vec<_> = utf8_parameter("a=%C3%A9&b=%ff&a=+", "a").collect();
+        assert_eq!(values, [Ok("é".into()), Ok(" ".into())]);
+        // A byte of Latin-1, an overlong slash, and half of a surrogate pair.
+        for not_utf8 in ["%e9", "%c0%af", "%ed%a0%80"] {
+            let query = format!("a={not_utf8}");
+            let values: Vec<_> = utf8_parameter(&query, "a").collect();
+            assert_eq!(values, [Err(NotUtf8)]);
+            assert_eq!(decode_path(not_utf8), Err(NotUtf8));
+        }
+        assert_eq!(decode_path("a+b%2Fc"), Ok("a+b/c".into()));
+        assert_eq!(decode_path("%C3%A9+"), Ok("é+".into()));
     }
 }

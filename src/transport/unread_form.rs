@@ -137,8 +137,8 @@ impl UnreadForm {
     /// Reads the form, and inserts it into the extensions of `head`.
     ///
     /// # Errors
-    /// Returns the rejection of a body that cannot be read, of a body without `Content-Type`, and of a body with another type. An empty
-    /// body may have any type.
+    /// Returns the rejection of a body that cannot be read, of a body without `Content-Type`, of a body with another type, and of a form that is not
+    /// UTF-8. An empty body may have any type.
     async fn read_into(self, head: &mut Parts) -> Result<(), Rejection> {
         let reader = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(reader) = reader else {
@@ -148,7 +148,9 @@ impl UnreadForm {
         if !form.is_empty() && !is_form(&head.headers) {
             return Err(unsupported_content(&head.headers));
         }
-        let form = String::from_utf8_lossy(&form).into_owned();
+        let form = std::str::from_utf8(&form).map_err(|_| {
+            Rejection::new(StatusCode::BAD_REQUEST).message("the form is not UTF-8")
+        })?;
         head.extensions.insert(FormBody::new(form));
         Ok(())
     }
@@ -193,6 +195,10 @@ pub(crate) async fn within_body_timeout(
 /// Returns a rejection with the status 413 if the body is too long, or 400 if it breaks off.
 pub(crate) async fn read_body<B: Body>(body: B, max_len: usize) -> Result<Bytes, Rejection> {
     let mut body = pin!(body);
+    if body.size_hint().lower() > max_len as u64 {
+        // A client that expects `100 (Continue)` has not sent the body yet.
+        return Err(Rejection::new(StatusCode::PAYLOAD_TOO_LARGE));
+    }
     let mut bytes = Vec::new();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|_| Rejection::new(StatusCode::BAD_REQUEST))?;

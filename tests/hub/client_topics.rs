@@ -74,13 +74,17 @@ fn bad_topics_are_refused() {
         "/?topic=a&topic=b&topic=c",
         "/?topic=a&topic=a&topic=a",
         "/?topic=a&fresh=%0a",
+        // Not UTF-8: a byte of Latin-1, and an overlong slash.
+        "/?topic=%ff",
+        "/?topic=a%c0%afb",
+        "/?topic=a&fresh=%ff",
         &long,
         &many,
     ] {
         assert_eq!(topics_of(query(), uri), "400", "{uri:.40}");
     }
-    // Bytes that are not UTF-8 become a replacement character, and the name is another topic.
-    assert_eq!(topics_of(query(), "/?topic=%ff"), "");
+    let path = Topics::from_path("/topics/");
+    assert_eq!(topics_of(path, "/topics/a%c0%afb"), "400");
 }
 
 #[test]

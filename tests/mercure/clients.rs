@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Client, Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 use testkit::{TEST_TIMEOUT, programs};
 use tokio::time::timeout;
@@ -29,25 +29,54 @@ async fn hub_is_discovered() {
             "mercure_cookie": true, "mercure_version": 8,
         })
     );
-    let origin = ("origin", "https://app.example.com");
     let request = server.get(&[("match", "a"), ("lastEventID", "earliest")]);
-    let stream = EventStream::open(request.header(origin.0, origin.1)).await;
+    let stream = EventStream::open(request.header("origin", ORIGIN)).await;
     let headers = stream.response.headers();
     assert_eq!(headers["access-control-allow-origin"], "*");
     let exposed = headers["access-control-expose-headers"].to_str().unwrap();
     assert!(exposed.contains("last-event-id"));
     assert_eq!(headers["link"], link);
+    let allowed = preflight(&server).await;
+    assert_eq!(allowed["access-control-allow-origin"], "*");
+}
+
+/// Pages of the configured origins send cookies, and the cursor in a header, as clients do that use `fetch`.
+#[tokio::test]
+async fn page_of_configured_origin_sends_cookies_and_cursor() {
+    let variables = [("MERCURE_ORIGINS", ORIGIN)];
+    let server = MercureServer::start_with_env(&variables);
+    let allowed = preflight(&server).await;
+    assert_eq!(allowed["access-control-allow-origin"], ORIGIN);
+    assert_eq!(allowed["access-control-allow-credentials"], "true");
+    let token = token(&["publish"], &["*"]);
+    let cookie = format!("mercureAccessToken={token}");
+    for (origin, status) in [(ORIGIN, 200), ("https://evil.example", 403)] {
+        let request = server.post(&[("topic", "a")]).header("cookie", &cookie);
+        let response = request.header("origin", origin).send().await.unwrap();
+        assert_eq!(response.status(), status, "{origin}");
+    }
+}
+
+const ORIGIN: &str = "https://app.example.com";
+
+/// Asks whether a page of [`ORIGIN`] may send the headers of Mercure's clients. Returns the headers of the answer.
+async fn preflight(server: &MercureServer) -> HeaderMap {
     let preflight = Client::new()
         .request(Method::OPTIONS, server.url(&[]))
-        .header(origin.0, origin.1)
+        .header("origin", ORIGIN)
         .header("access-control-request-method", "POST")
-        .header("access-control-request-headers", "authorization");
+        .header(
+            "access-control-request-headers",
+            "authorization,content-type,last-event-id",
+        );
     let response = preflight.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    let allowed = response.headers()["access-control-allow-headers"]
-        .to_str()
-        .unwrap();
-    assert!(allowed.contains("authorization"));
+    let headers = response.headers().clone();
+    let allowed = headers["access-control-allow-headers"].to_str().unwrap();
+    for name in ["authorization", "content-type", "last-event-id"] {
+        assert!(allowed.contains(name), "{allowed}");
+    }
+    headers
 }
 
 /// A browser's `EventSource`, as npm has it, and curl.

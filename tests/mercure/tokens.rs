@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use jsonwebtoken::{Algorithm, EncodingKey};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use testkit::TEST_TIMEOUT;
 use tokio::time::timeout;
@@ -26,6 +26,11 @@ async fn bad_tokens_are_refused() {
     let key = EncodingKey::from_secret(KEY.as_bytes());
     let topics = json!([{ "match": "*" }]);
     let actions = json!(["publish"]);
+    // An extension that a verifier must know (RFC 7515 §4.1.11).
+    let mut extended = Header::new(Algorithm::HS256);
+    extended.typ = Some("at+jwt".to_owned());
+    extended.crit = Some(vec!["x".to_owned()]);
+    let with_extension = jsonwebtoken::encode(&extended, &good, &key).unwrap();
     let unsigned = "eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0.e30.";
     let tokens = [
         sign_with(&good, None, Algorithm::HS256, &key),
@@ -37,6 +42,7 @@ async fn bad_tokens_are_refused() {
             Algorithm::HS256,
             &EncodingKey::from_secret(b"x"),
         ),
+        with_extension,
         unsigned.to_owned(),
         "x".to_owned(),
         "x".repeat(40_000),

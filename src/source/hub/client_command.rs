@@ -1,5 +1,7 @@
+use std::{borrow::Cow, collections::HashMap};
+
 use http::StatusCode;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{is_control_type, topic_or_pattern::TopicOrPattern, topic_pattern::TopicPattern};
 use crate::{
@@ -38,7 +40,7 @@ pub(super) struct InvalidCommand {
     pub(super) reference: Option<Value>,
 }
 
-/// The maximum length of a reference in JSON, and of an idempotency key, in bytes.
+/// The maximum length of a reference and of an idempotency key, in bytes.
 const MAX_NAME_LEN: usize = 128;
 
 impl ClientCommand {
@@ -52,9 +54,10 @@ impl ClientCommand {
             });
         };
         let reference = members.remove("ref");
+        let is_integer = |value: &Value| value.is_u64() || value.is_i64();
         let reference =
-            reference.filter(|value| value.is_u64() || value.as_str().is_some_and(is_short));
-        match Self::parse_members(&mut members) {
+            reference.filter(|value| is_integer(value) || value.as_str().is_some_and(is_short));
+        match Self::parse_members(&mut members, message.as_bytes()) {
             Ok((requested, action)) => Ok(Self {
                 requested,
                 action,
@@ -70,51 +73,73 @@ impl ClientCommand {
     /// Parses the member that has the name of the command. Returns the topic or the pattern, and the action.
     fn parse_members(
         members: &mut Map<String, Value>,
-    ) -> Result<(TopicOrPattern, CommandAction), &'static str> {
-        let mut arguments = |name| match members.remove(name) {
-            Some(Value::Object(arguments)) => Some(arguments),
-            _ => None,
-        };
-        if let Some(arguments) = arguments("subscribe") {
-            let cursor = string_member(&arguments, "cursor")?;
-            let cursor = cursor.map(|cursor| EventId::new(cursor).map_err(|_| INVALID_CURSOR));
-            let cursor = cursor.transpose()?;
-            return Ok((
-                parse_topic_or_pattern(&arguments)?,
-                CommandAction::Subscribe { cursor },
-            ));
+        message: &[u8],
+    ) -> Result<(TopicOrPattern, CommandAction), InvalidMember> {
+        let names = ["subscribe", "unsubscribe", "publish"];
+        let mut commands = names.map(|name| members.remove(name));
+        if commands.iter().flatten().count() > 1 {
+            return Err("a message is one command".into());
         }
-        if let Some(arguments) = arguments("unsubscribe") {
-            return Ok((
-                parse_topic_or_pattern(&arguments)?,
-                CommandAction::Unsubscribe,
-            ));
+        match commands.each_mut().map(Option::take) {
+            [Some(Value::Object(arguments)), _, _] => {
+                let cursor = string_member(&arguments, "cursor")?.map(EventId::new);
+                let cursor = cursor.transpose().map_err(|_| "`cursor` is not an id")?;
+                let requested = parse_topic_or_pattern(&arguments)?;
+                Ok((requested, CommandAction::Subscribe { cursor }))
+            }
+            [_, Some(Value::Object(arguments)), _] => {
+                let requested = parse_topic_or_pattern(&arguments)?;
+                Ok((requested, CommandAction::Unsubscribe))
+            }
+            [_, _, Some(Value::Object(arguments))] => parse_publication(arguments, message),
+            _ => Err("a command is `subscribe`, `unsubscribe` or `publish`".into()),
         }
-        let Some(mut arguments) = arguments("publish") else {
-            return Err("a command is `subscribe`, `unsubscribe` or `publish`");
-        };
-        let event = match arguments.remove("data") {
-            Some(Value::String(text)) => Event::text(text),
-            Some(data) => Event::json(&data).map_err(|_| "the data is not JSON")?,
-            None => return Err("`data` is missing"),
-        };
-        let event_type = string_member(&arguments, "event")?;
-        let event = match event_type.map(EventType::new) {
-            Some(Ok(name)) if !is_control_type(&name) => event.with_type(name),
-            Some(_) => return Err("`event` is not a type that clients may use"),
-            None => Ok(event),
-        };
-        let key = string_member(&arguments, "key")?.filter(|key| is_short(key));
-        let action = CommandAction::Publish {
-            event: event.map_err(|_| "`event` is not a type")?,
-            idempotency_key: key.map(str::to_owned),
-            has_echo: arguments.get("echo") != Some(&Value::Bool(false)),
-        };
-        Ok((TopicOrPattern::Topic(parse_topic(&arguments)?), action))
     }
 }
 
-const INVALID_CURSOR: &str = "`cursor` is not an id";
+/// What is wrong with a member of a command.
+type InvalidMember = Cow<'static, str>;
+
+fn parse_publication(
+    mut arguments: Map<String, Value>,
+    message: &[u8],
+) -> Result<(TopicOrPattern, CommandAction), InvalidMember> {
+    let event = match arguments.remove("data") {
+        Some(Value::String(text)) => Event::text(text),
+        Some(_) => json_event_of(message).ok_or("the data is not JSON")?,
+        None => return Err("`data` is missing".into()),
+    };
+    let event_type = string_member(&arguments, "event")?;
+    let event = match event_type.map(EventType::new) {
+        Some(Ok(name)) if !is_control_type(&name) => event.with_type(name),
+        Some(_) => return Err("`event` is not a type that clients may use".into()),
+        None => Ok(event),
+    };
+    let key = string_member(&arguments, "key")?;
+    if key.is_some_and(|key| key.is_empty() || !is_short(key)) {
+        return Err(format!("`key` is 1 to {MAX_NAME_LEN} bytes").into());
+    }
+    let has_echo = match arguments.get("echo") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(has_echo)) => *has_echo,
+        Some(_) => return Err("`echo` is not a boolean".into()),
+    };
+    let action = CommandAction::Publish {
+        event: event.map_err(|_| "`event` is not a type")?,
+        idempotency_key: key.map(str::to_owned),
+        has_echo,
+    };
+    Ok((TopicOrPattern::Topic(parse_topic(&arguments)?), action))
+}
+
+/// Returns the event of the data in a publication, as the client has written it: a `Value` would change the order of the data's members, and long
+/// numbers.
+fn json_event_of(message: &[u8]) -> Option<Event> {
+    let command: HashMap<String, &RawValue> = serde_json::from_slice(message).ok()?;
+    let arguments = command.get("publish")?.get();
+    let arguments: HashMap<String, &RawValue> = serde_json::from_str(arguments).ok()?;
+    Event::json_text(arguments.get("data")?.get()).ok()
+}
 
 fn is_short(text: &str) -> bool {
     text.len() <= MAX_NAME_LEN
@@ -123,32 +148,33 @@ fn is_short(text: &str) -> bool {
 fn string_member<'a>(
     arguments: &'a Map<String, Value>,
     name: &str,
-) -> Result<Option<&'a str>, &'static str> {
+) -> Result<Option<&'a str>, InvalidMember> {
     match arguments.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err("a member is not a string"),
+        Some(_) => Err(format!("`{name}` is not a string").into()),
     }
 }
 
-fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
+fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, InvalidMember> {
     let name = string_member(arguments, "topic")?.ok_or("`topic` is missing")?;
-    Topic::new(name).map_err(|_| "`topic` is not a topic")
+    Topic::new(name).map_err(|_| "`topic` is not a topic".into())
 }
 
-fn parse_topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, &'static str> {
+fn parse_topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, InvalidMember> {
     let pattern = match (arguments.get("pattern"), arguments.get("topic")) {
         (None, _) => return parse_topic(arguments).map(TopicOrPattern::Topic),
         (Some(Value::Object(pattern)), None) => pattern,
-        (Some(_), Some(_)) => return Err("a command has a topic or a pattern, not both"),
-        (Some(_), None) => return Err("`pattern` is not an object"),
+        (Some(_), Some(_)) => return Err("a command has a topic or a pattern, not both".into()),
+        (Some(_), None) => return Err("`pattern` is not an object".into()),
     };
     let prefix = string_member(pattern, "prefix")?.ok_or("`prefix` is missing")?;
     let suffix = string_member(pattern, "suffix")?;
-    TopicPattern::from_client(prefix, suffix).map(TopicOrPattern::Pattern)
+    let pattern = TopicPattern::from_client(prefix, suffix)?;
+    Ok(TopicOrPattern::Pattern(pattern))
 }
 
-fn bad_request(message: &'static str) -> Rejection {
+fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {
     Rejection::new(StatusCode::BAD_REQUEST).message(message)
 }
 
@@ -189,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn data_stays_as_it_is_written() {
+        let data = r#"{"b": 12345678901234567890123, "a": 1.10}"#;
+        for message in [
+            format!(r#"{{"publish":{{"topic":"a","data":{data}}}}}"#),
+            format!(r#"{{"ref":1,"publish":{{"d\u0061ta":{data},"topic":"a"}}}}"#),
+        ] {
+            let CommandAction::Publish { event, .. } = parse(&message).unwrap().action else {
+                panic!("not a publication")
+            };
+            assert_eq!(event.payload().as_text(), Some(data));
+        }
+    }
+
+    #[test]
     fn patterns_are_parsed() {
         let requested = |arguments: &str| {
             let message = format!(r#"{{"subscribe":{arguments}}}"#);
@@ -222,6 +262,10 @@ mod tests {
     #[test]
     fn malformed_commands_are_refused() {
         let deep = "[".repeat(10_000);
+        let closed = format!("{deep}{}", "]".repeat(10_000));
+        let deep_data = format!(r#"{{"publish":{{"topic":"a","data":{closed}}}}}"#);
+        let long = "x".repeat(129);
+        let long_key = format!(r#"{{"publish":{{"topic":"a","data":1,"key":"{long}"}}}}"#);
         for message in [
             "",
             "7",
@@ -237,6 +281,12 @@ mod tests {
             r#"{"publish":{"topic":"a"}}"#,
             r#"{"publish":{"topic":"a","data":1,"event":"hub.refused"}}"#,
             r#"{"publish":{"topic":"a","data":1,"event":"a\nb"}}"#,
+            r#"{"publish":{"topic":"a","data":1,"key":""}}"#,
+            r#"{"publish":{"topic":"a","data":1,"key":7}}"#,
+            r#"{"publish":{"topic":"a","data":1,"echo":"false"}}"#,
+            r#"{"subscribe":{"topic":"a"},"unsubscribe":{"topic":"b"}}"#,
+            &long_key,
+            &deep_data,
         ] {
             assert_eq!(
                 parse(message).unwrap_err().rejection.status(),
@@ -244,10 +294,13 @@ mod tests {
                 "{message}"
             );
         }
-        let long = format!(
-            r#"{{"unsubscribe":{{"topic":"a"}},"ref":"{}"}}"#,
-            "x".repeat(200)
-        );
-        assert_eq!(parse(&long).unwrap().reference, None);
+        // Such a command is executed, and its answer has no `ref`.
+        let long = format!(r#""{long}""#);
+        for reference in ["1.5", "true", "[1]", "{}", &long] {
+            let message = format!(r#"{{"unsubscribe":{{"topic":"a"}},"ref":{reference}}}"#);
+            assert_eq!(parse(&message).unwrap().reference, None, "{reference}");
+        }
+        let negative = parse(r#"{"unsubscribe":{"topic":"a"},"ref":-1}"#).unwrap();
+        assert_eq!(negative.reference, Some((-1).into()));
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     event::Topic,
     source::{
         FormBody, Rejection, Subscription, TopicSet,
-        query::{decode_parameter, decode_path},
+        query::{NotUtf8, decode_path, utf8_parameter},
     },
 };
 
@@ -139,7 +139,7 @@ impl Topics {
                 self.check_names(name.into_iter())?
             }
             TopicsLocation::Function(names) => {
-                self.check_names(names(head).into_iter().map(Cow::Owned))?
+                self.check_names(names(head).into_iter().map(Cow::Owned).map(Ok))?
             }
         };
         Ok(topics)
@@ -152,13 +152,15 @@ impl Topics {
     ) -> Result<Vec<TopicPattern>, Rejection> {
         let head = subscription.head();
         let prefixes = parameters(head, PREFIX_PARAMETER);
-        let prefixes = prefixes.map(|prefix| TopicPattern::from_client(&prefix, None));
+        let prefixes =
+            prefixes.map(|prefix| TopicPattern::from_client(&prefix?, None).map_err(bad_request));
         let segments = parameters(head, SEGMENT_PARAMETER);
         let segments = segments.map(|texts| {
+            let texts = texts?;
             let (prefix, suffix) = texts
                 .split_once('\n')
-                .ok_or("`pattern_segment` has no line feed")?;
-            TopicPattern::from_client(prefix, Some(suffix))
+                .ok_or_else(|| bad_request("`pattern_segment` has no line feed"))?;
+            TopicPattern::from_client(prefix, Some(suffix)).map_err(bad_request)
         });
         let mut patterns = Vec::new();
         for (index, pattern) in prefixes.chain(segments).enumerate() {
@@ -166,7 +168,7 @@ impl Topics {
                 let message = format!("more than {} patterns", self.max_patterns);
                 return Err(bad_request(message));
             }
-            let pattern = pattern.map_err(bad_request)?;
+            let pattern = pattern?;
             if !patterns.contains(&pattern) {
                 patterns.push(pattern);
             }
@@ -185,13 +187,13 @@ impl Topics {
     /// Returns the name under which the client publishes.
     pub(super) fn read_sender(&self, subscription: &Subscription) -> Option<Arc<str>> {
         let name = self.sender_parameter.as_ref()?;
-        let sender = parameters(subscription.head(), name).next()?;
+        let sender = parameters(subscription.head(), name).next()?.ok()?;
         (sender.len() <= MAX_SENDER_LEN).then(|| sender.into())
     }
 
     fn check_names<'a>(
         &self,
-        names: impl Iterator<Item = Cow<'a, str>>,
+        names: impl Iterator<Item = Result<Cow<'a, str>, NotUtf8>>,
     ) -> Result<TopicSet, Rejection> {
         let mut topics = Vec::new();
         for name in names {
@@ -199,14 +201,14 @@ impl Topics {
                 let message = format!("more than {} topics", self.max_topics);
                 return Err(bad_request(message));
             }
-            let topic = Topic::new(name.into_owned());
+            let topic = Topic::new(name?.into_owned());
             topics.push(topic.map_err(|error| bad_request(error.to_string()))?);
         }
         Ok(TopicSet::new(topics))
     }
 }
 
-/// The maximum length of a sender's name, in bytes. A longer name is ignored.
+/// The maximum length of a sender's name, in bytes. A longer name, and one that is not UTF-8, is ignored.
 const MAX_SENDER_LEN: usize = 128;
 
 fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {
@@ -214,11 +216,14 @@ fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {
 }
 
 /// Returns the values of a parameter in the query and in the form of a request.
-fn parameters<'a>(head: &'a Parts, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+fn parameters<'a>(
+    head: &'a Parts,
+    name: &str,
+) -> impl Iterator<Item = Result<Cow<'a, str>, NotUtf8>> {
     let form = head.extensions.get::<FormBody>();
     let form = form.map_or("", FormBody::as_str);
     let query = head.uri.query().unwrap_or_default();
-    decode_parameter(query, name).chain(decode_parameter(form, name))
+    utf8_parameter(query, name).chain(utf8_parameter(form, name))
 }
 
 impl fmt::Debug for Topics {
