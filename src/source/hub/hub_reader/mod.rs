@@ -2,7 +2,7 @@
 //!
 //! | file | what it has |
 //! |---|---|
-//! | `topic_reader` | what the reader has read of one topic |
+//! | `topic_reader`, `topic_readers` | what the reader has read of one topic, and of all of its topics |
 //! | `reader_batches`, `merged_batch` | how the reader takes events from the logs |
 //! | `topic_gap`, `reader_gaps` | where gaps stand, and the cursors of items around them |
 //! | `reader_pages` | events from pages of a broker |
@@ -30,6 +30,7 @@ mod reader_patterns;
 mod reader_presence;
 mod topic_gap;
 mod topic_reader;
+mod topic_readers;
 
 use std::{
     collections::VecDeque,
@@ -42,7 +43,7 @@ use std::{
 use self::reader_presence::ReaderPresence;
 use self::{
     lazy_deque::LazyDeque, reader_batches::BatchReadOutcome, topic_gap::TopicGap,
-    topic_reader::TopicReader,
+    topic_reader::TopicReader, topic_readers::TopicReaders,
 };
 #[cfg(feature = "json")]
 use super::hub_presence::MemberConnection;
@@ -69,7 +70,7 @@ use crate::{
 /// none. After the last of these events, the cursor is `catch_up_end`.
 pub(super) struct HubReader {
     hub: Arc<HubState>,
-    topics: Vec<TopicReader>,
+    topics: TopicReaders,
     /// The reader has taken all events up to this position from the logs.
     position: u64,
     /// The end of the catch-up: up to this position, the reader already has the events of some of its topics, and reads those of the others.
@@ -125,7 +126,7 @@ impl HubReader {
     ) -> Self {
         let mut reader = Self {
             hub,
-            topics: Vec::with_capacity(joined.topics.len()),
+            topics: TopicReaders::with_capacity(joined.topics.len()),
             position: joined.published_position,
             catch_up_end: 0,
             held_events_end: joined.published_position,
@@ -302,7 +303,7 @@ impl HubReader {
         let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
             .into_iter()
             .partition(|reader| reader.history_end.is_some());
-        self.topics = kept;
+        self.topics = kept.into();
         self.leave(&left);
     }
 
