@@ -236,10 +236,7 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
-        let published = self.publish_under_lock(topics, event, options);
-        let id = published.id.clone();
-        published.finish();
-        id
+        self.publish_under_lock(topics, event, options).finish()
     }
 
     /// Returns an error if the events of the hub are published by a broker.
@@ -366,13 +363,13 @@ impl HubState {
         let published = table.last_position();
         let mut joined = Vec::with_capacity(requests.len());
         for request in requests {
-            let topic =
+            let index =
                 table.get_or_insert(&request.topic, published, now, &self.config, deferred_drops);
+            let topic = index.and_then(|index| table.add_subscriber(index, now));
             let Some(topic) = topic else {
                 table.remove_reader(&joined, now, deferred_drops);
                 return Err(JoinError::TooManyTopics);
             };
-            table.add_subscriber(&topic, now);
             table.trim_expired(&topic, now, &self.config, deferred_drops);
             let log = topic.log();
             let ResolvedTopicStart { ordinals, missed } = log.resolve_start(
@@ -513,7 +510,7 @@ pub(super) fn copies_for_topics(
 /// Returns the event with the name of one of its topics.
 #[inline]
 pub(super) fn copy_for_topic(event: Event, topic: &Topic) -> Event {
-    event.into_unshared().with_event_topic(topic.clone())
+    event.with_event_topic(topic.clone())
 }
 
 /// Drops what a publication has removed. The new event is published already, so a panic while events are dropped must not reach the caller.
@@ -550,13 +547,14 @@ impl UnfinishedPublication {
         }
     }
 
-    /// Wakes the readers of the event, and drops the events that were removed. The caller holds no lock.
+    /// Wakes the readers of the event, and drops the events that were removed. The caller holds no lock. Returns the id of the event.
     #[inline]
-    pub(super) fn finish(self) {
+    pub(super) fn finish(self) -> EventId {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
             topic.on_published(self.event);
         }
         drop_after_publication(self.deferred_drops);
+        self.id
     }
 }
 
@@ -601,15 +599,14 @@ impl EventAppender<'_> {
             return Some(topic);
         }
         let config = &self.hub.config;
-        let topic =
+        let index =
             (self.table).get_or_insert(name, position - 1, self.now, config, self.deferred_drops);
-        let Some(topic) = topic else {
+        let Some(index) = index else {
             self.table.record_lost_event(name, position);
             return None;
         };
         let entry = TopicLogEntry::new(position, event, except, self.now);
-        (self.table).append(&topic, entry, config, self.now, self.deferred_drops);
-        (self.table.subscriber_count(topic.index) > 0).then_some(topic)
+        (self.table).append(index, entry, config, self.now, self.deferred_drops)
     }
 
     /// Appends the event of a topic to the logs of the patterns that match the topic.

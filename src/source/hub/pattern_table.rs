@@ -277,7 +277,7 @@ impl TopicTable {
         for (_, history) in history {
             let is_joined = |other: &JoinedTopic| Arc::ptr_eq(&other.topic, &history.topic);
             if !joined.iter().any(is_joined) {
-                self.add_subscriber(&history.topic, now);
+                self.add_subscriber(history.topic.index, now);
                 joined.push(history);
             }
         }

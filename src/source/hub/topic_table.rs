@@ -124,8 +124,8 @@ impl TopicTable {
         self.slot(index).map_or(0, |slot| slot.subscribers)
     }
 
-    /// Returns the topic, and creates it if it does not exist. Returns `None` if the table is full of topics with subscribers. `last_position`
-    /// is an upper bound for the position of the last event of an earlier log of the topic.
+    /// Returns the index of the topic, and creates the topic if it does not exist. Returns `None` if the table is full of topics with
+    /// subscribers. `last_position` is an upper bound for the position of the last event of an earlier log of the topic.
     pub(super) fn get_or_insert(
         &mut self,
         name: &Topic,
@@ -133,9 +133,9 @@ impl TopicTable {
         now: Duration,
         config: &HubConfig,
         deferred_drops: &mut DeferredDrops,
-    ) -> Option<Arc<TopicState>> {
-        if let Some(topic) = self.get(name) {
-            return Some(topic.clone());
+    ) -> Option<usize> {
+        if let Some(index) = self.indexes.get(name) {
+            return Some(*index);
         }
         self.sweep(2, now, config, deferred_drops);
         if self.indexes.len() >= config.max_topics && !self.evict_idle_topic(deferred_drops) {
@@ -145,9 +145,8 @@ impl TopicTable {
         // For a forgotten topic, `last_position` returns an upper bound, which may be the position of the event that is being published.
         let lost_position = self.evicted.last_position(name).min(last_position);
         let log = TopicLog::new(lost_position);
-        let topic = TopicState::new(name.clone(), index, log, config);
         let slot = Some(TopicSlot {
-            topic: topic.clone(),
+            topic: TopicState::new(name.clone(), index, log, config),
             subscribers: 0,
             last_used_at: now,
             is_queued: false,
@@ -159,32 +158,34 @@ impl TopicTable {
         }
         self.indexes.insert(name.clone(), index);
         self.queue_if_idle(index);
-        Some(topic)
+        Some(index)
     }
 
-    /// Appends an event to the topic's log, and trims the logs to the hub's limits.
+    /// Appends an event to the log of the topic at `index`, and trims the logs to the hub's limits. Returns the topic if it has subscribers,
+    /// which must be woken.
     pub(super) fn append(
         &mut self,
-        topic: &TopicState,
+        index: usize,
         entry: TopicLogEntry,
         config: &HubConfig,
         now: Duration,
         deferred_drops: &mut DeferredDrops,
-    ) {
+    ) -> Option<Arc<TopicState>> {
+        let slot = self.slots.get_mut(index)?.as_mut()?;
         let position = entry.position;
         {
-            let mut log = topic.log_for_writing();
+            let mut log = slot.topic.log_for_writing();
             let before = log.byte_len();
             log.append(entry, &config.topic_limits, &mut deferred_drops.events);
             self.byte_len = self.byte_len - before + log.byte_len();
         }
-        topic.set_last_position(position);
-        if let Some(slot) = self.slot_mut(topic.index) {
-            slot.last_used_at = now;
-        }
+        slot.topic.set_last_position(position);
+        slot.last_used_at = now;
+        let woken = (slot.subscribers > 0).then(|| slot.topic.clone());
         if self.byte_len > config.max_total_bytes {
-            self.trim_to_max_total_bytes(topic.index, config, deferred_drops);
+            self.trim_to_max_total_bytes(index, config, deferred_drops);
         }
+        woken
     }
 
     /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
@@ -205,11 +206,16 @@ impl TopicTable {
         self.evicted.insert(topic, position);
     }
 
-    pub(super) fn add_subscriber(&mut self, topic: &TopicState, now: Duration) {
-        if let Some(slot) = self.slot_mut(topic.index) {
-            slot.subscribers += 1;
-            slot.last_used_at = now;
-        }
+    /// Adds a subscriber to the topic at `index`, and returns the topic.
+    pub(super) fn add_subscriber(
+        &mut self,
+        index: usize,
+        now: Duration,
+    ) -> Option<Arc<TopicState>> {
+        let slot = self.slot_mut(index)?;
+        slot.subscribers += 1;
+        slot.last_used_at = now;
+        Some(slot.topic.clone())
     }
 
     /// Removes a subscriber, and the topic if it has no other subscriber and no event.
@@ -245,20 +251,24 @@ impl TopicTable {
             let Some(slot) = self.slot(index) else {
                 continue;
             };
-            let topic = slot.topic.clone();
-            let is_empty = self.trim_expired(&topic, now, config, deferred_drops);
-            let Some(slot) = self.slot(index) else {
-                continue;
-            };
             let is_idle = now.saturating_sub(slot.last_used_at) > config.idle_timeout;
-            if slot.subscribers == 0 && (is_idle || is_empty) {
+            let is_unused = slot.subscribers == 0 && is_idle;
+            // A topic without subscribers has events, unless they expire. So only the slots are visited if events do not expire.
+            let is_empty = config.topic_limits.max_age.is_some() && {
+                let topic = slot.topic.clone();
+                self.trim_expired(&topic, now, config, deferred_drops)
+            };
+            if is_unused || (is_empty && self.subscriber_count(index) == 0) {
                 self.evict_topic(index, deferred_drops);
             }
         }
     }
 
     fn next_sweep_index(&mut self) -> usize {
-        let index = self.sweep_index % self.slots.len().max(1);
+        let index = match self.sweep_index < self.slots.len() {
+            true => self.sweep_index,
+            false => 0,
+        };
         self.sweep_index = index + 1;
         index
     }
