@@ -342,7 +342,8 @@ impl HubState {
         let topic = self.presence_topic_of(&change.topic).ok()?;
         let event = control_events::presence_changed(&change);
         let options = PublishOptions::new();
-        let publish = || self.publish_under_lock(std::slice::from_ref(&topic), event, &options);
+        let publish =
+            || self.publish_under_lock(std::slice::from_ref(&topic), None, event, &options);
         self.publishes_presence().then(publish)
     }
 

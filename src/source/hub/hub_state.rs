@@ -20,7 +20,7 @@ use super::{
         TopicStart,
     },
     topic_state::{TopicEvent, TopicState},
-    topic_table::{DeferredDrops, TopicTable},
+    topic_table::{DeferredDrops, TopicIndexHint, TopicTable},
 };
 #[cfg(feature = "json")]
 use super::{hub_presence::HubPresence, local_members::LocalMembers};
@@ -236,7 +236,8 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
-        self.publish_under_lock(topics, event, options).finish()
+        self.publish_under_lock(topics, None, event, options)
+            .finish()
     }
 
     /// Returns an error if the events of the hub are published by a broker.
@@ -270,11 +271,12 @@ impl HubState {
     }
 
     /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
-    /// [finishes](UnfinishedPublication::finish) the publication after it has released the lock.
+    /// [finishes](UnfinishedPublication::finish) the publication after it has released the lock. `hint` is of the first topic.
     #[inline]
     pub(super) fn publish_under_lock(
         &self,
         topics: &[Topic],
+        hint: Option<&TopicIndexHint>,
         event: Event,
         options: &PublishOptions,
     ) -> UnfinishedPublication {
@@ -316,10 +318,10 @@ impl HubState {
                 woken_patterns: Vec::new(),
             };
             let byte_len = event_byte_len(&first);
-            let first_woken = appender.append(first_topic, first);
+            let first_woken = appender.append(first_topic, hint, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
-                others_woken.extend(appender.append(topic, event));
+                others_woken.extend(appender.append(topic, None, event));
             }
             others_woken.append(&mut appender.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
@@ -576,7 +578,12 @@ pub(super) struct EventAppender<'a> {
 
 impl EventAppender<'_> {
     /// Appends the event to a topic. Returns the topic if its readers must be woken.
-    pub(super) fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
+    pub(super) fn append(
+        &mut self,
+        name: &Topic,
+        hint: Option<&TopicIndexHint>,
+        event: Event,
+    ) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();
         let except = self.except.cloned();
         let event = match self.is_ephemeral {
@@ -599,8 +606,13 @@ impl EventAppender<'_> {
             return Some(topic);
         }
         let config = &self.hub.config;
-        let index =
-            (self.table).get_or_insert(name, position - 1, self.now, config, self.deferred_drops);
+        let hinted = hint.and_then(|hint| self.table.index_by_hint(name, hint));
+        let index = hinted.or_else(|| {
+            let drops = &mut *self.deferred_drops;
+            let index = (self.table).get_or_insert(name, position - 1, self.now, config, drops)?;
+            hint.inspect(|hint| hint.set(index));
+            Some(index)
+        });
         let Some(index) = index else {
             self.table.record_lost_event(name, position);
             return None;

@@ -1,6 +1,9 @@
 use std::{fmt, sync::Arc};
 
-use super::{HubSource, HubSubscriber, PublishOptions, hub_state::HubState, topic_log::TopicLog};
+use super::{
+    HubSource, HubSubscriber, PublishOptions, hub_state::HubState, topic_log::TopicLog,
+    topic_table::TopicIndexHint,
+};
 use crate::{
     Error,
     event::{Event, EventId, Topic},
@@ -25,6 +28,7 @@ use crate::{
 pub struct HubTopic {
     hub: Arc<HubState>,
     topic: Topic,
+    index_hint: TopicIndexHint,
 }
 
 /// Some of the events in a topic's log, oldest first, from [`HubTopic::history`].
@@ -41,7 +45,11 @@ pub struct HistoryPage {
 
 impl HubTopic {
     pub(super) fn new(hub: Arc<HubState>, topic: Topic) -> Self {
-        Self { hub, topic }
+        Self {
+            hub,
+            topic,
+            index_hint: TopicIndexHint::default(),
+        }
     }
 
     /// Returns the name of the topic.
@@ -72,7 +80,10 @@ impl HubTopic {
     {
         self.hub.check_publishes_locally()?;
         let topics = std::slice::from_ref(&self.topic);
-        Ok(self.hub.publish(topics, event.try_into()?, options))
+        let hint = Some(&self.index_hint);
+        let event = event.try_into()?;
+        let published = self.hub.publish_under_lock(topics, hint, event, options);
+        Ok(published.finish())
     }
 
     /// Publishes an event to the topic, and waits until the hub's broker has it. See [`Hub::publish_and_wait`](super::Hub::publish_and_wait).

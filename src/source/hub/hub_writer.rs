@@ -124,7 +124,7 @@ impl HubState {
             };
             if let Some((first, others)) = copies {
                 for (topic, event) in topics.iter().zip([first].into_iter().chain(others)) {
-                    woken.extend(appender.append(topic, event));
+                    woken.extend(appender.append(topic, None, event));
                 }
             }
             woken.append(&mut appender.woken_patterns);

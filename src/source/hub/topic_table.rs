@@ -1,6 +1,9 @@
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,12 +56,29 @@ struct TopicSlot {
     is_queued: bool,
 }
 
+/// The index at which a topic was last found in a [`TopicTable`], so that a publication needs no search by name. The topic may have another index
+/// since, or be removed.
+#[derive(Debug, Default)]
+pub(super) struct TopicIndexHint(AtomicUsize);
+
 /// The events and topics that were removed from a [`TopicTable`]. The caller drops them outside of the lock of the table, because dropping a
 /// payload can run its owner's code.
 #[derive(Debug, Default)]
 pub(super) struct DeferredDrops {
     pub(super) events: Vec<Event>,
     pub(super) topics: Vec<Arc<TopicState>>,
+}
+
+impl TopicIndexHint {
+    pub(super) fn set(&self, index: usize) {
+        self.0.store(index, Ordering::Relaxed);
+    }
+}
+
+impl Clone for TopicIndexHint {
+    fn clone(&self) -> Self {
+        Self(AtomicUsize::new(self.0.load(Ordering::Relaxed)))
+    }
 }
 
 impl TopicTable {
@@ -109,6 +129,13 @@ impl TopicTable {
     pub(super) fn topics(&self) -> impl Iterator<Item = (&Topic, &Arc<TopicState>)> {
         let indexes = self.indexes.iter();
         indexes.filter_map(|(name, index)| Some((name, &self.slot(*index)?.topic)))
+    }
+
+    /// Returns the index of the topic if the hint is right.
+    pub(super) fn index_by_hint(&self, topic: &Topic, hint: &TopicIndexHint) -> Option<usize> {
+        let index = hint.0.load(Ordering::Relaxed);
+        let hinted = self.slot(index)?.topic.topic_name();
+        (hinted == Some(topic)).then_some(index)
     }
 
     fn slot(&self, index: usize) -> Option<&TopicSlot> {
