@@ -29,7 +29,7 @@ async fn main() -> Result<(), BoxError> {
     let mut count = client.subscribe(format!("{server}/getCaseCount"))?;
     let mut cases: u32 = 0;
     while let Some(Ok(item)) = count.next().await {
-        if let ClientItem::Event(event) = item {
+        if let ClientItem::Event { event, .. } = item {
             cases = event.payload().as_text().ok_or("not a number")?.parse()?;
         }
     }
@@ -57,7 +57,7 @@ async fn run_case(client: &Client, url: &str) -> Result<(), BoxError> {
     loop {
         tokio::select! {
             item = stream.next() => match item {
-                Some(Ok(ClientItem::Event(event))) => {
+                Some(Ok(ClientItem::Event { event, .. })) => {
                     let message = event.into_payload().unwrap_or_else(|event| event.payload().clone());
                     if !backlog.is_empty() {
                         backlog.push_back(message);

@@ -117,10 +117,11 @@ async fn print_items(mut stream: EventStream) -> Result<(), tower_push_client::E
     while let Some(item) = stream.next().await {
         let mut written = Ok(());
         match item? {
-            ClientItem::Event(event) => written = print_event(&event),
-            ClientItem::EventWithCursor { event, cursor } => {
+            ClientItem::Event { event, cursor } => {
                 written = print_event(&event);
-                eprintln!("cursor {cursor}");
+                if let Some(cursor) = cursor {
+                    eprintln!("cursor {cursor}");
+                }
             }
             ClientItem::Gap(gap) => eprintln!("gap {}", gap.to_json()),
             ClientItem::Cursor(cursor) => eprintln!("cursor {cursor}"),

@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
     fn take_items(&mut self) {
         while let Some(item) = self.subscriber.poll_item(|| self.now) {
             match item.unwrap() {
-                ClientItem::Event(event) => {
+                ClientItem::Event { event, .. } => {
                     let expected = &self.log[self.position];
                     assert_eq!(event.payload(), expected.payload());
                     assert_eq!(event.id(), expected.id());

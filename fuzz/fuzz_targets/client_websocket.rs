@@ -111,7 +111,7 @@ impl Peer {
     fn take_items(&mut self) {
         while let Some(item) = self.subscriber.poll_item(|| self.now) {
             match item {
-                Ok(ClientItem::Event(event)) => {
+                Ok(ClientItem::Event { event, .. }) => {
                     let payload = event.payload().clone();
                     assert!(payload.as_bytes().len() <= MAX_LEN);
                     self.outcome.payloads.push(payload);

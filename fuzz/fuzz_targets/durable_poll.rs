@@ -209,7 +209,7 @@ fn is_about_connection(item: &Result<ClientItem, tower_push_client::Error>) -> b
 fn take_items(subscriber: &mut Subscriber, now: Instant, read: &mut Vec<String>) {
     while let Some(item) = subscriber.poll_item(|| now) {
         match item.unwrap() {
-            ClientItem::Event(event) => read.push(event.payload().as_text().unwrap().to_owned()),
+            ClientItem::Event { event, .. } => read.push(event.payload().as_text().unwrap().to_owned()),
             ClientItem::Gap(gap) => read.push(format!("gap after {}", gap.requested.unwrap())),
             _ => {}
         }

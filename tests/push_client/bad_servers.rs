@@ -549,7 +549,7 @@ async fn repeated_batch_is_polled_with_delays() {
     let (mut events, mut errors) = (0, 0);
     while errors < 3 {
         match next_item(&mut stream).await {
-            ClientItem::Event(_) => events += 1,
+            ClientItem::Event { .. } => events += 1,
             ClientItem::Reconnecting { error, .. } => {
                 assert!(error.unwrap().is_poll_without_events());
                 errors += 1;

@@ -55,15 +55,18 @@ async fn event_with_cursor_arrives_on_each_transport() {
     let server = TestServer::start(tower_push::service(source)).await;
     for transport in TRANSPORTS {
         let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
-        let (event, cursor) = loop {
+        let item = loop {
             match next_item(&mut stream).await {
-                ClientItem::EventWithCursor { event, cursor } => break (event, cursor),
                 ClientItem::Connected { .. } => {}
-                item => panic!("{transport}: {item:?}"),
+                item => break item,
             }
         };
+        assert_eq!(item.cursor().unwrap().as_str(), "7", "{transport}");
+        let ClientItem::Event { event, cursor } = item else {
+            panic!("{transport}: {item:?}")
+        };
         assert_eq!(event.id().unwrap().as_str(), "3", "{transport}");
-        assert_eq!(cursor.as_str(), "7", "{transport}");
+        assert_eq!(cursor.unwrap().as_str(), "7", "{transport}");
     }
 }
 

@@ -9,13 +9,12 @@ use crate::{error::Error, transport::Transport};
 #[non_exhaustive]
 pub enum ClientItem {
     /// An event.
-    Event(Event),
-    /// An event with a cursor of its own: the client resumes from `cursor` instead of from the event's id.
-    EventWithCursor {
+    Event {
         /// The event.
         event: Event,
-        /// The cursor that resumes after the event.
-        cursor: EventId,
+        /// The cursor that resumes after the event, if it is not the event's id: a server sends such a cursor with the older events of a topic
+        /// while the client is already further ahead on other topics. [`cursor`](Self::cursor) returns the cursor in both cases.
+        cursor: Option<EventId>,
     },
     /// Events that the client will never receive. A client that keeps a state should load the state again.
     Gap(Gap),
@@ -42,7 +41,7 @@ impl ClientItem {
     /// Returns the event if the item has one, else `None`.
     pub fn event(&self) -> Option<&Event> {
         match self {
-            Self::Event(event) | Self::EventWithCursor { event, .. } => Some(event),
+            Self::Event { event, .. } => Some(event),
             _ => None,
         }
     }
@@ -50,8 +49,18 @@ impl ClientItem {
     /// Returns the event if the item has one, else `None`.
     pub fn into_event(self) -> Option<Event> {
         match self {
-            Self::Event(event) | Self::EventWithCursor { event, .. } => Some(event),
+            Self::Event { event, .. } => Some(event),
             _ => None,
+        }
+    }
+
+    /// Returns the cursor that resumes after the item, or `None` if the client's cursor stays where it is.
+    pub fn cursor(&self) -> Option<&EventId> {
+        match self {
+            Self::Event { event, cursor } => cursor.as_ref().or(event.id()),
+            Self::Gap(gap) => gap.resumed.as_ref(),
+            Self::Cursor(cursor) => Some(cursor),
+            Self::Connected { .. } | Self::Reconnecting { .. } | Self::Finished => None,
         }
     }
 }

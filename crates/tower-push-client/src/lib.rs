@@ -21,7 +21,7 @@
 //! let mut prices = Client::new().subscribe(url)?;
 //! while let Some(item) = prices.next().await {
 //!     match item? {
-//!         ClientItem::Event(event) => println!("{}", event.payload().as_text().unwrap_or("bytes")),
+//!         ClientItem::Event { event, .. } => println!("{}", event.payload().as_text().unwrap_or("bytes")),
 //!         ClientItem::Gap(gap) => println!("{:?} events are missing", gap.missed),
 //!         ClientItem::Reconnecting { delay, error } => println!("again in {delay:?}: {error:?}"),
 //!         _ => {}

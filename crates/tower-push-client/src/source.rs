@@ -80,10 +80,14 @@ impl Stream for RemoteStream {
                 Some(Ok(item)) => item,
             };
             return Poll::Ready(Some(Ok(match item {
-                ClientItem::Event(event) => Item::Event(event),
-                ClientItem::EventWithCursor { event, cursor } => {
-                    Item::EventWithCursor { event, cursor }
-                }
+                ClientItem::Event {
+                    event,
+                    cursor: None,
+                } => Item::Event(event),
+                ClientItem::Event {
+                    event,
+                    cursor: Some(cursor),
+                } => Item::EventWithCursor { event, cursor },
                 ClientItem::Gap(gap) => Item::from(gap),
                 ClientItem::Cursor(cursor) => Item::Cursor(cursor),
                 ClientItem::Finished => Item::Finished,
@@ -132,12 +136,10 @@ impl fmt::Debug for RemoteStream {
 pub async fn relay_into(mut stream: EventStream, writer: &mut RelayWriter) -> Result<(), Error> {
     while let Some(item) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
         match item? {
-            ClientItem::Event(event) | ClientItem::EventWithCursor { event, .. } => {
-                match writer.push(event) {
-                    Ok(()) | Err(PushError::DuplicateId) => {}
-                    Err(error) => return Err(Error::malformed(error)),
-                }
-            }
+            ClientItem::Event { event, .. } => match writer.push(event) {
+                Ok(()) | Err(PushError::DuplicateId) => {}
+                Err(error) => return Err(Error::malformed(error)),
+            },
             ClientItem::Gap(gap) => writer.gap(&gap),
             ClientItem::Finished
             | ClientItem::Cursor(_)

@@ -89,7 +89,7 @@ use crate::{
 /// subscriber.handle_input("id: 7\ndata: 21.5\n\n".into(), now);
 ///
 /// assert!(matches!(subscriber.poll_item(|| now), Some(Ok(ClientItem::Connected { .. }))));
-/// let Some(Ok(ClientItem::Event(event))) = subscriber.poll_item(|| now) else { unreachable!() };
+/// let Some(Ok(ClientItem::Event { event, .. })) = subscriber.poll_item(|| now) else { unreachable!() };
 /// assert_eq!(event.payload().as_text(), Some("21.5"));
 /// assert_eq!(subscriber.cursor(), event.id());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -478,10 +478,14 @@ impl Subscriber {
             }
         }
         match item {
-            Item::Event(event) => Some(ClientItem::Event(event)),
-            Item::EventWithCursor { event, cursor } => {
-                Some(ClientItem::EventWithCursor { event, cursor })
-            }
+            Item::Event(event) => Some(ClientItem::Event {
+                event,
+                cursor: None,
+            }),
+            Item::EventWithCursor { event, cursor } => Some(ClientItem::Event {
+                event,
+                cursor: Some(cursor),
+            }),
             Item::Gap(gap) => Some(ClientItem::Gap(*gap)),
             Item::Cursor(cursor) => Some(ClientItem::Cursor(cursor)),
             Item::Finished => {

@@ -319,7 +319,7 @@ fn delays_after_failed_polls(is_cut: bool, id: impl Fn(u64) -> u64) -> Vec<Durat
         let line = format!("{{\"id\":\"{}\",\"data\":1}}\n", id(round));
         subscriber.handle_input(line.into(), now);
         let read = items(&mut subscriber, now);
-        assert!(matches!(read.last(), Some(Ok(ClientItem::Event(_)))));
+        assert!(matches!(read.last(), Some(Ok(ClientItem::Event { .. }))));
         if is_cut {
             subscriber.handle_end(Err("cut".into()), now);
         } else {
@@ -376,7 +376,7 @@ fn records_before_a_malformed_one_are_yielded() {
     subscriber.handle_end(Ok(()), now);
     let mut read = items(&mut subscriber, now);
     assert!(read.pop().unwrap().unwrap_err().is_malformed());
-    assert!(matches!(read.pop(), Some(Ok(ClientItem::Event(_)))));
+    assert!(matches!(read.pop(), Some(Ok(ClientItem::Event { .. }))));
     assert!(subscriber.is_terminated());
     assert_eq!(subscriber.cursor(), Some(&1.into()));
 }
@@ -412,11 +412,13 @@ fn event_id_is_not_the_cursor() {
         subscriber.handle_input(input.into(), now);
         let item = items(&mut subscriber, now).pop().unwrap().unwrap();
         let own_cursor = match &item {
-            ClientItem::EventWithCursor { cursor, .. } => Some(cursor.as_str()),
-            _ => None,
+            ClientItem::Event { cursor, .. } => cursor.as_ref().map(EventId::as_str),
+            item => panic!("{item:?}"),
         };
         let has_cursor = fields.contains("id: 7") && id != Some("7");
         assert_eq!(own_cursor, cursor.filter(|_| has_cursor), "{fields}");
+        let new_cursor = item.cursor().map(EventId::as_str);
+        assert_eq!(new_cursor, cursor.filter(|id| *id == "7"), "{fields}");
         let event = item.into_event().unwrap();
         assert_eq!(event.id().map(EventId::as_str), id, "{fields}");
         let moved = subscriber.cursor().map(EventId::as_str);
