@@ -102,3 +102,8 @@ pub use self::{
     subscriber::Subscriber,
     transport::Transport,
 };
+
+/// The code of the README, as a doc test.
+#[cfg(all(doctest, feature = "hyper-client", feature = "reqwest"))]
+#[doc = include_str!("../README.md")]
+struct ReadmeDocTests;
