@@ -343,8 +343,8 @@ async fn limits_are_kept() {
 
     let publication = json!({"topic": "t", "data": 1});
     let batch = json!([publication, publication, publication]);
-    let detail = problem(server.post_json(&batch).await, 400).await;
-    assert!(detail.contains("at most 2 publications"), "{detail}");
+    let detail = problem(server.post_json(&batch).await, 413).await;
+    assert_eq!(detail, "a batch has at most 2 publications");
     let topics = json!({"topic": ["a", "a", "b"], "data": 1});
     let detail = problem(server.post_json(&topics).await, 413).await;
     assert_eq!(detail, "a publication has at most 2 topics");
@@ -372,13 +372,35 @@ async fn announced_length_is_limited() {
 async fn batch_of_a_million_is_refused() {
     let hub = Hub::new();
     let batch = format!("[{}1]", r#"{"topic":"t","data":1},"#.repeat(1_000_000));
-    for (max_body_len, status) in [(1 << 20, 413), (64 << 20, 400)] {
+    for (max_body_len, detail) in [
+        (1 << 20, ""),
+        (64 << 20, "a batch has at most 1000 publications"),
+    ] {
         let publisher = hub.publisher().max_body_len(max_body_len);
         let server = PublishServer::start(&hub, publisher.without_authorization()).await;
         let request = server.post("/topics", "application/json", batch.clone());
-        problem(request.send().await.unwrap(), status).await;
+        assert_eq!(problem(request.send().await.unwrap(), 413).await, detail);
     }
     assert_eq!(hub.counts().published, 0);
+}
+
+/// JSON with many levels would end the streams of clients whose parsers have a limit.
+#[tokio::test]
+async fn depth_of_json_is_limited() {
+    let server = PublishServer::open().await;
+    let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for (depth, status) in [(120, 200), (121, 400), (500_000, 400)] {
+        let json = nested(depth);
+        let raw = server.post("/topics/t", "application/json", json.clone());
+        assert_eq!(raw.send().await.unwrap().status(), status, "{depth}");
+        let json = format!(r#"{{"topic":"t","data":{json}}}"#);
+        let named = server.post("/topics", "application/json", json);
+        assert_eq!(named.send().await.unwrap().status(), status, "{depth}");
+    }
+    // The body is a text, whatever it means.
+    let text = server.post("/topics/t", "text/plain", nested(1000));
+    assert_eq!(text.send().await.unwrap().status(), 200);
+    assert_eq!(server.hub.counts().published, 3);
 }
 
 #[tokio::test]

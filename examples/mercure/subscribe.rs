@@ -56,7 +56,7 @@ pub(super) async fn subscribe(
     let registration = hub.register(&matchers, &subscriber, token.as_deref())?;
     let requested = requested_id(&head, &query);
     let start = match requested.as_deref() {
-        None => StartPosition::Now,
+        None | Some("") => StartPosition::Now,
         Some(EARLIEST) => StartPosition::Oldest,
         Some(id) => EventId::new(id).map_or(StartPosition::Oldest, StartPosition::After),
     };
@@ -149,15 +149,21 @@ fn match_type_of(parameter: &str) -> Result<Option<MatchType>, HubError> {
     Ok(Some(match_type))
 }
 
-/// Returns the id after which the client resumes: that of the header, else that of the query.
+/// Returns the id after which the client resumes: that of the header, else that of the query. The id is empty if the client has sent
+/// an empty one only: such a client has no event yet.
 fn requested_id(head: &Parts, query: &[(String, String)]) -> Option<String> {
-    if let Some(id) = head.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
-        return Some(String::from_utf8_lossy(id.as_bytes()).into_owned());
-    }
-    let mut parameters = query.iter();
+    let header = head.headers.get(LAST_EVENT_ID);
+    let header = header.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
     let is_name = |name: &str| ["lastEventID", "Last-Event-ID"].contains(&name);
-    let parameter = parameters.find(|(name, id)| is_name(name) && !id.is_empty());
-    parameter.map(|(_, id)| id.clone())
+    let parameters = query.iter().filter(|(name, _)| is_name(name));
+    let mut ids = header
+        .into_iter()
+        .chain(parameters.map(|(_, id)| id.clone()));
+    let first = ids.next()?;
+    match first.is_empty() {
+        true => Some(ids.find(|id| !id.is_empty()).unwrap_or(first)),
+        false => Some(first),
+    }
 }
 
 /// Returns the source of the updates that match and that the token allows.

@@ -51,11 +51,11 @@
 //!
 //! | status | reason |
 //! |---|---|
-//! | 400 | the body, a topic, the event type or the key is invalid or not UTF-8, the type begins with `hub.`, or the body breaks off |
+//! | 400 | the body, a topic, the event type or the key is invalid or not UTF-8, JSON has more than 120 levels of arrays and objects, the type begins with `hub.`, or the body breaks off |
 //! | 403 | `authorize` returned `false` (a rejection of its own has its own status), or a page of another [origin](PublisherBuilder::origin_policy) has sent the request |
 //! | 405 | the method is not `POST` |
 //! | 408 | the body did not arrive within 10 s |
-//! | 413 | the body is longer than the [limit](PublisherBuilder::max_body_len), or names more [topics](PublisherBuilder::max_topics) |
+//! | 413 | the body is longer than the [limit](PublisherBuilder::max_body_len), or has more [publications](PublisherBuilder::max_publications) or [topics](PublisherBuilder::max_topics) |
 //! | 415 | the path names no topic, and the body is neither JSON nor a form; or the `charset` of a text or form is not UTF-8 |
 //! | 429 | the publications exceed the [rate](PublisherBuilder::max_rate) |
 //! | 503 | the hub's broker has not accepted the event, or has not answered, so that the event may be published or not |

@@ -17,6 +17,11 @@ use crate::{
     },
     transport::is_form,
 };
+#[cfg(feature = "json")]
+use crate::{
+    event::Payload,
+    source::hub::{MAX_JSON_DEPTH, is_too_deep},
+};
 
 /// An event that a request publishes, checked.
 #[derive(Debug)]
@@ -87,6 +92,12 @@ pub(super) fn read_request(
         if key.is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
             return Err(bad_request("an idempotency key is 1 to 256 bytes"));
         }
+        #[cfg(feature = "json")]
+        if matches!(publication.event.payload(), Payload::Json { 0: json, .. } if is_too_deep(json))
+        {
+            let message = format!("JSON has at most {MAX_JSON_DEPTH} levels of arrays and objects");
+            return Err(bad_request(message));
+        }
         if (publication.event.event_type()).is_some_and(is_control_type) {
             return Err(bad_request(
                 "event types that begin with `hub.` are the hub's own",
@@ -150,7 +161,14 @@ fn read_json(
 ) -> Result<(Vec<CheckedPublication>, ResponseForm), Rejection> {
     use crate::format::Publication;
 
-    let publications = Publication::from_json(body, config.max_publications).map_err(invalid)?;
+    let publications = Publication::from_json(body, config.max_publications);
+    let publications = publications.map_err(|error| match error.is_too_long() {
+        true => too_large(format!(
+            "a batch has at most {} publications",
+            config.max_publications
+        )),
+        false => invalid(error),
+    })?;
     let mut checked = Vec::with_capacity(publications.len());
     for publication in publications {
         check_topic_count(publication.topics.len(), config)?;
@@ -267,6 +285,12 @@ fn check_topic_count(count: usize, config: &PublisherConfig) -> Result<(), Rejec
     if count <= config.max_topics {
         return Ok(());
     }
-    let message = format!("a publication has at most {} topics", config.max_topics);
-    Err(Rejection::new(StatusCode::PAYLOAD_TOO_LARGE).message(message))
+    Err(too_large(format!(
+        "a publication has at most {} topics",
+        config.max_topics
+    )))
+}
+
+fn too_large(message: String) -> Rejection {
+    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE).message(message)
 }

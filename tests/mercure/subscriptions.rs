@@ -134,6 +134,13 @@ async fn client_resumes_after_last_event_id() {
     }
     let stream = server.subscribe(&query, None).await;
     assert_eq!(stream.last_event_id(), None);
+    // An empty id is that of a client that has no event yet.
+    let empty = [("match", "a"), ("lastEventID", "")];
+    let mut stream = server.subscribe(&empty, None).await;
+    assert_eq!(stream.last_event_id(), Some("earliest"));
+    server.publish(&[("topic", "a"), ("data", "6")]).await;
+    let text = stream.read_until("data: 6").await;
+    assert_eq!(text.matches("data: ").count(), 1, "{text}");
 }
 
 /// "Subscription Events", "Subscription API", "Payloads".

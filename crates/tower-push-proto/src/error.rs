@@ -138,7 +138,7 @@ kinds! {
 }
 
 impl Error {
-    /// Makes the error for a line, a record or a part that is longer than a parser's limit, or for an event that is larger than its broker allows.
+    /// Makes the error for a line, a record, a part or a batch that is longer than a parser's limit, or for an event that is larger than its broker allows.
     /// `detail` says which of them, and becomes the [`source`](error::Error::source) of the error.
     #[cold]
     pub fn too_long(detail: impl Into<BoxError>) -> Self {
@@ -148,7 +148,7 @@ impl Error {
         }
     }
 
-    /// Whether a line, a record or a part is longer than a parser's limit, or an event is larger than its broker allows.
+    /// Whether a line, a record, a part or a batch is longer than a parser's limit, or an event is larger than its broker allows.
     pub fn is_too_long(&self) -> bool {
         self.kind == ErrorKind::TooLong
     }

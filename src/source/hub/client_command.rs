@@ -3,7 +3,12 @@ use std::{borrow::Cow, collections::HashMap};
 use http::StatusCode;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{is_control_type, topic_or_pattern::TopicOrPattern, topic_pattern::TopicPattern};
+use super::{
+    is_control_type,
+    json_depth::{MAX_JSON_DEPTH, is_too_deep},
+    topic_or_pattern::TopicOrPattern,
+    topic_pattern::TopicPattern,
+};
 use crate::{
     event::{Event, EventId, EventType, Payload, Topic},
     source::Rejection,
@@ -106,7 +111,7 @@ fn parse_publication(
 ) -> Result<(TopicOrPattern, CommandAction), InvalidMember> {
     let event = match arguments.remove("data") {
         Some(Value::String(text)) => Event::text(text),
-        Some(_) => json_event_of(message).ok_or("the data is not JSON")?,
+        Some(_) => json_event_of(message)?,
         None => return Err("`data` is missing".into()),
     };
     let event_type = string_member(&arguments, "event")?;
@@ -134,11 +139,18 @@ fn parse_publication(
 
 /// Returns the event of the data in a publication, as the client has written it: a `Value` would change the order of the data's members, and long
 /// numbers.
-fn json_event_of(message: &[u8]) -> Option<Event> {
-    let command: HashMap<String, &RawValue> = serde_json::from_slice(message).ok()?;
-    let arguments = command.get("publish")?.get();
-    let arguments: HashMap<String, &RawValue> = serde_json::from_str(arguments).ok()?;
-    Event::json_text(arguments.get("data")?.get()).ok()
+fn json_event_of(message: &[u8]) -> Result<Event, InvalidMember> {
+    let data = || {
+        let command: HashMap<String, &RawValue> = serde_json::from_slice(message).ok()?;
+        let arguments = command.get("publish")?.get();
+        let arguments: HashMap<String, &RawValue> = serde_json::from_str(arguments).ok()?;
+        arguments.get("data").copied()
+    };
+    let data = data().ok_or("the data is not JSON")?.get();
+    if is_too_deep(data) {
+        return Err(format!("`data` has more than {MAX_JSON_DEPTH} levels").into());
+    }
+    Event::json_text(data).map_err(|_| "the data is not JSON".into())
 }
 
 fn is_short(text: &str) -> bool {
@@ -262,8 +274,11 @@ mod tests {
     #[test]
     fn malformed_commands_are_refused() {
         let deep = "[".repeat(10_000);
-        let closed = format!("{deep}{}", "]".repeat(10_000));
-        let deep_data = format!(r#"{{"publish":{{"topic":"a","data":{closed}}}}}"#);
+        let deep_data = |depth| {
+            let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+            format!(r#"{{"publish":{{"topic":"a","data":{open}{close}}}}}"#)
+        };
+        assert!(parse(&deep_data(120)).is_ok());
         let long = "x".repeat(129);
         let long_key = format!(r#"{{"publish":{{"topic":"a","data":1,"key":"{long}"}}}}"#);
         for message in [
@@ -286,7 +301,8 @@ mod tests {
             r#"{"publish":{"topic":"a","data":1,"echo":"false"}}"#,
             r#"{"subscribe":{"topic":"a"},"unsubscribe":{"topic":"b"}}"#,
             &long_key,
-            &deep_data,
+            &deep_data(10_000),
+            &deep_data(121),
         ] {
             assert_eq!(
                 parse(message).unwrap_err().rejection.status(),

@@ -81,6 +81,8 @@ mod hub_topic;
 mod hub_writer;
 mod idempotency_keys;
 #[cfg(feature = "json")]
+mod json_depth;
+#[cfg(feature = "json")]
 mod local_members;
 #[cfg(feature = "json")]
 mod member_list_updater;
@@ -125,6 +127,8 @@ pub(crate) use self::hub_backend::publication_rejection;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
 use self::hub_state::{HubSize, HubState};
+#[cfg(feature = "json")]
+pub(crate) use self::json_depth::{MAX_JSON_DEPTH, is_too_deep};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::member_list_updater::MemberListUpdater;

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, cell::Cell, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -53,13 +53,20 @@ impl Publication {
     /// Other members are ignored.
     ///
     /// # Errors
-    /// [`Error::is_json`] if the bytes are not JSON of this form, or if the batch is too long. [`Error::is_malformed`] if a publication has
+    /// [`Error::is_json`] if the bytes are not JSON of this form. [`Error::is_too_long`] if the batch is too long. [`Error::is_malformed`] if a publication has
     /// no topic or no payload. [`Error::is_invalid_topic`] or [`Error::is_invalid_type`] if the value of a member is invalid.
     pub fn from_json(json: &[u8], max_publications: usize) -> Result<Vec<Self>, Error> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let fields = ObjectOrArray { max_publications }
-            .deserialize(&mut deserializer)
-            .map_err(Error::json)?;
+        let is_too_long = Cell::new(false);
+        let body = ObjectOrArray {
+            max_publications,
+            is_too_long: &is_too_long,
+        };
+        let fields = body.deserialize(&mut deserializer);
+        let fields = fields.map_err(|error| match is_too_long.get() {
+            true => Error::too_long(error),
+            false => Error::json(error),
+        })?;
         deserializer.end().map_err(Error::json)?;
         fields
             .into_iter()
@@ -143,11 +150,13 @@ impl<'de> Deserialize<'de> for OneOrMoreStrings<'de> {
 }
 
 /// Reads a JSON object, or an array of at most `max_publications` objects.
-struct ObjectOrArray {
+struct ObjectOrArray<'a> {
     max_publications: usize,
+    /// Set if the array has more objects.
+    is_too_long: &'a Cell<bool>,
 }
 
-impl<'de> DeserializeSeed<'de> for ObjectOrArray {
+impl<'de> DeserializeSeed<'de> for ObjectOrArray<'_> {
     type Value = Vec<PublicationFields<'de>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -155,7 +164,7 @@ impl<'de> DeserializeSeed<'de> for ObjectOrArray {
     }
 }
 
-impl<'de> Visitor<'de> for ObjectOrArray {
+impl<'de> Visitor<'de> for ObjectOrArray<'_> {
     type Value = Vec<PublicationFields<'de>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -171,6 +180,7 @@ impl<'de> Visitor<'de> for ObjectOrArray {
         let mut batch = Vec::new();
         while let Some(fields) = objects.next_element()? {
             if batch.len() == self.max_publications {
+                self.is_too_long.set(true);
                 let max = self.max_publications;
                 let message = format!("a batch has at most {max} publications");
                 return Err(A::Error::custom(message));
@@ -207,7 +217,7 @@ mod tests {
         assert_eq!(read(b"[]").unwrap(), 0);
         let one = r#"{"topic":"a","data":1}"#;
         assert_eq!(read(format!("[{one},{one}]").as_bytes()).unwrap(), 2);
-        assert!(error(&format!("[{one},{one},{one}]")).is_json());
+        assert!(error(&format!("[{one},{one},{one}]")).is_too_long());
     }
 
     #[test]
