@@ -14,11 +14,15 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Path, State},
-    http::{StatusCode, request::Parts},
+    http::request::Parts,
     routing::any,
 };
 use tokio::net::TcpListener;
-use tower_push::{BoxError, Hub, Push, PushLayer, event::Topic, source::StartPosition};
+use tower_push::{
+    BoxError, Hub, Push, PushLayer,
+    event::Topic,
+    source::{Rejection, StartPosition},
+};
 use tower_push_examples::{demo, page};
 
 #[tokio::main]
@@ -48,9 +52,8 @@ async fn main() -> Result<(), BoxError> {
 async fn notifications(
     State(hub): State<Hub>,
     Path(user): Path<String>,
-) -> Result<Push, StatusCode> {
-    let topic = hub.topic(format!("user/{user}"));
-    topic.map(Push::new).map_err(|_| StatusCode::BAD_REQUEST)
+) -> Result<Push, Rejection> {
+    Ok(Push::new(hub.topic(format!("user/{user}"))?))
 }
 
 /// Here, everybody may notify every user. A real program looks at `head.headers` or `head.extensions`.

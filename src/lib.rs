@@ -111,7 +111,7 @@
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `gzip` | Server-Sent Events and chunked streams in gzip: `transport::GzipConfig` | `flate2`, `zlib-rs` |
-//! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
+//! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json`, `format::Publication`; the commands of a hub's clients and the members of its topics: `HubCommands`, `Hub::presence` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteTimeout`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |

@@ -37,7 +37,8 @@
 //! The header [`Idempotency-Key`](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/) names the publication: a request that
 //! is repeated with the same key publishes nothing, and gets the same response. The hub remembers keys for a [time and up to a
 //! number](crate::source::hub::HubBuilder::idempotency_keys). In a batch, the key names all publications together, and a publication may have a key
-//! of its own, `idempotency_key`.
+//! of its own, `idempotency_key`. A key belongs to the topics and not to the client, and a repeated key is not compared with its event. So clients
+//! choose random keys, which other clients cannot guess.
 //!
 //! # What is published
 //! Nothing is published before the whole body has been read and checked, and before every topic in it is authorized. A batch is published
@@ -89,7 +90,7 @@ use self::{
 };
 use crate::{
     event::{EventId, Topic},
-    source::{Hub, Rejection, hub::publication_rejection},
+    source::{Hub, Rejection},
     sync::{Mutex, lock},
     transport::{PushBody, read_body, within_body_timeout},
 };
@@ -203,7 +204,7 @@ impl PublisherState {
                 .hub
                 .publish_and_wait(topics, event, &options)
                 .await;
-            ids.push(published.map_err(|error| publication_rejection(&error))?);
+            ids.push(published.map_err(|error| Rejection::from(&error))?);
         }
         Ok(ids)
     }

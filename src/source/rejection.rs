@@ -100,12 +100,64 @@ impl From<StatusCode> for Rejection {
     }
 }
 
-/// Makes a rejection with the status 500. The client does not learn what the error is.
-impl From<Error> for Rejection {
-    fn from(_: Error) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR)
+/// The status is that of the fault:
+///
+/// | error | status |
+/// |---|---|
+/// | [`is_invalid_topic`](Error::is_invalid_topic) | 400 |
+/// | [`is_too_long`](Error::is_too_long) | 413 |
+/// | [`is_patterns_disabled`](Error::is_patterns_disabled), [`is_publisher_id_unsupported`](Error::is_publisher_id_unsupported) | 501 |
+/// | [`is_full`](Error::is_full) | 503, with `Retry-After: 10` |
+/// | [`is_publish_failed`](Error::is_publish_failed) | 503, with `Retry-After: 5` |
+/// | any other | 500. The client does not learn what the error is |
+///
+/// ```
+/// use tower_push::{Hub, Push, source::Rejection};
+///
+/// fn notifications(hub: &Hub, user: &str) -> Result<Push, Rejection> {
+///     Ok(Push::new(hub.topic(format!("user/{user}"))?))
+/// }
+///
+/// assert_eq!(notifications(&Hub::new(), "two\nlines").unwrap_err().status(), 400);
+/// ```
+impl From<&Error> for Rejection {
+    fn from(error: &Error) -> Self {
+        if error.is_invalid_topic() {
+            Self::new(StatusCode::BAD_REQUEST).message(error.to_string())
+        } else if error.is_too_long() {
+            StatusCode::PAYLOAD_TOO_LARGE.into()
+        } else if error.is_patterns_disabled() {
+            Self::new(StatusCode::NOT_IMPLEMENTED)
+                .message("the server allows no subscriptions to patterns of topics")
+        } else if error.is_publisher_id_unsupported() {
+            Self::new(StatusCode::NOT_IMPLEMENTED)
+                .message("the server accepts no ids of publishers")
+        } else if error.is_full() {
+            Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the server has no room for another topic or pattern")
+                .retry_after(HUB_FULL_RETRY)
+        } else if error.is_publish_failed() {
+            Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the event may not have been published")
+                .retry_after(PUBLISH_FAILED_RETRY)
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR.into()
+        }
     }
 }
+
+/// See the conversion from `&Error`.
+impl From<Error> for Rejection {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// The time after which a client returns if a hub had no room for its topics or patterns.
+const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
+
+/// The time after which a client publishes again if the broker has not accepted its event.
+const PUBLISH_FAILED_RETRY: Duration = Duration::from_secs(5);
 
 impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,3 +175,28 @@ impl fmt::Display for Rejection {
 }
 
 impl std::error::Error for Rejection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejection_has_the_status_of_the_error() {
+        let cases = [
+            (Error::invalid_topic(), 400, None),
+            (Error::too_long("x"), 413, None),
+            (Error::patterns_disabled(), 501, None),
+            (Error::publisher_id_unsupported(), 501, None),
+            (Error::full(), 503, Some("10")),
+            (Error::publish_failed("x"), 503, Some("5")),
+            (Error::lagged(), 500, None),
+        ];
+        for (error, status, retry) in cases {
+            let (actual, headers, _) = Rejection::from(&error).into_parts();
+            let retry_after = headers
+                .get(header::RETRY_AFTER)
+                .map(|value| value.to_str().unwrap());
+            assert_eq!((actual.as_u16(), retry_after), (status, retry), "{error}");
+        }
+    }
+}

@@ -71,7 +71,7 @@ async fn refused_pattern_names_the_reason() {
     let first = hub.matching([orders()]);
     let _subscriber = first.subscribe_from(StartPosition::Now).unwrap();
     let (status, body) = answer(hub.matching([TopicPattern::prefix("x")])).await;
-    let message = "the server has no room for another pattern of topics";
+    let message = "the server has no room for another topic or pattern";
     assert_eq!((status, body.trim_end()), (503, message));
 }
 

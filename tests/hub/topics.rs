@@ -315,6 +315,14 @@ fn idempotency_key_publishes_once() {
 }
 
 #[test]
+fn publication_to_no_topic_is_an_error() {
+    let hub = Hub::new();
+    let nowhere = Vec::<String>::new();
+    assert!(hub.publish(nowhere, "x").unwrap_err().is_no_topic());
+    assert_eq!(hub.counts().published, 0);
+}
+
+#[test]
 fn history_is_paged() {
     let hub = Hub::builder().max_events(3).build();
     let topic = hub.topic("a").unwrap();

@@ -395,6 +395,14 @@ async fn failed_read_ends_stream_for_now() {
         );
         assert!(subscriber.next().await.is_none());
         assert_eq!(relay.relay.counts().failed_reads, 1);
+        let error = relay.relay.last_read_error().unwrap().to_string();
+        let expected = match fault {
+            Fault::Fail => "the store is away",
+            Fault::Panic => "the read has panicked, or its runtime has ended",
+            Fault::Hang => "deadline has elapsed",
+            Fault::EventWithoutId => "the page has an event whose id is no cursor",
+        };
+        assert_eq!(error, expected);
         advance(Duration::from_secs(2)).await;
         assert_eq!(read_items(&mut relay.resume(75)).await, numbers(76..=100));
     }

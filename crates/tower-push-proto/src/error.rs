@@ -26,6 +26,7 @@ enum ErrorKind {
     InvalidId,
     InvalidType,
     InvalidTopic,
+    NoTopic,
     #[cfg(feature = "json")]
     Json,
     NotText,
@@ -80,6 +81,11 @@ kinds! {
         invalid_topic,
         /// Whether a text cannot be a [`Topic`](crate::event::Topic).
         is_invalid_topic;
+    NoTopic:
+        /// Makes the error for a publication to no topic.
+        no_topic,
+        /// Whether an event was published to an empty set of topics.
+        is_no_topic;
     NotText:
         /// Makes the error for a binary payload on a transport that carries UTF-8 only.
         not_text,
@@ -217,6 +223,7 @@ impl fmt::Display for Error {
             ErrorKind::InvalidTopic => {
                 "a topic is 1 to 1024 bytes without control characters, and without white space at its ends"
             }
+            ErrorKind::NoTopic => "the event was published to no topic",
             #[cfg(feature = "json")]
             ErrorKind::Json => "not JSON",
             ErrorKind::NotText => "a binary payload on a transport that carries text only",

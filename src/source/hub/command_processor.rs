@@ -16,7 +16,6 @@ use super::{
     client_command::{ClientCommand, CommandAction},
     client_topics::{AllowedTopics, Authorizer},
     control_events,
-    hub_backend::publication_rejection,
     hub_reader::HubReader,
     hub_state::RequestedTopic,
     reader_request::{AllowedTopic, topic_start},
@@ -397,7 +396,7 @@ fn answer_publication(
     match result {
         Ok(id) => reader.push_answer(control_events::published(&topic, &id, reference)),
         Err(error) => {
-            let rejection = publication_rejection(&error);
+            let rejection = Rejection::from(&error);
             let topic = TopicOrPattern::Topic(topic);
             refuse(reader, &topic, &rejection, reference);
         }

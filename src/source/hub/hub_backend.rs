@@ -1,15 +1,10 @@
-use std::{cmp::Ordering, future::Future, pin::Pin, time::Duration};
-
-use http::StatusCode;
+use std::{cmp::Ordering, future::Future, pin::Pin};
 
 use super::HubEvent;
 use crate::{
     Error,
     event::EventId,
-    source::{
-        Rejection,
-        relay::{ErasedUpstream, Page, PageRequest, UpstreamError},
-    },
+    source::relay::{ErasedUpstream, Page, PageRequest, UpstreamError},
 };
 
 /// The broker of a hub that several servers show: publishes to it, and reads the events that are older than the hub's own logs.
@@ -86,25 +81,6 @@ pub trait HubBackend: Send + Sync + 'static {
         None
     }
 }
-
-/// Returns the rejection of a client whose event was not published.
-pub(crate) fn publication_rejection(error: &Error) -> Rejection {
-    if error.is_publish_failed() {
-        Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
-            .message("the event may not have been published")
-            .retry_after(PUBLISH_FAILED_RETRY)
-    } else if error.is_publisher_id_unsupported() {
-        Rejection::new(StatusCode::NOT_IMPLEMENTED)
-            .message("the server accepts no ids of publishers")
-    } else if error.is_too_long() {
-        StatusCode::PAYLOAD_TOO_LARGE.into()
-    } else {
-        StatusCode::INTERNAL_SERVER_ERROR.into()
-    }
-}
-
-/// The time after which a client publishes again if the broker has not accepted its event.
-const PUBLISH_FAILED_RETRY: Duration = Duration::from_secs(5);
 
 /// The publishing half of a [`HubBackend`] as a trait object.
 pub(super) trait ErasedPublish: Send + Sync {

@@ -1,6 +1,4 @@
-use std::{fmt, sync::Arc, time::Duration};
-
-use http::StatusCode;
+use std::{fmt, sync::Arc};
 
 use super::{
     hub_state::{HubState, JoinError},
@@ -122,21 +120,9 @@ impl From<JoinError> for Error {
 
 impl From<JoinError> for Rejection {
     fn from(error: JoinError) -> Self {
-        match error {
-            JoinError::TooManyTopics => Self::new(StatusCode::SERVICE_UNAVAILABLE)
-                .message("the server has no room for another topic")
-                .retry_after(HUB_FULL_RETRY),
-            JoinError::TooManyPatterns => Self::new(StatusCode::SERVICE_UNAVAILABLE)
-                .message("the server has no room for another pattern of topics")
-                .retry_after(HUB_FULL_RETRY),
-            JoinError::PatternsDisabled => Self::new(StatusCode::NOT_IMPLEMENTED)
-                .message("the server allows no subscriptions to patterns of topics"),
-        }
+        Error::from(error).into()
     }
 }
-
-/// The time after which a client returns if the hub had no room for its topics or patterns.
-const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
 impl PushSource for HubSource {

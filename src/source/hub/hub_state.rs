@@ -261,9 +261,6 @@ impl HubState {
         if options.id.is_some() {
             return Err(Error::publisher_id_unsupported());
         }
-        if topics.is_empty() {
-            return Ok(self.last_id());
-        }
         let mut event = HubEvent::with_options(topics, event, options);
         event.is_ephemeral |= self.config.has_no_history();
         let key = options.idempotency_key.clone();

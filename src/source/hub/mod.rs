@@ -122,7 +122,6 @@ use std::{fmt, sync::Arc};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::command_processor::HubCommands;
-pub(crate) use self::hub_backend::publication_rejection;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::hub_presence::MemberConnection;
@@ -169,6 +168,17 @@ pub(crate) fn is_control_type(event_type: &EventType) -> bool {
     event_type.as_str().starts_with("hub.")
 }
 
+/// Returns the topics of a publication.
+///
+/// # Errors
+/// [`Error::is_no_topic`] if the set is empty.
+fn non_empty(topics: TopicSet) -> Result<TopicSet, Error> {
+    match topics.is_empty() {
+        true => Err(Error::no_topic()),
+        false => Ok(topics),
+    }
+}
+
 /// Topics that are created on demand, with publishers and subscribers. See the [module docs](self).
 ///
 /// Clones share the topics.
@@ -209,8 +219,8 @@ impl Hub {
     /// ```
     ///
     /// # Errors
-    /// [`Error::is_invalid_topic`] if a name is not a [`Topic`]. `Error::is_json` if the value of a `Json` cannot be serialized.
-    /// [`Error::is_wait_required`] if the hub has a [backend](HubBuilder::build_with_backend): call
+    /// [`Error::is_invalid_topic`] if a name is not a [`Topic`]. [`Error::is_no_topic`] if the set of topics is empty. `Error::is_json` if the value
+    /// of a `Json` cannot be serialized. [`Error::is_wait_required`] if the hub has a [backend](HubBuilder::build_with_backend): call
     /// [`publish_and_wait`](Self::publish_and_wait).
     pub fn publish<T, E>(&self, topics: T, event: E) -> Result<EventId, Error>
     where
@@ -247,7 +257,7 @@ impl Hub {
         E: TryInto<Event>,
         Error: From<T::Error> + From<E::Error>,
     {
-        let topics = topics.try_into()?;
+        let topics = non_empty(topics.try_into()?)?;
         self.state.check_publishes_locally()?;
         Ok((self.state).publish(topics.as_slice(), event.try_into()?, options))
     }
@@ -282,7 +292,7 @@ impl Hub {
         E: TryInto<Event>,
         Error: From<T::Error> + From<E::Error>,
     {
-        let (topics, event) = (topics.try_into()?, event.try_into()?);
+        let (topics, event) = (non_empty(topics.try_into()?)?, event.try_into()?);
         self.state.publish_and_wait(topics, event, options).await
     }
 
@@ -307,7 +317,7 @@ impl Hub {
         Ok(HubTopic::new(self.state.clone(), name.try_into()?))
     }
 
-    /// Returns the source of the events of several topics, which share one connection and one cursor.
+    /// Returns the source of the events of several topics, which share one connection and one cursor. A client of an empty set gets no event.
     ///
     /// ```
     /// use tower_push::{Hub, Push};
@@ -365,7 +375,8 @@ impl Hub {
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
     /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this
-    /// method. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic),
+    /// method. `is_revoked` is called for each of these subscriptions while no client can subscribe, so it must be fast, must not wait, and must not call
+    /// this hub. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic),
     /// [`topics`](Self::topics) and [`matching`](Self::matching), which the server has chosen, are not ended.
     ///
     /// ```
@@ -452,6 +463,17 @@ impl Hub {
         #[cfg(feature = "json")]
         self.state.count_members(&mut counts);
         counts
+    }
+
+    /// Returns why the last read of the [backend](HubBuilder::build_with_backend) that failed has failed: the error of
+    /// [`HubBackend::read_page`], that it took too long, or that a page was invalid. [`HubCounts::failed_reads`] is the number of such reads. Clients
+    /// do not learn the error.
+    ///
+    /// ```
+    /// assert!(tower_push::Hub::new().last_read_error().is_none());
+    /// ```
+    pub fn last_read_error(&self) -> Option<Arc<dyn std::error::Error + Send + Sync>> {
+        self.state.broker()?.upstream.last_error()
     }
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).

@@ -244,6 +244,17 @@ impl Relay {
         let upstream = self.state.upstream.as_ref();
         upstream.map_or(0, |upstream| upstream.pending_reads())
     }
+
+    /// Returns why the last read of the upstream that failed has failed: the error of [`Upstream::read_page`], that it took too long, or that a page
+    /// was invalid. [`RelayCounts::failed_reads`] is the number of such reads. Clients do not learn the error.
+    ///
+    /// ```
+    /// let (_feed, relay) = tower_push::Relay::builder().build();
+    /// assert!(relay.last_read_error().is_none());
+    /// ```
+    pub fn last_read_error(&self) -> Option<Arc<dyn std::error::Error + Send + Sync>> {
+        self.state.upstream.as_ref()?.last_error()
+    }
 }
 
 /// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.

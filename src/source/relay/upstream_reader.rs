@@ -1,4 +1,4 @@
-use std::{cmp::Ordering, future::Future, sync::Arc, time::Duration};
+use std::{cmp::Ordering, error::Error, future::Future, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -13,6 +13,7 @@ use super::{
     upstream_limits::UpstreamLimits,
 };
 use crate::{
+    BoxError,
     event::EventId,
     random,
     sync::{Mutex, lock},
@@ -26,6 +27,8 @@ pub(crate) struct UpstreamReader<E> {
     permits: Semaphore,
     pages: Mutex<PageCache<E>>,
     counters: Arc<RelayCounters>,
+    /// Why the last failed read has failed.
+    last_error: Mutex<Option<Arc<dyn Error + Send + Sync>>>,
 }
 
 /// A read in progress. Its entry in the cache is finished when the read ends, even if the read panics or its runtime is shut down.
@@ -33,8 +36,8 @@ struct PendingRead<E: PageEvent> {
     reader: Arc<UpstreamReader<E>>,
     key: PageKey,
     number: u64,
-    /// The result of the read. An error until the read has succeeded.
-    result: PageResult<E>,
+    /// The result of the read. An error until the read has ended.
+    result: Result<Page<E>, UpstreamError>,
     /// The waiting clients have the receivers. Dropped when the read ends, which wakes the clients.
     _done: watch::Sender<()>,
 }
@@ -51,7 +54,19 @@ impl<E: PageEvent> UpstreamReader<E> {
             permits: Semaphore::new(limits.max_reads.min(Semaphore::MAX_PERMITS)),
             pages: Mutex::new(PageCache::new(limits.cache_bytes)),
             counters,
+            last_error: Mutex::new(None),
         }
+    }
+
+    /// Returns the error of the last read that has failed.
+    pub(crate) fn last_error(&self) -> Option<Arc<dyn Error + Send + Sync>> {
+        lock(&self.last_error).clone()
+    }
+
+    fn record_error(&self, error: BoxError) {
+        let previous = lock(&self.last_error).replace(error.into());
+        // Dropped outside the lock, because dropping an error can run its owner's code.
+        drop(previous);
     }
 
     pub(super) fn limits(&self) -> &UpstreamLimits {
@@ -121,7 +136,9 @@ impl<E: PageEvent> UpstreamReader<E> {
             reader: self.clone(),
             key: key.clone(),
             number: begun.number,
-            result: Err(PageReadError::Unavailable),
+            result: Err(UpstreamError::Failed(
+                "the read has panicked, or its runtime has ended".into(),
+            )),
             _done: done_sender,
         };
         drop(pages);
@@ -132,16 +149,18 @@ impl<E: PageEvent> UpstreamReader<E> {
     }
 
     /// Waits for a permit, and then reads a page.
-    async fn read_upstream(&self, key: PageKey) -> PageResult<E> {
+    async fn read_upstream(&self, key: PageKey) -> Result<Page<E>, UpstreamError> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
         let request = PageRequest::from_key(key)
             .with_max_events(self.limits.page_events)
             .with_max_bytes(self.limits.page_bytes);
-        match self.upstream.read_page(request).await {
-            Ok(page) if all_events_have_cursors(&page) => Ok(Arc::new(page)),
-            Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
-            Ok(_) | Err(UpstreamError::Failed(_)) => Err(PageReadError::Unavailable),
+        let page = self.upstream.read_page(request).await?;
+        match all_events_have_cursors(&page) {
+            true => Ok(page),
+            false => Err(UpstreamError::Failed(
+                "the page has an event whose id is no cursor".into(),
+            )),
         }
     }
 }
@@ -155,18 +174,25 @@ fn all_events_have_cursors<E: PageEvent>(page: &Page<E>) -> bool {
 impl<E: PageEvent> PendingRead<E> {
     async fn run(mut self) {
         let read = self.reader.read_upstream(self.key.clone());
-        if let Ok(result) = timeout(self.reader.limits.read_timeout, read).await {
-            self.result = result;
-        }
+        self.result = match timeout(self.reader.limits.read_timeout, read).await {
+            Ok(result) => result,
+            Err(elapsed) => Err(UpstreamError::Failed(elapsed.into())),
+        };
     }
 }
 
 impl<E: PageEvent> Drop for PendingRead<E> {
     fn drop(&mut self) {
-        let result = std::mem::replace(&mut self.result, Err(PageReadError::Unavailable));
-        if matches!(result, Err(PageReadError::Unavailable)) {
-            self.reader.counters.add_failed_read();
-        }
+        let empty = Ok(Page::new(Vec::new()));
+        let result = match std::mem::replace(&mut self.result, empty) {
+            Ok(page) => Ok(Arc::new(page)),
+            Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
+            Err(UpstreamError::Failed(error)) => {
+                self.reader.counters.add_failed_read();
+                self.reader.record_error(error);
+                Err(PageReadError::Unavailable)
+            }
+        };
         let key = self.key.clone();
         let now = Instant::now();
         let dropped = lock(&self.reader.pages).finish_read(key, self.number, result, now);
