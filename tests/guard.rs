@@ -629,7 +629,7 @@ async fn unsendable_item_is_reported_as_failure() {
         assert_eq!(log.pop().unwrap(), "1: failed after 0 s");
         log.pop().unwrap()
     };
-    let sse = |guard: &Guard| Box::new(guard.wrap(Sse::new())) as Box<dyn Transport>;
+    let sse = |guard: &Guard| Box::new(guard.wrap(Sse::data_only())) as Box<dyn Transport>;
     let raw = |guard: &Guard| Box::new(guard.wrap(Chunked::new(Raw::new()))) as Box<dyn Transport>;
     let poll =
         |guard: &Guard| Box::new(guard.wrap(LongPoll::only(Raw::new()))) as Box<dyn Transport>;
@@ -674,7 +674,7 @@ async fn durable_sse_reports_unsendable_items() {
         (vec![bytes()], true, not_text),
         (vec![bytes()], false, not_text),
         (vec![bytes(), Item::Finished], true, not_text),
-        (vec![bytes(), gap()], true, no_gap),
+        (vec![bytes(), gap()], true, not_text),
         (vec![gap()], true, no_gap),
     ] {
         let said = format!("{items:?} {goes_on}");

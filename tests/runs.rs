@@ -110,26 +110,42 @@ async fn readers_that_start_apart_share_bytes_after_a_block() {
     assert_eq!(shared(&early), shared(&late));
 }
 
-/// The third event cannot be written.
+/// The third event of the run cannot be written.
 #[tokio::test]
-async fn unsendable_event_ends_stream_after_earlier_events() {
+async fn unsendable_event_of_a_run_is_a_gap_for_each_stream() {
     let guard = Guard::new();
     let channel = Channel::new();
-    let mut body = open(&guard.wrap(sse()), channel.clone()).await;
-    ready_frames(&mut body);
+    let (sse, lines) = (guard.wrap(sse()), Chunked::new(Ndjson::new()));
+    let mut body = open(&sse, channel.clone()).await;
+    let mut lines = open(&lines, channel.clone()).await;
+    let (_, _) = (ready_frames(&mut body), ready_frames(&mut lines));
     for event in [Event::text("a"), Event::text("b"), Event::binary(vec![255])] {
         channel.publish(event).unwrap();
     }
     channel.publish("c").unwrap();
     let (frames, error) = ready_frames(&mut body);
+    assert!(error.is_none());
     let text = String::from_utf8(frames.concat()).unwrap();
-    assert!(
-        text.contains("data: b\n") && !text.contains("data: c\n"),
-        "{text}"
+    let lines_of = |start: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(start));
+        lines.map(str::to_owned).collect()
+    };
+    let ids = lines_of("id: ");
+    let gap = format!(
+        r#"{{"reason":"unsupported","requested":null,"resumed":"{}","missed":1}}"#,
+        ids[2]
     );
-    assert!(error.is_some());
-    // The event that could not be sent is counted too, as if the events had been written one by one.
-    assert_eq!(guard.counts().events, 3);
+    assert_eq!(lines_of("data: "), ["a", "b", &gap, "c"]);
+    assert_eq!(lines_of("event: "), ["gap"]);
+    assert_eq!(ids.len(), 4);
+    // The event is counted too, as if the events had been written one by one.
+    let counts = guard.counts();
+    assert_eq!((counts.events, counts.gaps), (4, 1));
+
+    let (frames, _) = ready_frames(&mut lines);
+    let text = String::from_utf8(frames.concat()).unwrap();
+    assert_eq!(text.matches("data_base64").count(), 1, "{text}");
+    assert_eq!(text.lines().count(), 4, "{text}");
 }
 
 #[tokio::test]

@@ -134,12 +134,19 @@ async fn large_payload_is_one_event() {
 }
 
 #[tokio::test]
-async fn binary_payload_is_text_if_utf8_else_cuts_stream() {
+async fn binary_payload_is_text_if_utf8_else_gap() {
     let written = written_events(Sse::new(), vec![Bytes::from_static("größe".as_bytes())]).await;
     assert_eq!(parse_messages(&written), [message_with_data("größe")]);
 
-    let items = stream::iter([b"fine".to_vec(), b"\xff".to_vec(), b"never".to_vec()]);
-    let (frames, end) = body_frames(stream_body(Sse::new(), items).await).await;
+    let items = || stream::iter([b"fine".to_vec(), b"\xff".to_vec(), b"next".to_vec()]);
+    let (frames, end) = body_frames(stream_body(Sse::new(), items()).await).await;
+    end.unwrap();
+    let gap = r#"{"reason":"unsupported","requested":null,"resumed":null,"missed":1}"#;
+    let written = format!(":\ndata: fine\n\nevent: gap\ndata: {gap}\n\ndata: next\n\n");
+    assert_eq!(String::from_utf8(frames.concat()).unwrap(), written);
+
+    // Without a type for gaps, nothing can say that the event is missing.
+    let (frames, end) = body_frames(stream_body(Sse::new().gap_event(None), items()).await).await;
     assert_eq!(frames.concat(), b":\ndata: fine\n\n");
     let error = end.unwrap_err();
     assert!(
@@ -148,6 +155,28 @@ async fn binary_payload_is_text_if_utf8_else_cuts_stream() {
             .unwrap()
             .is_not_text()
     );
+}
+
+/// A client that resumes after the event does not get it again, in every form of topics.
+#[tokio::test]
+async fn gap_in_place_of_binary_payload_moves_cursor() {
+    let binary = || Event::binary(vec![0xff]).with_id("a-2").unwrap();
+    let next = || Event::text("next").with_id("a-3").unwrap();
+    for topic_form in [TopicForm::Field, TopicForm::EventType, TopicForm::Omitted] {
+        let sse = Sse::new().topic_form(topic_form);
+        let events = [binary(), next()].map(|event| event.with_topic("t").unwrap());
+        let messages = parse_messages(&written_events(sse, events.into()).await);
+        let [gap, event] = &messages[..] else {
+            panic!("{messages:?}");
+        };
+        assert_eq!((&*gap.event_type, &*gap.last_event_id), ("gap", "a-2"));
+        assert!(gap.data.contains(r#""reason":"unsupported""#), "{gap:?}");
+        assert_eq!((&*event.data, &*event.last_event_id), ("next", "a-3"));
+    }
+    // An envelope has the bytes in base64.
+    let envelopes = Sse::new().topic_form(TopicForm::Envelope);
+    let messages = parse_messages(&written_events(envelopes, vec![binary()]).await);
+    assert!(messages[0].data.contains(r#""data_base64":"/w==""#));
 }
 
 #[tokio::test]

@@ -77,7 +77,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (stream, event);
     }
 
-    /// Called when the transport has taken a gap from the source, to send it.
+    /// Called when the transport has taken a gap from the source, to send it, or sends a gap in place of an event that it cannot carry
+    /// ([`GapReason::Unsupported`](crate::GapReason::Unsupported)).
     fn on_gap(&self, stream: &StreamInfo, gap: &Gap) {
         let _ = (stream, gap);
     }

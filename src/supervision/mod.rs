@@ -37,6 +37,7 @@
 //! |---|---|
 //! | the source has accepted the subscription | the transport calls [`open`](PendingSubscription::open) or [`supervise`](PendingSubscription::supervise) |
 //! | an event, a gap, an error or the end | the transport polls the stream, and the stream yields it |
+//! | the transport cannot send an event, and sends a gap in its place | the transport calls [`report_unsupported`](SupervisedStream::report_unsupported) |
 //! | the transport cannot send an item, and cuts the stream | the transport calls [`report_send_error`](SupervisedStream::report_send_error) |
 //! | the client closes its connection with a close frame | the transport calls [`report_client_close`](SupervisedStream::report_client_close) |
 //! | a poll has its complete response | the length of the response's body is known; otherwise the transport calls [`report_complete_response`](SupervisedStream::report_complete_response) |

@@ -14,7 +14,7 @@ use super::{RegisterWakerOutcome, StreamHandle, StreamLifecycle};
 use crate::{
     BoxError,
     deadline::earlier,
-    event::{CloseFrame, Event, Item, ItemOrRun},
+    event::{CloseFrame, Event, Gap, Item, ItemOrRun},
     source::{BoxItemStream, Push, PushSource},
 };
 
@@ -97,6 +97,17 @@ impl<S> SupervisedStream<S> {
     pub fn report_send_error(&self, error: &BoxError) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_send_error(error);
+        }
+    }
+
+    /// Reports that the transport cannot send the last event, and has sent `gap` in its place
+    /// ([`ItemOutcome::GapWritten`](crate::event::ItemOutcome::GapWritten)). The stream goes on.
+    ///
+    /// The guard has counted the event already. It counts the gap too, and its observers learn of it.
+    #[cold]
+    pub fn report_unsupported(&self, gap: Gap) {
+        if let Some(lifecycle) = self.lifecycle() {
+            lifecycle.on_item(Some(Ok(&Item::from(gap))));
         }
     }
 

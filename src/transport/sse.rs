@@ -229,8 +229,9 @@ impl Sse {
     /// Writes the data of all events as base64, and announces this encoding with the response header `stream-sse-data-encoding: base64`.
     /// The data of gaps, ends and heartbeats is not encoded.
     ///
-    /// By default data is text, and a [binary](crate::Event::binary) event that is not UTF-8 cuts the stream
-    /// ([`Error::is_not_text`](crate::Error::is_not_text)), because SSE cannot carry it.
+    /// By default data is text, and SSE cannot carry a [binary](crate::Event::binary) event that is not UTF-8. The client gets a gap in its
+    /// place ([`GapReason::Unsupported`](crate::GapReason::Unsupported)). If [`gap_event`](Self::gap_event) is `None`, the event cuts the stream
+    /// ([`Error::is_not_text`](crate::Error::is_not_text)).
     pub fn base64(self) -> Self {
         self.map_config(SseConfig::base64)
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     BoxError, Error,
-    event::{EventRun, ItemOrRun},
+    event::{EventRun, Item, ItemOrRun, ItemOutcome},
     source::{BoxItemStream, Push},
     supervision::{PendingSubscription, SupervisedStream},
 };
@@ -186,9 +186,24 @@ impl ItemWriter<BoxItemStream> {
         }
         for event in run.events() {
             self.stream.record_events(std::slice::from_ref(event));
-            self.encoder.event(event, out)?;
+            self.write_item(event.clone().into(), out)?;
         }
         Ok(())
+    }
+
+    /// Writes an item, or a gap in its place. Returns the end if the item ends the stream.
+    #[inline]
+    fn write_item(
+        &mut self,
+        item: Item,
+        out: &mut FrameBuffer,
+    ) -> Result<Option<StreamEnd>, Error> {
+        match item.write_to(&mut *self.encoder, out)? {
+            ItemOutcome::EndsStream(end) => return Ok(Some(end)),
+            ItemOutcome::GapWritten(gap) => self.stream.report_unsupported(*gap),
+            _ => {}
+        }
+        Ok(None)
     }
 }
 
@@ -207,9 +222,7 @@ impl StreamWriter for ItemWriter<BoxItemStream> {
         let mut yields = YieldDetector::default();
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match self.stream.poll_next_run(min_run_len, cx) {
-                Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
-                    item.write_to(&mut *self.encoder, out)
-                }
+                Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => self.write_item(item, out),
                 Poll::Ready(Some(Ok(ItemOrRun::Run(run)))) => match self.write_run(&run, out) {
                     // The bytes of a run are usually a frame of their own, so nothing is gained by waiting for the next run.
                     Ok(()) if !out.is_empty() => {

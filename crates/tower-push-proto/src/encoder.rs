@@ -11,11 +11,10 @@ use crate::{
 /// An encoder has no clock and does no I/O: each method appends to a [`FrameBuffer`], in the order of the calls. First comes
 /// [`open`](Self::open), then any number of items and heartbeats, then [`end`](Self::end), unless the stream fails.
 ///
-/// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
-/// tell the failure from an end.
-///
-/// [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors. A transport calls `write_to` for each
-/// item that the source yields.
+/// A method that returns an error writes nothing. [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors,
+/// and a transport calls it for each item that the source yields. If the encoder refuses an event, `write_to` writes a gap in its place. If
+/// the encoder cannot write a gap, the transport sends what was written before, and then aborts the stream so that the client can tell the
+/// failure from an end.
 pub trait Encoder: Send {
     /// Writes the beginning of the stream. The transport sends these bytes at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);
@@ -23,7 +22,8 @@ pub trait Encoder: Send {
     /// Writes an event.
     ///
     /// # Errors
-    /// An error if the event cannot be written without misleading the client.
+    /// An error if the event cannot be written without misleading the client. The client then gets a gap in the event's place:
+    /// see [`Item::write_to`](crate::Item::write_to).
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
     /// Returns the encoding in which the events of `run` are written at once. Returns `None`, the default, if each event must be written by
@@ -175,7 +175,7 @@ pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{CloseCode, CloseFrame, GapReason, Item};
+    use crate::event::{CloseCode, CloseFrame, GapReason, Item, ItemOutcome};
 
     /// An encoder that writes the name of each called method.
     struct CallLog;
@@ -231,7 +231,11 @@ mod tests {
             ),
         ] {
             assert_eq!(item.end(), end);
-            assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);
+            let outcome = item.write_to(&mut CallLog, &mut out).unwrap();
+            assert_eq!(
+                outcome,
+                end.map_or(ItemOutcome::Written, ItemOutcome::EndsStream)
+            );
             assert_eq!(std::mem::take(&mut out).into_bytes(), written);
         }
         let gap = Item::from(Gap::new(GapReason::Lagged));

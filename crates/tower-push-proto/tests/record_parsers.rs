@@ -10,7 +10,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_push_proto::{
     BatchEncoder, Encoder, Error, Event, EventId, EventType, FrameBuffer, Gap, GapReason, Item,
     StreamEnd, Topic,
-    event::Payload,
+    event::{ItemOutcome, Payload},
     format::{
         Format, JsonArray, JsonSeq, JsonSeqParser, Multipart, MultipartParser, Ndjson,
         NdjsonParser, Record,
@@ -128,8 +128,8 @@ fn encode_stream(encoder: &mut dyn Encoder, steps: &[WriteStep], end: StreamEnd)
     for step in steps {
         match step {
             WriteStep::Item(item) => {
-                let end = item.clone().write_to(encoder, &mut out).unwrap();
-                assert_eq!(end, None);
+                let outcome = item.clone().write_to(encoder, &mut out).unwrap();
+                assert_eq!(outcome, ItemOutcome::Written);
             }
             WriteStep::Heartbeat => encoder.heartbeat(&mut out),
         }

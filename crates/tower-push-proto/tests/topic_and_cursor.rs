@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tower_push_proto::{
     Encoder, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, Topic,
+    event::ItemOutcome,
     format::{Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw},
     sse::{SseConfig, SseEncoder, TopicForm},
 };
@@ -117,11 +118,16 @@ fn sse_writes_the_cursor_as_the_id() {
         );
     }
     let mut text = SseEncoder::new(Arc::default(), None);
-    let item = with_cursor(Event::binary(&b"\xff"[..]));
-    let refused = item
-        .write_to(&mut text, &mut FrameBuffer::default())
-        .unwrap_err();
-    assert!(refused.is_not_text());
+    let item = with_cursor(Event::binary(&b"\xff"[..]).with_topic("chat").unwrap());
+    let mut out = FrameBuffer::default();
+    let outcome = item.write_to(&mut text, &mut out).unwrap();
+    let gap = Gap::new(GapReason::Unsupported)
+        .missed(1)
+        .resumed("b9".parse().unwrap())
+        .topic(Topic::new("chat").unwrap());
+    let event = format!("event: gap\nid: b9\ndata: {}\n\n", gap.to_json());
+    assert_eq!(out.into_bytes(), event);
+    assert_eq!(outcome, ItemOutcome::GapWritten(Box::new(gap)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 
 use crate::{
     BoxError, Error,
-    event::{EventId, Gap, Item},
+    event::{EventId, Gap, Item, ItemOutcome},
     source::retry_after_value,
     supervision::SupervisedStream,
     transport::{BatchEncoder, FrameBuffer, StreamEnd},
@@ -39,6 +39,8 @@ pub(super) struct BatchBuilder {
     lost_cursor_gap: Option<Gap>,
     /// An item for which the batch has no room.
     lookahead: Option<Item>,
+    /// The gap that was written in place of the last event. `None` once it is reported.
+    unreported_gap: Option<Box<Gap>>,
 }
 
 /// A complete batch, which is the body of one response.
@@ -140,6 +142,7 @@ impl BatchBuilder {
             has_source_cursor: false,
             lost_cursor_gap: None,
             lookahead: None,
+            unreported_gap: None,
         }
     }
 
@@ -152,8 +155,8 @@ impl BatchBuilder {
         }
     }
 
-    /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's
-    /// guard.
+    /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. Reports to the stream's guard which item the encoder
+    /// refuses.
     pub(super) fn push_and_report_refusal<S>(
         &mut self,
         stream: &SupervisedStream<S>,
@@ -163,6 +166,9 @@ impl BatchBuilder {
         let flow = self.push(item);
         if let (true, Break(StreamStatus::Failed(error))) = (is_item, &flow) {
             stream.report_send_error(error);
+        }
+        if let Some(gap) = self.unreported_gap.take() {
+            stream.report_unsupported(*gap);
         }
         flow
     }
@@ -211,7 +217,9 @@ impl BatchBuilder {
                 self.encoder.gap(&gap, &mut self.buffer)?;
             }
         }
-        item.write_to(&mut *self.encoder, &mut self.buffer)?;
+        if let ItemOutcome::GapWritten(gap) = item.write_to(&mut *self.encoder, &mut self.buffer)? {
+            self.unreported_gap = Some(gap);
+        }
         self.event_count += usize::from(is_event);
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::format::envelope;
 ///
 /// Every transport announces a gap in-band, at the place in the stream where the events are missing. The JSON form of a gap is the
 /// same on every transport:
-/// `{"reason":"expired"|"lagged"|"epoch","requested":ID|null,"resumed":ID|null,"missed":NUMBER|null}`, with a member
+/// `{"reason":"expired"|"lagged"|"epoch"|"unsupported","requested":ID|null,"resumed":ID|null,"missed":NUMBER|null}`, with a member
 /// `"topic":TEXT` if the gap has a topic.
 ///
 /// ```
@@ -44,15 +44,19 @@ pub enum GapReason {
     /// The cursor cannot be read, or belongs to another log or to an earlier lifetime of this log. The source cannot know which events came
     /// after the cursor.
     Epoch,
+    /// The transport cannot carry an event, such as bytes that are not UTF-8 over SSE. [`Item::write_to`](super::Item::write_to) puts the gap in
+    /// the event's place.
+    Unsupported,
 }
 
 impl GapReason {
-    /// Returns the reason's name in the JSON form: `expired`, `lagged` or `epoch`.
+    /// Returns the reason's name in the JSON form: `expired`, `lagged`, `epoch` or `unsupported`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Lagged => "lagged",
             Self::Epoch => "epoch",
+            Self::Unsupported => "unsupported",
         }
     }
 }

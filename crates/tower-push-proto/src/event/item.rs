@@ -2,7 +2,7 @@ use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 
-use super::{CloseFrame, Event, EventId, Gap, Payload};
+use super::{CloseFrame, Event, EventId, Gap, GapReason, Payload};
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
@@ -116,17 +116,20 @@ impl Item {
         }
     }
 
-    /// Writes the item if it is an event, a gap or a cursor. Returns the [`StreamEnd`] if the item ends the stream. The transport then calls
-    /// [`Encoder::end`], and does not poll the source again.
+    /// Writes the item if it is an event, a gap or a cursor. If the item ends the stream, the transport then calls [`Encoder::end`], and does not
+    /// poll the source again.
+    ///
+    /// If the encoder refuses an event, this method writes a gap in the event's place, with the reason
+    /// [`Unsupported`](super::GapReason::Unsupported). So the client's cursor moves past the event, and the stream goes on.
     ///
     /// ```
     /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
-    /// use tower_push::{Event, Item, format::Ndjson, transport::{Encoder, FrameBuffer}};
+    /// use tower_push::{Event, Item, event::ItemOutcome, format::Ndjson, transport::{Encoder, FrameBuffer}};
     ///
     /// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
     /// encoder.open(&mut out);
     /// for item in [Item::Event(Event::text("hi").with_id(7)?), Item::Finished] {
-    ///     if let Some(end) = item.write_to(&mut encoder, &mut out)? {
+    ///     if let ItemOutcome::EndsStream(end) = item.write_to(&mut encoder, &mut out)? {
     ///         encoder.end(end, &mut out);
     ///     }
     /// }
@@ -136,29 +139,35 @@ impl Item {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Encoder::event`] and [`Encoder::gap`].
+    /// An error if the encoder can write neither a gap nor what the gap is in place of: the error of [`Encoder::event`], or else of
+    /// [`Encoder::gap`]. Nothing of the item is written then.
     // As a method of `Encoder`, this function would cost `dyn Encoder` another dynamic call for each event.
     #[inline]
-    pub fn write_to<E>(
-        self,
-        encoder: &mut E,
-        out: &mut FrameBuffer,
-    ) -> Result<Option<StreamEnd>, Error>
+    pub fn write_to<E>(self, encoder: &mut E, out: &mut FrameBuffer) -> Result<ItemOutcome, Error>
     where
         E: Encoder + ?Sized,
     {
         match self {
-            Self::Event(event) => encoder.event(&event, out)?,
+            Self::Event(event) => {
+                if let Err(error) = encoder.event(&event, out) {
+                    return write_gap_instead(error, &event, event.id(), encoder, out);
+                }
+            }
             Self::EventWithCursor { event, cursor } => {
-                encoder.event_with_cursor(&event, &cursor, out)?;
+                if let Err(error) = encoder.event_with_cursor(&event, &cursor, out) {
+                    return write_gap_instead(error, &event, Some(&cursor), encoder, out);
+                }
             }
             Self::Gap(gap) => encoder.gap(&gap, out)?,
             Self::Cursor(id) => encoder.cursor(&id, out),
-            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed(_) => {
-                return Ok(self.end());
+            Self::Finished => return Ok(ItemOutcome::EndsStream(StreamEnd::FINISHED)),
+            Self::Ended { retry } => {
+                return Ok(ItemOutcome::EndsStream(StreamEnd::reconnect(Some(retry))));
             }
+            Self::Expired => return Ok(ItemOutcome::EndsStream(StreamEnd::EXPIRED)),
+            Self::Closed(close) => return Ok(ItemOutcome::EndsStream(close.end)),
         }
-        Ok(None)
+        Ok(ItemOutcome::Written)
     }
 
     /// Whether the item is an event or a gap. Cursors and ends are no content: they only move the client's cursor, or end the stream.
@@ -168,6 +177,41 @@ impl Item {
             self,
             Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_)
         )
+    }
+}
+
+/// What [`Item::write_to`] has done with an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ItemOutcome {
+    /// The item is written.
+    Written,
+    /// The encoder has refused the event, and this gap is written in its place. The transport passes the gap to
+    /// `SupervisedStream::report_unsupported`, so that a guard counts it and observers learn of it.
+    GapWritten(Box<Gap>),
+    /// The item ends the stream, and nothing is written. The transport calls [`Encoder::end`].
+    EndsStream(StreamEnd),
+}
+
+/// Writes a gap in place of an event that `encoder` has refused with `error`. `cursor` is the cursor after the event. Returns `error` if the
+/// encoder cannot write a gap.
+#[cold]
+fn write_gap_instead<E>(
+    error: Error,
+    event: &Event,
+    cursor: Option<&EventId>,
+    encoder: &mut E,
+    out: &mut FrameBuffer,
+) -> Result<ItemOutcome, Error>
+where
+    E: Encoder + ?Sized,
+{
+    let mut gap = Gap::new(GapReason::Unsupported).missed(1);
+    gap.resumed = cursor.cloned();
+    gap.topic = event.topic().cloned();
+    match encoder.gap(&gap, out) {
+        Ok(()) => Ok(ItemOutcome::GapWritten(Box::new(gap))),
+        Err(_) => Err(error),
     }
 }
 

@@ -41,7 +41,7 @@ pub use self::{
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{EndWithCloseFrame, IntoItem, Item},
+    item::{EndWithCloseFrame, IntoItem, Item, ItemOutcome},
     payload::Payload,
     topic::Topic,
 };

@@ -35,7 +35,8 @@ use crate::{
 /// | `Content-Length` | the length of the payload in bytes | always |
 ///
 /// Each stream has a boundary of its own: 128 unpredictable bits, so that an attacker cannot put the boundary into a payload. A
-/// payload that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
+/// payload that contains the boundary is refused ([`Error::is_delimiter_in_payload`]), and the client gets a gap in its place. In a
+/// [`data_only`](Self::data_only) body, which has no gaps, it aborts the stream.
 ///
 /// Gaps, cursors, heartbeats and the end are written in one of these ways:
 /// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. The content of a heartbeat's part is

@@ -17,8 +17,9 @@ use crate::{
 /// Ids and types are not sent, and the end of the body is the only sign of the stream's end. A heartbeat is a separator alone. An empty
 /// payload is left out, because it would look like a heartbeat.
 ///
-/// A gap aborts the stream ([`Error::is_gap_unsupported`]), unless [bytes](Self::gap) for gaps are set. A payload that contains the
-/// separator aborts the stream too ([`Error::is_delimiter_in_payload`]). The client notices the aborted body.
+/// A gap aborts the stream ([`Error::is_gap_unsupported`]), and so does a payload that contains the separator
+/// ([`Error::is_delimiter_in_payload`]). The client notices the aborted body. If [bytes](Self::gap) for gaps are set, these bytes are written
+/// in both cases, and the stream goes on.
 ///
 /// With an empty separator, the body is the concatenation of the payloads, such as one text or one file, and the stream has no heartbeats.
 ///

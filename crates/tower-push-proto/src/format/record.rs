@@ -322,6 +322,7 @@ impl GapFields<'_> {
         let mut gap = Gap::new(match &*self.reason {
             "expired" => GapReason::Expired,
             "lagged" => GapReason::Lagged,
+            "unsupported" => GapReason::Unsupported,
             _ => GapReason::Epoch,
         });
         gap.requested = self.requested.map(|id| EventId::new(&*id)).transpose()?;

@@ -169,8 +169,8 @@ impl SseConfig {
 
     /// Writes the payloads of all events in base64. The data of gaps, ends and heartbeats is not encoded.
     ///
-    /// By default payloads are text, and a payload that is not UTF-8 aborts the stream
-    /// ([`Error::is_not_text`](crate::Error::is_not_text)).
+    /// By default payloads are text, and a payload that is not UTF-8 is refused ([`Error::is_not_text`](crate::Error::is_not_text)): a gap is
+    /// written in its place, or the stream is aborted if no [`gap_event`](Self::gap_event) is set.
     pub fn base64(mut self) -> Self {
         self.is_base64 = true;
         self

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
-    event::{CloseCode, CloseFrame, EventRun, Item, Payload},
+    event::{CloseCode, CloseFrame, EventRun, Item, ItemOutcome, Payload},
     random,
 };
 
@@ -491,11 +491,12 @@ impl Session {
                 return Ok(());
             }
             Some(Ok(item)) => match send_queue.encode_messages(|out| item.write_to(encoder, out)) {
-                Ok(None) => Ok(()),
-                Ok(Some(end)) => {
+                Ok(ItemOutcome::EndsStream(end)) => {
                     self.end_stream(end, now());
                     return Ok(());
                 }
+                // A frame encoder refuses no event, so nothing but the item is written.
+                Ok(ItemOutcome::Written | ItemOutcome::GapWritten(_)) => Ok(()),
                 Err(error) => Err(error),
             },
             None => {

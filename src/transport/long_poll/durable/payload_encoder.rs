@@ -10,6 +10,8 @@ use crate::{
 /// Encodes only the payloads of a batch: as a JSON array, or as bytes one after another. Gaps are refused.
 pub(super) struct PayloadEncoder {
     is_json: bool,
+    /// Whether payloads that are not UTF-8 are refused.
+    is_text_only: bool,
     /// Whether an event was written, so that a comma must separate the next one.
     has_events: bool,
 }
@@ -18,7 +20,16 @@ impl PayloadEncoder {
     pub(super) fn new(is_json: bool) -> Self {
         Self {
             is_json,
+            is_text_only: false,
             has_events: false,
+        }
+    }
+
+    /// Refuses payloads that are not UTF-8.
+    pub(super) fn text_only(self) -> Self {
+        Self {
+            is_text_only: true,
+            ..self
         }
     }
 }
@@ -27,6 +38,9 @@ impl Encoder for PayloadEncoder {
     fn open(&mut self, _: &mut FrameBuffer) {}
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.is_text_only && event.payload().as_text().is_none() {
+            return Err(Error::not_text());
+        }
         let is_first = !std::mem::replace(&mut self.has_events, true);
         if !self.is_json {
             out.push_event::<RawPayloadEncoding>(event);

@@ -13,7 +13,7 @@ use tower_push_proto::{base64, sse};
 
 use super::{CacheBustingCursor, PayloadEncoder, ReadRequest, offset_of};
 use crate::{
-    BoxError, Error,
+    BoxError,
     event::{EventId, Item},
     supervision::SupervisedStream,
     transport::{
@@ -51,23 +51,6 @@ enum PendingEnd {
     Reconnect(Duration),
     /// The response is cut.
     Failed(BoxError),
-}
-
-/// A batch that a [`DurableSseWriter`] has collected from its stream.
-struct CollectedBatch<S> {
-    batch: Batch,
-    /// The stream, if it ended with the batch: a send error is still reported to its guard. `None` if the stream is open, and
-    /// after a failure that was reported to the guard already.
-    ended_stream: Option<SupervisedStream<S>>,
-}
-
-impl<S> CollectedBatch<S> {
-    fn of_open_stream(batch: Batch) -> Self {
-        Self {
-            batch,
-            ended_stream: None,
-        }
-    }
 }
 
 /// The state from which `control` events are made: the values that were sent, and those that the next event sends.
@@ -115,24 +98,21 @@ impl<S> DurableSseWriter<S> {
     }
 
     /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
-    fn write_batch_if_needed(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
+    fn write_batch_if_needed(&mut self, batch: &Batch, out: &mut BytesMut) -> bool {
         let must_write = self.control.must_write(batch);
         self.control.record_batch(batch);
         if must_write {
             out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
             if batch.has_content {
-                self.write_data_event(&batch.body, out)?;
+                self.write_data_event(&batch.body, out);
             }
             out.put_slice(b"event: control\n");
             write_data_lines(self.control.next_event_json(&batch.status).as_bytes(), out);
         }
-        Ok(must_write)
+        must_write
     }
 
-    fn write_data_event(&self, body: &[u8], out: &mut BytesMut) -> Result<(), Error> {
-        if self.data_format == SseDataFormat::Text && std::str::from_utf8(body).is_err() {
-            return Err(Error::not_text());
-        }
+    fn write_data_event(&self, body: &[u8], out: &mut BytesMut) {
         out.put_slice(b"event: data\n");
         if self.data_format == SseDataFormat::Base64 {
             out.put_slice(b"data:");
@@ -141,7 +121,6 @@ impl<S> DurableSseWriter<S> {
         } else {
             write_data_lines(body, out);
         }
-        Ok(())
     }
 }
 
@@ -216,14 +195,17 @@ where
         }
     }
 
-    /// Collects the items that are ready into a batch. Moves the stream into `ended_stream` if it ends with the batch.
-    fn collect_batch(&mut self, cx: &mut Context<'_>) -> CollectedBatch<S> {
-        let is_json = self.data_format == SseDataFormat::JsonArray;
-        let encoder = Box::new(PayloadEncoder::new(is_json));
-        let mut builder = BatchBuilder::new(encoder, self.limits, self.control.offset.clone());
+    /// Collects the items that are ready into a batch. Drops the stream if it ends with the batch.
+    fn collect_batch(&mut self, cx: &mut Context<'_>) -> Batch {
+        let mut encoder = PayloadEncoder::new(self.data_format == SseDataFormat::JsonArray);
+        if self.data_format == SseDataFormat::Text {
+            encoder = encoder.text_only();
+        }
+        let mut builder =
+            BatchBuilder::new(Box::new(encoder), self.limits, self.control.offset.clone());
         for _ in 0..MAX_ITEMS_PER_POLL {
             let Poll::Ready(item) = self.poll_item(cx) else {
-                return CollectedBatch::of_open_stream(builder.finish(StreamStatus::Idle));
+                return builder.finish(StreamStatus::Idle);
             };
             let flow = match &self.stream {
                 Some(stream) => builder.push_and_report_refusal(stream, item),
@@ -234,18 +216,14 @@ where
                 // The batch has no room for the item.
                 Break(StreamStatus::HasMore) => break,
                 Break(status) => {
-                    let has_failed = matches!(status, StreamStatus::Failed(_));
-                    let ended_stream = self.stream.take().filter(|_| !has_failed);
-                    return CollectedBatch {
-                        batch: builder.finish(status),
-                        ended_stream,
-                    };
+                    self.stream = None;
+                    return builder.finish(status);
                 }
             }
         }
         let mut batch = builder.finish(StreamStatus::HasMore);
         self.lookahead = batch.take_lookahead();
-        CollectedBatch::of_open_stream(batch)
+        batch
     }
 }
 
@@ -273,10 +251,7 @@ where
                 }
                 None => {}
             }
-            let CollectedBatch {
-                mut batch,
-                ended_stream,
-            } = self.collect_batch(cx);
+            let mut batch = self.collect_batch(cx);
             match batch.status {
                 StreamStatus::Failed(error) if !batch.has_content => {
                     return Poll::Ready(Err(error));
@@ -291,16 +266,7 @@ where
                 }
                 _ => {}
             }
-            let has_written = match self.write_batch_if_needed(&batch, out.buffer()) {
-                Ok(has_written) => has_written,
-                Err(error) => {
-                    let error = error.into();
-                    if let Some(stream) = self.stream.take().or(ended_stream) {
-                        stream.report_send_error(&error);
-                    }
-                    return Poll::Ready(Err(error));
-                }
-            };
+            let has_written = self.write_batch_if_needed(&batch, out.buffer());
             match batch.status {
                 StreamStatus::Idle => return Poll::Pending,
                 StreamStatus::HasMore if self.end.is_none() && !has_written => {
