@@ -27,7 +27,7 @@ const SIZED_FILES = {
 
 /** Names of properties that no user of the package sees, and that nothing but the package has. */
 const INTERNAL_NAMES = new RegExp(
-  "^(abortReason|again|consequence|emit|freshTopics|hasWorked|isBetweenEvents|isProbe|items|onBlock|onOpen|onQuiet|onRead|onRecord|onRetry|onTick|receive|" +
+  "^(abortReason|again|consequence|emit|emitEvent|emitOfType|freshTopics|hasWorked|isBetweenEvents|isProbe|items|options|url|onBlock|onOpen|onQuiet|onRead|onRecord|onRetry|onTick|receive|" +
     "reconnect|restart|streamUrl|suspend|tick|wake|whenReady)$",
 );
 
@@ -90,7 +90,7 @@ async function buildInto(directory) {
 /** esbuild bundles and mangles names; terser makes the result 2 % smaller. */
 async function writeMinified({ outputFiles: [file] }, isModule) {
   // Unsafe for programs that convert symbols to texts, or that use arrow functions as constructors.
-  const compress = { ecma: 2022, passes: 3, unsafe: true, unsafe_arrows: true };
+  const compress = { ecma: 2022, passes: 3, unsafe: true, unsafe_arrows: true, hoist_funs: true };
   const { code } = await minify(file.text, { module: isModule, ecma: 2022, compress, format: { comments: false } });
   writeFileSync(file.path, `${code}\n`);
 }

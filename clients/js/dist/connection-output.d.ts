@@ -21,8 +21,8 @@ export declare class ConnectionOutput {
     on(name: string, listener: (value: any) => void): () => void;
     /** The items for one loop. */
     read(): AsyncIterator<PushEvent | PushGap, undefined>;
-    /** Calls only listeners of this name. */
-    emit(name: string, value: unknown): void;
+    /** Calls only the listeners of the event's type. */
+    emitOfType(event: PushEvent): void;
     /** Moves the cursor, and passes on the event, also if a listener of `cursor` closes the connection. */
     emitEvent(event: PushEvent, { cursor }?: Cursor): void;
     /** Moves the cursor, and passes on the gap, like `emitEvent`. */

@@ -1,4 +1,4 @@
-import type { Gap } from "./types.js";
+import type { ConnectOptions, Gap } from "./types.js";
 /** An envelope as it arrives: an event, a cursor, a gap or an end. */
 export interface PushRecord {
     id?: string;
@@ -19,7 +19,5 @@ export interface PushRecord {
 }
 /** Reads an envelope. Throws if the text is not one. */
 export declare function parseRecord(text: string): PushRecord;
-/** Decodes base64. */
-export declare function decodeBase64(text: string): Uint8Array;
-/** The default of `ConnectOptions.parse`. */
-export declare function parseJsonOrText(text: string): unknown;
+/** Returns the payload of an event, as the option `parse` makes it. */
+export declare function payloadOf({ data, data_base64 }: PushRecord, { parse }: ConnectOptions): unknown;

@@ -1,5 +1,5 @@
 import { PushError, type Gap, type PushEvent, type PushGap, type State } from "./index.js";
-import { ListenerSet, RESERVED } from "./listeners.js";
+import { ListenerSet } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
 import type { ErrorFields } from "./reports.js";
 
@@ -45,9 +45,9 @@ export class ConnectionOutput {
     return this.#queues.read();
   }
 
-  /** Calls only listeners of this name. */
-  emit(name: string, value: unknown): void {
-    if (this.state !== "closed") this.#listeners.emit(name, value);
+  /** Calls only the listeners of the event's type. */
+  emitOfType(event: PushEvent): void {
+    if (this.state !== "closed") this.#listeners.emitOfType(event);
   }
 
   /** Moves the cursor, and passes on the event, also if a listener of `cursor` closes the connection. */
@@ -56,8 +56,7 @@ export class ConnectionOutput {
     this.#hasBegun = true;
     this.setCursor(cursor);
     this.#queues.push(event);
-    this.#listeners.emit("event", event);
-    if (!RESERVED.includes(event.type)) this.#listeners.emit(event.type, event);
+    this.#listeners.emitEvent(event);
   }
 
   /** Moves the cursor, and passes on the gap, like `emitEvent`. */

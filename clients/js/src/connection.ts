@@ -2,9 +2,9 @@ import { DEFAULTS, type Attempt, type End, type Options, type Receive, type Send
 import { watchEnvironment, type EnvironmentListener } from "./environment.js";
 import { PushError } from "./error.js";
 import { receivePoll, receiveSse } from "./http.js";
-import { ListenerSet, RESERVED } from "./listeners.js";
+import { ListenerSet } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
-import { decodeBase64, parseJsonOrText, type PushRecord } from "./record.js";
+import { payloadOf, type PushRecord } from "./record.js";
 import type { ConnectOptions, PushConnection, PushEvent, PushGap, State } from "./types.js";
 import { receiveWebSocket } from "./websocket.js";
 
@@ -81,7 +81,6 @@ export class Connection implements PushConnection {
   #makeRoom = () => {};
 
   #isSuspended = false;
-  #hasOverflowed = false;
   /** Whether events may be missing if the connection comes back without a cursor. */
   #hasBegun = false;
   /** Whether an open transport may be silent: no other one is better. */
@@ -116,8 +115,10 @@ export class Connection implements PushConnection {
       // A late tick alone, as in a page that was not run for a while, does not make a connection dead.
       this.#silence += Math.min(elapsed, this.#maxSilence / 2 || elapsed);
       if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("silent");
-      this.onTick?.(elapsed);
-      this.#openFor += elapsed;
+      // After a late tick alone, the page may not yet have read what has come.
+      const readFor = Math.min(elapsed, STABLE_AFTER / 2);
+      this.onTick?.(readFor);
+      this.#openFor += readFor;
       if (this.#openFor > STABLE_AFTER) {
         this.#failures = 0;
         // A body without an event is sent again, and misses nothing.
@@ -180,9 +181,9 @@ export class Connection implements PushConnection {
     /** The transports that have failed since the last delay, and how. */
     const failed = new Map<number, PushError | undefined>();
     while (this.state !== "closed") {
-      if (this.#isSuspended || this.#hasOverflowed) {
+      if (this.#isSuspended || this.#whenRoom) {
         this.#setState("paused");
-        await this.#sleep();
+        await (this.#whenRoom ?? this.#sleep());
         continue;
       }
       const { again, finished, hasWorked, error, abortReason } = await this.#attempt(this.#transports[current]!);
@@ -248,17 +249,16 @@ export class Connection implements PushConnection {
     const outcome: Outcome = { hasWorked: false };
     // Read for each event: the signal's getter is slow.
     let isOver = false;
-    const attempt: Attempt = {
+    const attempt = {
       options: this.#options,
       url: this.streamUrl,
       cursor: this.cursor,
-      headers: new Headers(),
       isProbe: this.#workingTransport !== transport,
       signal,
-      onOpen: (send) => {
+      onOpen: (send?: SendMessage) => {
         if (!isOver) this.#onOpen(send);
       },
-      onRecord: (record, isHeartbeat) => {
+      onRecord: (record: PushRecord, isHeartbeat?: boolean) => {
         if (isOver) return;
         clearTimeout(timer);
         if (isHeartbeat) this.#learnHeartbeat();
@@ -267,7 +267,7 @@ export class Connection implements PushConnection {
         this.#hasRenewed = false;
         this.#take(record);
       },
-      onRetry: (milliseconds) => (this.#minDelay = milliseconds),
+      onRetry: (milliseconds: number) => (this.#minDelay = milliseconds),
       whenReady: () => this.#whenRoom,
     };
     const aborted = new Promise<End>((resolve) => {
@@ -298,12 +298,11 @@ export class Connection implements PushConnection {
     return outcome;
   }
 
-  async #receive(receive: Receive, attempt: Attempt): Promise<End> {
+  async #receive(receive: Receive, attempt: Omit<Attempt, "headers">): Promise<End> {
     // Between two polls the connection is open.
     if (this.transport !== "long-poll" || this.state !== "open") this.#setState("connecting");
     const { headers } = this.#options;
-    attempt.headers = new Headers(typeof headers === "function" ? await headers() : headers);
-    return receive(attempt);
+    return receive({ ...attempt, headers: new Headers(typeof headers === "function" ? await headers() : headers) });
   }
 
   #asPushError(error: unknown): PushError {
@@ -328,7 +327,7 @@ export class Connection implements PushConnection {
   #learnHeartbeat(): void {
     // What comes together with the opening is no heartbeat.
     if (this.#silence < 1000 || this.#options.heartbeat) return;
-    this.#maxSilence = Math.max(this.#maxSilence, MISSED_HEARTBEATS * Math.max(this.#silence, MIN_LEARNED_HEARTBEAT));
+    this.#maxSilence = Math.max(this.#maxSilence, MISSED_HEARTBEATS * this.#silence, MISSED_HEARTBEATS * MIN_LEARNED_HEARTBEAT);
   }
 
   #abort(reason: AbortReason): void {
@@ -355,49 +354,31 @@ export class Connection implements PushConnection {
     if (end) {
       if (end.retry! > 0) this.#minDelay = +end.retry!;
     } else if (gap) {
-      this.#pass("gap", gap, { type: "gap", gap, id });
+      this.#queue({ type: "gap", gap, id });
+      this.#listeners.emit("gap", gap);
     } else if (record.data !== undefined || record.data_base64 != null) {
       const type = record.event || "message";
-      const event: PushEvent = { type, data: this.#payload(record), id, topic: record.topic, topics: record.topics };
-      this.#pass("event", event, event);
-      if (!RESERVED.includes(type)) this.#listeners.emit(type, event);
+      const event: PushEvent = { type, data: payloadOf(record, this.#options), id, topic: record.topic, topics: record.topics };
+      this.#queue(event);
+      this.#listeners.emitEvent(event);
     }
   }
 
-  #payload({ data, data_base64 }: PushRecord): unknown {
-    if (data_base64 != null) return decodeBase64(data_base64);
-    const { parse } = this.#options;
-    if (!parse) return typeof data === "string" ? parseJsonOrText(data) : data;
-    if (data instanceof Uint8Array) return data;
-    try {
-      return parse(typeof data === "string" ? data : JSON.stringify(data));
-    } catch (error) {
-      throw new PushError(`parse failed: ${error}`, "final");
-    }
-  }
-
-  #pass(name: string, value: unknown, item: PushEvent | PushGap): void {
+  #queue(item: PushEvent | PushGap): void {
     this.#failures = 0;
     this.#hasBegun = true;
     this.#queues.push(item);
     if (this.#queues.length >= this.#options.maxBuffered) this.#holdBack();
-    this.#listeners.emit(name, value);
   }
 
-  /** A response is not read on until there is room. A WebSocket would be read on: it is closed, and resumes when there is room. */
+  /** Until there is room, a response is not read on, and no attempt begins. A WebSocket would be read on, so it is closed. */
   #holdBack(): void {
-    if (this.transport !== "sse" && this.transport !== "long-poll") {
-      this.#hasOverflowed = true;
-      this.#abort("pause");
-    } else this.#whenRoom ??= new Promise((resolve) => (this.#makeRoom = resolve));
+    if (this.transport !== "sse" && this.transport !== "long-poll") this.#abort("pause");
+    this.#whenRoom ??= new Promise((resolve) => (this.#makeRoom = resolve));
   }
 
   #onRead(): void {
-    if (this.#queues.length > this.#options.maxBuffered / 2) return;
-    this.#stopHoldingBack();
-    if (!this.#hasOverflowed) return;
-    this.#hasOverflowed = false;
-    this.#wake();
+    if (this.#queues.length <= this.#options.maxBuffered / 2) this.#stopHoldingBack();
   }
 
   #setState(state: State): void {

@@ -7,12 +7,12 @@ const POLL_WAIT = 25;
 
 /** Sends a request for a response of the media type `accept`. Throws for every other response, but 204. */
 async function request(attempt: Attempt, accept: string, url = attempt.url): Promise<Response> {
-  const { body, credentials = "same-origin", fetch = globalThis.fetch, method } = attempt.options;
+  const { body, credentials, fetch = globalThis.fetch, method = body ? "POST" : "GET" } = attempt.options;
   const headers = new Headers(attempt.headers);
   headers.set("accept", accept);
   // As UTF-8, like an EventSource. A header of `fetch` is a text of bytes.
   if (attempt.cursor) headers.set("last-event-id", unescape(encodeURIComponent(attempt.cursor)));
-  const init: RequestInit = { headers, credentials, signal: attempt.signal, cache: "no-store", method: method ?? (body ? "POST" : "GET") };
+  const init: RequestInit = { headers, credentials: credentials!, signal: attempt.signal, cache: "no-store", method };
   if (body) init.body = typeof body === "function" ? body() : body;
   let response;
   try {
@@ -117,7 +117,7 @@ export const receivePoll: Receive = async (attempt) => {
   attempt.onRetry(retryAfter);
   for (const record of batch) attempt.onRecord(record);
   attempt.onRecord({ id: response.headers.get("last-event-id") || undefined! });
+  const { id, cursor = id, end } = batch.at(-1) ?? {};
   // A batch without anything new must have taken its time, for else it would be asked for again and again.
-  const hasNews = batch[0] && batch.at(-1).id !== attempt.cursor;
-  return { again: !retryAfter && (hasTakenTime || hasNews) };
+  return { again: !retryAfter && !end && (hasTakenTime || (batch[0] && cursor !== attempt.cursor)) };
 };

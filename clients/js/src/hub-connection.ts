@@ -236,8 +236,7 @@ export class HubConnection implements TopicConnection {
   /** The client has read the open stream for some time. The cursor becomes valid for the topics that have been in the stream for long enough. */
   #onTick(elapsed: number): void {
     const isQuiet = (progress: TopicProgress) => {
-      // After a late tick alone, the page may not yet have read what has come.
-      progress.streamedFor += Math.min(elapsed, QUIET_TOPIC_PERIOD / 2);
+      progress.streamedFor += elapsed;
       return progress.streamedFor > QUIET_TOPIC_PERIOD && this.cursor != null;
     };
     if (this.#makeResumable(isQuiet)) this.onQuiet();
@@ -267,8 +266,7 @@ export class HubConnection implements TopicConnection {
       return this.#onAnswer(type, topic, event.data);
     }
     // An event without an id of its own does not say that the cursor is valid for new topics.
-    if (id == null) return;
-    this.#onCursor();
+    if (id != null) this.#onCursor();
     this.#dropRepetition(event);
   }
 

@@ -8,7 +8,7 @@ export interface ItemQueue {
 
 /** The queues of all loops over a connection. */
 export class ItemQueues {
-  #queues = new Set<ItemQueue>();
+  #queues: ItemQueue[] = [];
   #end: { error: unknown } | undefined;
   #onRead: () => void;
 
@@ -39,7 +39,7 @@ export class ItemQueues {
 
   async *read(): AsyncGenerator<PushEvent | PushGap, undefined> {
     const queue: ItemQueue = { items: [], wake: () => {} };
-    this.#queues.add(queue);
+    this.#queues.push(queue);
     try {
       for (;;) {
         const item = queue.items.shift();
@@ -52,7 +52,7 @@ export class ItemQueues {
         } else await new Promise<void>((resolve) => (queue.wake = resolve));
       }
     } finally {
-      this.#queues.delete(queue);
+      this.#queues = this.#queues.filter((other) => other !== queue);
       this.#onRead();
     }
   }

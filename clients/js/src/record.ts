@@ -1,5 +1,5 @@
 import { PushError } from "./error.js";
-import type { Gap } from "./types.js";
+import type { ConnectOptions, Gap } from "./types.js";
 
 /** An envelope as it arrives: an event, a cursor, a gap or an end. */
 export interface PushRecord {
@@ -26,20 +26,24 @@ export function parseRecord(text: string): PushRecord {
   throw new PushError(`not an envelope: ${text.slice(0, 80)}`, "unsuitable");
 }
 
-/** Decodes base64. */
-export function decodeBase64(text: string): Uint8Array {
+/** Returns the payload of an event, as the option `parse` makes it. */
+export function payloadOf({ data, data_base64 }: PushRecord, { parse }: ConnectOptions): unknown {
+  if (data_base64 != null) return decodeBase64(data_base64);
+  const isText = typeof data === "string";
+  if (data instanceof Uint8Array || !(isText || parse)) return data;
+  try {
+    return (parse ?? JSON.parse)(isText ? data : JSON.stringify(data));
+  } catch (error) {
+    if (parse) throw new PushError(`parse failed: ${error}`, "final");
+    // A text that is not JSON.
+    return data;
+  }
+}
+
+function decodeBase64(text: string): Uint8Array {
   try {
     return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   } catch {
     throw new PushError("not base64", "unsuitable");
-  }
-}
-
-/** The default of `ConnectOptions.parse`. */
-export function parseJsonOrText(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
   }
 }

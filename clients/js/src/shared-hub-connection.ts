@@ -233,7 +233,7 @@ export class SharedHubConnection implements TopicConnection {
 
   #onRefused(event: PushEvent): void {
     this.#leader?.handleRefusal(event.topic!);
-    if (this.#follower.delete(event.topic!)) this.#output.emit("hub.refused", event);
+    if (this.#follower.delete(event.topic!)) this.#output.emitOfType(event);
   }
 
   #onTopicsChanged(): void {

@@ -81,9 +81,10 @@ export function recordOf(block: SseBlock, { controlEvents }: ConnectOptions, isB
   const { id, event, data } = block;
   const { gap = "gap", end = "end", finished = "finished" } = controlEvents ?? {};
   try {
-    if (event === gap || event === end || event === finished) {
+    const isGap = event === gap;
+    if (isGap || event === end || event === finished) {
       const value = JSON.parse(data!);
-      if (event === gap ? value.reason : value.finished != null) return { id: id!, [event === gap ? "gap" : "end"]: value };
+      if (isGap ? value.reason : value.finished != null) return { id: id!, [isGap ? "gap" : "end"]: value };
     }
   } catch {}
   return isBase64 && data != null ? { ...block, data: undefined, data_base64: data } : block;

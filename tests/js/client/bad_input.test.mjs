@@ -197,6 +197,8 @@ test("long-poll: a batch that comes again and again is not asked for without a p
   for (const [name, isRepeated, batchOf] of [
     ["the same batch", true, () => '[{"id":"1","data":1},{"id":"2","data":2}]'],
     ["the same batch without ids", true, () => '[{"data":1}]'],
+    ["the same batch with a cursor", true, () => '[{"id":"e","cursor":"1","data":1}]'],
+    ["ends that name no time", true, (n) => `[{"id":"${n}","data":1},{"end":{}}]`],
     ["new batches", false, (n) => `[{"id":"${n}","data":1}]`],
     ["events that do not move the cursor", false, (n) => (n > 1 ? '[{"data":1}]' : '[{"id":"1","data":1}]')],
   ]) {

@@ -52,6 +52,15 @@ test("Retry-After is the shortest delay", async () => {
   }
 });
 
+test("long-poll: the time of an end is the shortest delay, although a page of another origin cannot read Retry-After", async () => {
+  const body = '[{"id":"1","data":1},{"end":{"finished":false,"retry":5200}}]';
+  const { url } = await serve(respond(200, { "content-type": "application/json" }, body), finished);
+  const { delays, restore } = skipDelays(5200, 7800);
+  const { items } = await read(url, { transports: ["long-poll"] }).finally(restore);
+  assert.deepEqual(items.map(({ data }) => data), [1]);
+  assert.equal(delays.length, 1);
+});
+
 test("a huge Retry-After is no busy loop", async () => {
   const { url, requests } = await serve(respond(503, { "retry-after": "99999999999999" }), finished);
   const push = open(url, { transports: ["sse"] });

@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { CuttingProxy, SERVER, TRANSPORTS, assertIsFeed, inParallel, next, open, readAll } from "./support.mjs";
+import { serve } from "./servers.mjs";
+import { CuttingProxy, SERVER, TRANSPORTS, assertIsFeed, inParallel, next, open, range, readAll, wait } from "./support.mjs";
 
 const nameOf = (transport) => transport.name ?? transport;
 
@@ -117,6 +118,24 @@ test("a slow loop loses nothing, and buffers little", async () => {
     if (text === "start") await fetch(new URL("/publish", SERVER), { method: "POST", body: "first" });
     return id;
   }
+});
+
+test("long-poll: a slow loop stops the polls until it has caught up", async () => {
+  let sent = 0;
+  const { url } = await serve((_, response) => {
+    const batch = range(sent + 1, (sent += 5)).map((n) => ({ id: `${n}`, data: n }));
+    response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(batch));
+  });
+  const push = open(url, { transports: ["long-poll"], maxBuffered: 10 });
+  const items = push[Symbol.asyncIterator]();
+  const read = [];
+  while (read.length < 100) {
+    read.push((await items.next()).value.data);
+    if (read.length % 10 === 1) await wait(50);
+    assert.ok(sent - read.length < 20, `${sent} events were sent when ${read.length} were read`);
+  }
+  push.close();
+  assert.deepEqual(read, range(1, 100));
 });
 
 test("a POST streams its answer, and resumes if it may", async () => {

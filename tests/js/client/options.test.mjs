@@ -122,9 +122,10 @@ test("credentials, method and headers are those of the requests", async () => {
   }
   const sent = inits.map(({ credentials, method, headers, body, cache }) => [credentials, method, headers.get("x-a"), body, cache]);
   assert.deepEqual(sent, [
-    ["same-origin", "GET", null, undefined, "no-store"],
+    // The default of `fetch` is "same-origin".
+    [undefined, "GET", null, undefined, "no-store"],
     ["include", "QUERY", "1", undefined, "no-store"],
-    ["same-origin", "POST", null, "q", "no-store"],
+    [undefined, "POST", null, "q", "no-store"],
   ]);
 });
 

@@ -335,8 +335,9 @@ test("a topic that is removed and added again begins with the answer, also if ev
     send(...events.slice(0, 2));
     socket.on("message", (text) => {
       const { subscribe, ref } = JSON.parse(text);
-      // The server has sent the event before it gets the command.
-      if (!subscribe) send({ id: "3", topic: "b", topics: ["b", "a"], data: 3 }, { topic: "b", event: "hub.unsubscribed", data: { ref } });
+      // The server has sent the events before it gets the command.
+      const sent = [{ id: "3", topic: "b", topics: ["b", "a"], data: 3 }, { topic: "b", data: "without an id" }];
+      if (!subscribe) send(...sent, { topic: "b", event: "hub.unsubscribed", data: { ref } });
       else send({ topic: "b", event: "hub.subscribed", data: { ref } }, ...events, { id: "4", topic: "b", data: 4 }, { end: { finished: true } });
     });
   }, { handleProtocols: () => "json.tower-push" });
