@@ -1,4 +1,4 @@
-import { type ConnectionOutput } from "./connection-output.js";
+import type { ConnectionOutput } from "./connection-output.js";
 import type { State } from "./index.js";
 import type { LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { type Position } from "./tab-group.js";
@@ -9,8 +9,8 @@ import type { TopicOptions } from "./topics.js";
  * Invariants:
  * - The tab handles the reports of the highest term that it knows, in their order and without a hole. It passes on the events of the topics that it
  *   follows.
- * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
- *   events.
+ * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, or reads a topic from the server, the
+ *   cursor stays before the missing events. So a page can begin after the cursor later, with the topics of which it has got events.
  * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the
  *   other topics that are after this cursor, and it does not repeat them.
  *
@@ -32,6 +32,8 @@ export declare class TopicFollower {
     get lacksTopic(): boolean;
     /** Whether the tab has all events of its topics up to `position`. Topics that begin as for a new client do not count. */
     get isComplete(): boolean;
+    /** The cursor after which the topics continue that the tab follows. While the tab reads a topic, the cursor of the output is older. */
+    get cursor(): string | undefined;
     has(topic: string): boolean;
     /** Adds topics, which begin as for a new client. Call `begin` when the leader knows them. */
     add(topics: Set<string>): void;

@@ -43,4 +43,6 @@ export interface TopicLoad {
     /** What the stream has after `position`. */
     held: ReportMessage[];
 }
+/** Returns whether a topic without a cursor has been in the stream for so long that a cursor would have come. */
+export declare const hasBegunBefore: ({ begunAt }: TopicProgress) => boolean;
 export declare const isFollowed: ({ step }: TopicProgress) => boolean;

@@ -248,8 +248,8 @@ export class SharedHubConnection implements TopicConnection {
   }
 
   #count(): CountMessage {
-    const { topics, resumedTopics: resumed, isComplete, position } = this.#follower;
-    return { kind: "count", tab: this.#tab, topics, resumed, position: isComplete ? position : undefined, cursor: this.cursor };
+    const { topics, resumedTopics: resumed, isComplete, position, cursor } = this.#follower;
+    return { kind: "count", tab: this.#tab, topics, resumed, position: isComplete ? position : undefined, cursor };
   }
 
   #sendPublication(ref: number, publication: Publication): void {

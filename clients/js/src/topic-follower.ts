@@ -1,9 +1,9 @@
-import { BEGUN_AFTER, type ConnectionOutput } from "./connection-output.js";
+import type { ConnectionOutput } from "./connection-output.js";
 import type { Gap, PushEvent, State } from "./index.js";
 import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { HubReport, LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { isBefore, type Position } from "./tab-group.js";
-import { isFollowed, repetitionUpTo, type TopicLoad, type TopicProgress } from "./topic-progress.js";
+import { hasBegunBefore, isFollowed, repetitionUpTo, type TopicLoad, type TopicProgress } from "./topic-progress.js";
 import { readTopics } from "./topic-snapshot.js";
 import type { TopicOptions } from "./topics.js";
 
@@ -16,8 +16,8 @@ const MAX_CATCH_UP = 1000;
  * Invariants:
  * - The tab handles the reports of the highest term that it knows, in their order and without a hole. It passes on the events of the topics that it
  *   follows.
- * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, the cursor stays before the missing
- *   events.
+ * - The tab's cursor is the cursor of the leader's connection at the tab's position. If the tab misses events, or reads a topic from the server, the
+ *   cursor stays before the missing events. So a page can begin after the cursor later, with the topics of which it has got events.
  * - The cursor of the leader's connection goes back when a topic begins in its stream with old events. So the stream may have passed events of the
  *   other topics that are after this cursor, and it does not repeat them.
  *
@@ -78,6 +78,11 @@ export class TopicFollower {
   get isComplete(): boolean {
     for (const { step, since } of this.#topics.values()) if (step !== "followed" && since != null) return false;
     return true;
+  }
+
+  /** The cursor after which the topics continue that the tab follows. While the tab reads a topic, the cursor of the output is older. */
+  get cursor(): string | undefined {
+    return (this.isComplete ? this.#leaderCursor : undefined) ?? this.#output.cursor;
   }
 
   has(topic: string): boolean {
@@ -236,6 +241,7 @@ export class TopicFollower {
   }
 
   #updateCursor(): void {
+    for (const { load } of this.#topics.values()) if (load) return;
     if (this.#leaderCursor != null && this.isComplete) this.#output.setCursor(this.#leaderCursor);
   }
 
@@ -293,22 +299,33 @@ export class TopicFollower {
     // may begin later, so then `coming` is read afterwards and compared.
     if (since != null) await readComing();
     if (aborted.signal.aborted) return;
+    // No cursor says that a tab has a part of a topic's first events, so these are passed on together.
+    const firstEvents: (() => void)[] = [];
+    const passOn = (pass: () => void) => (since == null ? firstEvents.push(pass) : pass());
+    let end = since;
+    const setSince = () => {
+      for (const progress of this.#topics.values()) if (progress.load === load) progress.since = end;
+    };
     const isRead = await read(
       topics,
       since,
-      (event) => {
-        const taken = current(event).filter((topic) => {
-          if (event.id != null) last.set(topic, event.id);
-          return this.#recentEvents.add(event.id, topic);
-        });
-        this.#pass(event, taken);
-      },
-      (gap) => this.#output.emitGap(gap),
+      (event) =>
+        passOn(() => {
+          const taken = current(event).filter((topic) => {
+            if (event.id != null) last.set(topic, event.id);
+            return this.#recentEvents.add(event.id, topic);
+          });
+          this.#pass(event, taken);
+        }),
+      (gap) => passOn(() => this.#output.emitGap(gap)),
       // If the load is interrupted, its topics continue after this cursor.
       (cursor) => {
-        for (const progress of this.#topics.values()) if (progress.load === load) progress.since = cursor;
+        end = cursor;
+        passOn(setSince);
       },
     );
+    if (aborted.signal.aborted) return;
+    for (const pass of firstEvents) pass();
     isKnown &&= isRead;
     if (since == null && isKnown) await readComing();
     if (aborted.signal.aborted) return;
@@ -386,9 +403,6 @@ export class TopicFollower {
     else if (topics[0] != null) this.#output.emitEvent({ ...event, topic: topics[0], topics: topics[1] == null ? undefined : topics });
   }
 }
-
-/** Returns whether a topic without a cursor has been in the stream for so long that a cursor would have come. */
-const hasBegunBefore = ({ begunAt }: TopicProgress) => performance.now() - begunAt > BEGUN_AFTER;
 
 function topicsOfReport([name, value]: HubReport): string[] {
   if (name === "event") return topicsOf(value);

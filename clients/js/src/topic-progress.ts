@@ -1,3 +1,4 @@
+import { BEGUN_AFTER } from "./connection-output.js";
 import type { ReportMessage } from "./shared-hub-messages.js";
 import type { Position } from "./tab-group.js";
 
@@ -44,5 +45,8 @@ export interface TopicLoad {
   /** What the stream has after `position`. */
   held: ReportMessage[];
 }
+
+/** Returns whether a topic without a cursor has been in the stream for so long that a cursor would have come. */
+export const hasBegunBefore = ({ begunAt }: TopicProgress) => performance.now() - begunAt > BEGUN_AFTER;
 
 export const isFollowed = ({ step }: TopicProgress) => step === "begun" || step === "followed";

@@ -313,6 +313,53 @@ for (const since of [undefined, "0"]) {
   });
 }
 
+test("a tab that reads the first events of a topic shows no cursor after events of the topic that it has not got", async () => {
+  const log = [];
+  const leaders = [];
+  const publish = () => {
+    const id = log.length + 1;
+    const topic = id % 2 ? "a" : "b";
+    const record = { id: String(id), topic, data: { numbers: { [topic]: id } } };
+    log.push(record);
+    for (const socket of leaders) socket.send(JSON.stringify(record));
+  };
+  range(1, 6).forEach(publish);
+  const url = await serveSockets((socket) => {
+    leaders.push(socket);
+    for (const record of log) socket.send(JSON.stringify(record));
+  }, { handleProtocols: () => "json.tower-push" });
+  // Each poll has one event, and other events are published meanwhile.
+  const fetch = async (address, { headers }) => {
+    const topics = new URL(address).searchParams.getAll("topic");
+    const cursor = headers.get("last-event-id") ?? "0";
+    const record = log.find(({ id, topic }) => Number(id) > Number(cursor) && topics.includes(topic));
+    if (log.length < 40) publish();
+    await wait(5);
+    return Response.json(record ? [record] : [], { headers: { "last-event-id": record?.id ?? log.at(-1).id } });
+  };
+  const name = newName();
+  const first = new Tab(name, ["a", "b"], "websocket", { url: new URL(url), fetch });
+  await first.hasSeen("a", 5);
+  const second = new Tab(name, ["a"], "websocket", { url: new URL(url), fetch });
+  await second.hasSeen("a", 5);
+  const missing = [];
+  /** Notes the events that a page would miss if it were closed now, and began after the cursor later, with the topics of which it has events. */
+  const check = () => {
+    const { cursor } = second.push;
+    for (const { id, topic } of log) {
+      const numbers = second.numbers(topic);
+      if (Number(id) <= Number(cursor) && numbers[0] && !numbers.includes(Number(id))) missing.push(`${id} at ${cursor}`);
+    }
+  };
+  for (const type of ["event", "cursor"]) second.push.on(type, () => queueMicrotask(check));
+  second.push.subscribe("b");
+  await second.hasSeen("b", 40);
+  await until(() => second.push.cursor === "40");
+  assert.deepEqual(missing, []);
+  for (const topic of ["a", "b"]) assert.deepEqual(second.numbers(topic), log.filter((record) => record.topic === topic).map(({ id }) => Number(id)));
+  for (const { push } of [first, second]) push.close();
+});
+
 test("a shared connection needs a topic in each tab, and has no patterns", () => {
   assert.throws(() => new Tab("none", [], "websocket"), TypeError);
   assert.throws(() => new Tab("none", ["a"], "websocket", { patterns: [{ prefix: "a" }] }), TypeError);
