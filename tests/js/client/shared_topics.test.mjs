@@ -230,6 +230,32 @@ for (const transport of TRANSPORTS) {
   }
 }
 
+for (const transport of TRANSPORTS) {
+  test(`${transport}: an event that is published while a tab adds its topic comes once`, async () => {
+    const [a, ...others] = namesOf("a", ...range(1, 20));
+    const name = newName();
+    const tabs = [0, 1].map(() => new Tab(name, [a], transport));
+    const [first, second] = tabs;
+    await publish(a);
+    for (const tab of tabs) await tab.hasSeen(a);
+    for (const [n, topic] of others.entries()) {
+      first.push.subscribe(topic);
+      // Either the stream has the topic already, and the second tab reads the topic from the server, or the topic begins in the stream.
+      if (n % 2) await until(async () => (await subscribers(topic)) > 0);
+      const published = publish(topic);
+      second.push.subscribe(topic);
+      await published;
+      await publish(topic);
+      for (const tab of tabs) {
+        await tab.hasSeen(topic, 2);
+        tab.check(topic);
+        tab.push.unsubscribe(topic);
+      }
+    }
+    for (const { push } of tabs) push.close();
+  });
+}
+
 test("publications of all tabs go over the leader's connection", async () => {
   const [room, other] = namesOf("room", "other");
   const name = newName();
