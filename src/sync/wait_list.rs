@@ -156,11 +156,12 @@ impl Shard {
         let Self {
             waiters, queued, ..
         } = self;
-        let wakers = queued.drain(..).filter_map(|index| {
+        let mut wakers = Vec::with_capacity(queued.len());
+        wakers.extend(queued.drain(..).filter_map(|index| {
             let waiter = &mut waiters[index];
             waiter.is_queued = false;
             waiter.waker.take()
-        });
-        wakers.collect()
+        }));
+        wakers
     }
 }
