@@ -445,17 +445,33 @@ impl TopicLog {
         })
     }
 
+    /// Returns whether the log has had an event without history since it last had no reader.
+    #[inline]
+    pub(super) fn has_had_ephemeral(&self) -> bool {
+        self.ephemeral.is_some()
+    }
+
+    /// Returns the entries with history after `ordinals`. The log has the next event after `ordinals`: [`skip_missed`](Self::skip_missed) has
+    /// returned `None`.
+    #[inline]
+    pub(super) fn retained_entries(
+        &self,
+        ordinals: ReaderOrdinals,
+    ) -> vec_deque::Iter<'_, TopicLogEntry> {
+        let index = ordinals.retained - self.last_dropped_ordinal();
+        self.entries.range(index as usize..)
+    }
+
     /// Returns the entries after `ordinals`, in the order of their positions. The log has the next event after `ordinals`:
     /// [`skip_missed`](Self::skip_missed) has returned `None`. Moves `ordinals` past the events without history that were dropped.
     #[inline]
     pub(super) fn unread_entries(&self, ordinals: &mut ReaderOrdinals) -> UnreadEntries<'_> {
-        let index = ordinals.retained - self.last_dropped_ordinal();
         let ephemeral = self.ephemeral.as_deref().map(|ephemeral| {
             ordinals.ephemeral = ordinals.ephemeral.max(ephemeral.last_dropped_ordinal());
             ephemeral.entries_after(ordinals.ephemeral).peekable()
         });
         UnreadEntries {
-            retained: self.entries.range(index as usize..),
+            retained: self.retained_entries(*ordinals),
             ephemeral,
             next_retained: None,
         }

@@ -22,22 +22,28 @@ struct EventsAfterNext {
 const CAPACITY: usize = 8;
 
 impl ReadBuffer {
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         let rest = self.rest.as_ref().map_or(0, |rest| rest.end - rest.start);
         usize::from(self.next.is_some()) + usize::from(rest)
     }
 
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         let rest = self.rest.as_ref();
         rest.is_some_and(|rest| usize::from(rest.end) == rest.events.len())
     }
 
     /// Appends an event, unless the buffer is full.
+    #[inline]
     pub(crate) fn push(&mut self, event: Event) {
-        if self.next.is_none() {
-            self.next = Some(event);
-            return;
+        match self.next {
+            None => self.next = Some(event),
+            Some(_) => self.push_after_next(event),
         }
+    }
+
+    fn push_after_next(&mut self, event: Event) {
         let rest = self.rest.get_or_insert_default();
         if let Some(slot) = rest.events.get_mut(usize::from(rest.end)) {
             *slot = Some(event);

@@ -4,7 +4,7 @@ use crate::{
     event::{Event, Topic},
     source::{
         hub::{
-            topic_log::{HistoryEnd, ReaderOrdinals},
+            topic_log::{HistoryEnd, ReaderOrdinals, TopicLogEntry},
             topic_state::TopicState,
         },
         log::ReadBuffer,
@@ -87,29 +87,49 @@ impl TopicReader {
         if log.skip_missed(&mut missed_ordinals).is_some() {
             return TopicReadOutcome::Missed;
         }
-        let (mut stopped_after, mut last_position, mut last_id_position) = (None, None, 0);
-        let mut byte_len = 0;
-        for (entry, is_ephemeral) in log.unread_entries(&mut self.ordinals) {
-            if entry.position > bound {
+        let ordinals = &mut self.ordinals;
+        if log.has_had_ephemeral() {
+            let entries = log.unread_entries(ordinals);
+            return take_events(entries, ordinals, bound, sender, buffer);
+        }
+        // Without a merge, a read takes measurably less time.
+        let entries = log.retained_entries(*ordinals);
+        let entries = entries.map(|entry| (entry, false));
+        take_events(entries, ordinals, bound, sender, buffer)
+    }
+}
+
+/// Takes the events of `entries` up to the position `bound`, and moves `ordinals` past them.
+#[inline]
+fn take_events<'a>(
+    entries: impl Iterator<Item = (&'a TopicLogEntry, bool)>,
+    ordinals: &mut ReaderOrdinals,
+    bound: u64,
+    sender: Option<&Arc<str>>,
+    buffer: &mut ReadBuffer,
+) -> TopicReadOutcome {
+    let (mut stopped_after, mut last_position, mut last_id_position) = (None, None, 0);
+    let mut byte_len = 0;
+    for (entry, is_ephemeral) in entries {
+        if entry.position > bound {
+            break;
+        }
+        if entry.is_visible_to(sender) {
+            byte_len += entry.byte_len;
+            if buffer.is_full() || (buffer.len() > 0 && byte_len > MAX_READ_BYTES) {
+                stopped_after = last_position;
                 break;
             }
-            if entry.is_visible_to(sender) {
-                byte_len += entry.byte_len;
-                if buffer.is_full() || (buffer.len() > 0 && byte_len > MAX_READ_BYTES) {
-                    stopped_after = last_position;
-                    break;
-                }
-                buffer.push(entry.event.clone());
-                if !is_ephemeral {
-                    last_id_position = entry.position;
-                }
+            buffer.push(entry.event.clone());
+            if !is_ephemeral {
+                last_id_position = entry.position;
             }
-            self.ordinals.advance_past_entry(is_ephemeral);
-            last_position = Some(entry.position);
         }
-        TopicReadOutcome::Events {
-            stopped_after,
-            last_id_position,
-        }
+        ordinals.advance_past_entry(is_ephemeral);
+        last_position = Some(entry.position);
+    }
+    TopicReadOutcome::Events {
+        stopped_after,
+        last_id_position,
     }
 }
