@@ -37,12 +37,14 @@ use crate::{
 /// # }
 /// ```
 #[must_use = "a stream does nothing unless it is polled"]
+// `repr(C)` keeps this order: each poll reads these fields, and the first ones of the reader.
+#[repr(C)]
 pub struct HubSubscriber {
-    reader: HubReader,
+    is_disconnected: bool,
     /// Executes the client's commands. `None` if the source accepts no commands.
     #[cfg(feature = "json")]
     command_processor: Option<Box<CommandProcessor>>,
-    is_disconnected: bool,
+    reader: HubReader,
 }
 
 impl HubSubscriber {
@@ -105,7 +107,9 @@ impl Stream for HubSubscriber {
             return Poll::Ready(None);
         }
         #[cfg(feature = "json")]
-        this.execute_commands(cx);
+        if this.command_processor.is_some() {
+            this.execute_commands(cx);
+        }
         let item = ready!(this.reader.poll_next(cx));
         this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired | Item::Ended { .. }));
         Poll::Ready(Some(item.map_err(Into::into)))
@@ -124,6 +128,11 @@ impl SourceStream for HubSubscriber {
 
     fn release_and_count_held_events(self: Pin<&mut Self>) -> u32 {
         self.get_mut().reader.release_and_count_held_events()
+    }
+
+    #[cfg(feature = "server")]
+    fn prefetch(&self) {
+        self.reader.prefetch();
     }
 
     /// A subscriber that executes commands runs the application's code, which authorizes each of them. A subscriber that reads pages of a broker runs the

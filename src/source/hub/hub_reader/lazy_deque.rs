@@ -21,6 +21,14 @@ impl<T: 'static> LazyDeque<T> {
         }
     }
 
+    /// Appends items. Allocates nothing if there are none.
+    pub(super) fn extend(&mut self, items: impl IntoIterator<Item = T>) {
+        let mut items = items.into_iter().peekable();
+        if items.peek().is_some() {
+            self.deref_mut().extend(items);
+        }
+    }
+
     /// Frees the queue's memory if it is empty.
     pub(super) fn free_if_empty(&mut self) {
         if self.is_empty() {
@@ -32,6 +40,12 @@ impl<T: 'static> LazyDeque<T> {
 impl<T> Default for LazyDeque<T> {
     fn default() -> Self {
         Self(None)
+    }
+}
+
+impl<T> From<VecDeque<T>> for LazyDeque<T> {
+    fn from(queue: VecDeque<T>) -> Self {
+        Self((!queue.is_empty()).then(|| Box::new(queue)))
     }
 }
 

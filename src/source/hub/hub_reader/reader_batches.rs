@@ -95,6 +95,7 @@ impl HubReader {
     }
 
     /// Moves the reader's position after events of one topic were read, which is the only one with unread events up to `bound`.
+    #[inline]
     fn finish_topic_read(&mut self, read: TopicReadOutcome, bound: u64) -> BatchReadOutcome {
         match read {
             TopicReadOutcome::Missed => self.merge_topics(bound),

@@ -111,7 +111,7 @@ impl HubReader {
             }
         }
         match self.items.is_empty() {
-            true => self.items = queue,
+            true => self.items = queue.into(),
             false => self.items.append(&mut queue),
         }
     }

@@ -5,8 +5,7 @@ use std::{
 
 use super::topic_reader::TopicReader;
 
-/// The [`TopicReader`]s of a reader. Most readers have one topic, which is stored without an allocation: a poll of one of many readers
-/// takes as long as it waits for memory.
+/// The [`TopicReader`] of each topic of a `HubReader`. A single one, which is the usual number, is stored without an allocation.
 pub(super) enum TopicReaders {
     One(TopicReader),
     Many(Vec<TopicReader>),
