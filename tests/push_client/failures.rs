@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use http::HeaderValue;
 use testkit::TestServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tower_push_client::{Client, ClientItem, Error, Transport};
+use tower_push_client::{Client, ClientItem, Error, ReqwestService, Transport};
 
 use crate::support::{client_for, errors_to_end, next_item, next_text};
 
@@ -186,11 +186,26 @@ async fn unreachable_server_is_retried() {
     let server = TestServer::start_with(|_| async {}).await;
     let url = server.url("/");
     drop(server);
-    let mut stream = Client::new().subscribe(url).unwrap();
+    let reqwest = Client::with_service(ReqwestService::new(reqwest_013::Client::new()));
+    for client in [Client::new(), reqwest] {
+        let mut stream = client.subscribe(&url).unwrap();
+        let ClientItem::Reconnecting { error, .. } = next_item(&mut stream).await else {
+            panic!()
+        };
+        let error = error.unwrap();
+        assert!(error.is_request() && error.is_connect(), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn cut_before_a_response_is_no_error_of_connecting() {
+    let server = TestServer::start_with(|_| async {}).await;
+    let mut stream = Client::new().subscribe(server.url("/")).unwrap();
     let ClientItem::Reconnecting { error, .. } = next_item(&mut stream).await else {
         panic!()
     };
-    assert!(error.unwrap().is_request());
+    let error = error.unwrap();
+    assert!(error.is_request() && !error.is_connect(), "{error:?}");
 }
 
 #[tokio::test]

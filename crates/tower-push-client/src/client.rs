@@ -110,9 +110,11 @@ impl Client {
     /// Sets the transports to ask for, the preferred one first: [`Sse`](Transport::Sse) and [`LongPoll`](Transport::LongPoll) by default.
     /// An empty list counts as the default.
     ///
-    /// The client asks for the next transport if the server does not offer one, or if nothing arrives over it in time. The client keeps the
-    /// transport that works. After 10 minutes, the next reconnect tries the first transport again. The cursor is the same on all
-    /// transports.
+    /// The client asks for the next transport if the server does not offer one, if nothing arrives over it in time, or if three requests for it
+    /// fail without a response. The client keeps the transport that works, also while the server restarts: errors of
+    /// [connecting](Error::is_connect) say nothing about a transport, and a transport that has worked in the last 10 minutes is kept although
+    /// requests fail. After 10 minutes with another transport than the first, the next reconnect tries the first one again. The cursor is the
+    /// same on all transports.
     pub fn transports(self, transports: impl IntoIterator<Item = Transport>) -> Self {
         let transports: Arc<[Transport]> = transports.into_iter().collect();
         self.map_config(|config| {

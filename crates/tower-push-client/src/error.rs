@@ -1,4 +1,4 @@
-use std::{error, fmt};
+use std::{error, fmt, io};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -161,6 +161,21 @@ impl Error {
         self.0.kind == ErrorKind::Request
     }
 
+    /// Whether no connection to the server could be opened: the server refuses connections, its name or its network is unknown, or the TLS
+    /// handshake fails. Such an error is also [`is_request`](Self::is_request).
+    ///
+    /// The client knows the errors of hyper-util's client and of reqwest, and `std::io::Error` among the [sources](std::error::Error::source).
+    pub fn is_connect(&self) -> bool {
+        let mut source = error::Error::source(self).filter(|_| self.is_request());
+        while let Some(error) = source {
+            if is_connect_error(error) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+
     /// Whether the server has answered with a status other than those of a feed. [`status_code`](Self::status_code) and [`body`](Self::body) return
     /// the response.
     pub fn is_status(&self) -> bool {
@@ -251,6 +266,29 @@ impl fmt::Display for Error {
         }
         Ok(())
     }
+}
+
+/// Whether an error, without its sources, says that no connection could be opened.
+fn is_connect_error(error: &(dyn error::Error + 'static)) -> bool {
+    #[cfg(feature = "hyper-client")]
+    if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return error.is_connect();
+    }
+    #[cfg(feature = "reqwest")]
+    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+        return error.is_connect();
+    }
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown
+                | io::ErrorKind::AddrNotAvailable
+        )
+    })
 }
 
 /// The number of characters of a response's body that the text of an error shows.

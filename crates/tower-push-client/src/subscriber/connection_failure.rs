@@ -94,8 +94,9 @@ impl Subscriber {
                 }
             }
             FailureReaction::Retry => {
-                if !has_worked {
-                    self.selector.on_failure();
+                let is_of_transport = |error: &Error| !error.is_connect() && !error.is_prepare();
+                if !has_worked && error.as_ref().is_none_or(is_of_transport) {
+                    self.selector.on_failure(now);
                 }
                 self.draw_delay()
             }

@@ -185,6 +185,68 @@ fn unreachable_server_sees_ever_fewer_requests() {
     );
 }
 
+/// Failures that say nothing about the transport, such as those of a server that restarts, lead to no other one.
+#[test]
+fn transport_is_kept_while_the_server_cannot_be_reached() {
+    let now = Instant::now();
+    let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    for has_worked in [true, false] {
+        for failure in [
+            RequestFailure::Connect,
+            RequestFailure::Prepare,
+            RequestFailure::Other,
+            RequestFailure::Timeout,
+        ] {
+            let (mut subscriber, mut now) = (subscriber(now), now);
+            if has_worked {
+                connect(&mut subscriber, now);
+                subscriber.handle_input("data: x\n\n".into(), now);
+                items(&mut subscriber, now);
+                subscriber.handle_end(Err("cut".into()), now);
+                now += last_delay(&mut subscriber, now);
+            }
+            for _ in 0..5 {
+                subscriber.poll_request(now).unwrap();
+                match failure {
+                    RequestFailure::Connect => {
+                        subscriber.handle_request_error(refused().into(), now);
+                    }
+                    RequestFailure::Prepare => {
+                        subscriber.handle_prepare_error("no token".into(), now);
+                    }
+                    RequestFailure::Other => subscriber.handle_request_error("reset".into(), now),
+                    RequestFailure::Timeout => {
+                        now = subscriber.poll_timeout().unwrap();
+                        subscriber.handle_timeout(now);
+                    }
+                }
+                now += last_delay(&mut subscriber, now);
+            }
+            let request = subscriber.poll_request(now).unwrap();
+            let expected = match failure {
+                RequestFailure::Other | RequestFailure::Timeout if !has_worked => {
+                    "application/json"
+                }
+                _ => "text/event-stream",
+            };
+            assert_eq!(
+                request.headers()["accept"],
+                expected,
+                "{failure:?} {has_worked}"
+            );
+        }
+    }
+}
+
+/// The ways in which a request fails without a response.
+#[derive(Clone, Copy, Debug)]
+enum RequestFailure {
+    Connect,
+    Prepare,
+    Other,
+    Timeout,
+}
+
 #[test]
 fn silent_server_is_noticed_by_its_heartbeats() {
     let start = Instant::now();

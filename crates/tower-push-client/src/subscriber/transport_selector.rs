@@ -7,8 +7,8 @@ use crate::transport::Transport;
 
 /// Chooses the transport of the next request: the first of the list that works.
 ///
-/// A transport that has worked is kept. From a transport that is not the first, the selector returns to the first one after
-/// [`RETURN_AFTER`], at the next request.
+/// A transport that has worked is kept, also while the server cannot be reached. From a transport that is not the first, the selector returns
+/// to the first one after [`RETURN_AFTER`], at the next request.
 #[derive(Clone, Debug)]
 pub(crate) struct TransportSelector {
     transports: Arc<[Transport]>,
@@ -16,16 +16,21 @@ pub(crate) struct TransportSelector {
     index: usize,
     /// The number of transports that did not work, one after another, since one has worked.
     unsuitable: usize,
-    /// The number of requests for the current transport that failed, one after another, without a response that worked.
+    /// The number of requests for the current transport that failed, one after another, without a response that worked. Not counted for a
+    /// transport that [has worked lately](Self::has_worked_lately).
     failures: u32,
-    /// The index of the transport that has worked last.
-    worked: Option<usize>,
+    /// The index of the transport that has worked last, and the time at which it has worked last.
+    worked: Option<(usize, Instant)>,
     /// The time at which the first transport is tried again. `None` while the current transport is the first.
     return_at: Option<Instant>,
 }
 
 /// The time after which the first transport of the list is tried again: 10 min.
 const RETURN_AFTER: Duration = Duration::from_secs(600);
+
+/// The time for which a transport that has worked is kept although requests for it fail: 10 min. A server that restarts takes less, and a client
+/// that has moved to another network, which drops the transport, gets to another transport in the end.
+const KEEP_AFTER_SUCCESS: Duration = Duration::from_secs(600);
 
 /// The number of failures, one after another, after which the next transport is tried: a firewall may drop one transport without a response.
 const MAX_FAILURES: u32 = 3;
@@ -60,14 +65,22 @@ impl TransportSelector {
     /// Whether the client may change to another transport because nothing arrives over the current one: it has never worked, and there is
     /// another one to try.
     pub(crate) fn may_switch_transport(&self) -> bool {
-        self.worked != Some(self.index) && self.has_untried_transport()
+        let has_worked = self.worked.is_some_and(|(index, _)| index == self.index);
+        !has_worked && self.has_untried_transport()
+    }
+
+    /// Whether the current transport has worked at most [`KEEP_AFTER_SUCCESS`] ago.
+    fn has_worked_lately(&self, now: Instant) -> bool {
+        self.worked.is_some_and(|(index, time)| {
+            index == self.index && now.saturating_duration_since(time) <= KEEP_AFTER_SUCCESS
+        })
     }
 
     /// Reports that the server has sent bytes of a feed.
     pub(crate) fn on_success(&mut self, now: Instant) {
         self.unsuitable = 0;
         self.failures = 0;
-        self.worked = Some(self.index);
+        self.worked = Some((self.index, now));
         if self.index > 0 && self.return_at.is_none() {
             self.return_at = Some(now + RETURN_AFTER);
         }
@@ -88,8 +101,11 @@ impl TransportSelector {
         has_untried_transport
     }
 
-    /// Reports that a request failed, or that its response ended without a byte.
-    pub(crate) fn on_failure(&mut self) {
+    /// Reports that a request failed although the server could be reached, or that its response ended without a byte.
+    pub(crate) fn on_failure(&mut self, now: Instant) {
+        if self.has_worked_lately(now) {
+            return;
+        }
         self.failures += 1;
         if self.failures >= MAX_FAILURES {
             self.on_unsuitable();
@@ -133,10 +149,25 @@ mod tests {
     #[test]
     fn repeated_failures_lead_to_the_next_transport() {
         let (mut selector, now) = (selector(), Instant::now());
-        selector.on_failure();
-        selector.on_failure();
+        selector.on_failure(now);
+        selector.on_failure(now);
         assert_eq!(selector.select(now), Transport::Sse);
-        selector.on_failure();
+        selector.on_failure(now);
         assert_eq!(selector.select(now), Transport::Ndjson);
+    }
+
+    #[test]
+    fn failures_count_late_after_a_success() {
+        let (mut selector, now) = (selector(), Instant::now());
+        selector.on_success(now);
+        for _ in 0..100 {
+            selector.on_failure(now + KEEP_AFTER_SUCCESS);
+        }
+        assert_eq!(selector.select(now), Transport::Sse);
+        let later = now + KEEP_AFTER_SUCCESS + Duration::from_millis(1);
+        for _ in 0..MAX_FAILURES {
+            selector.on_failure(later);
+        }
+        assert_eq!(selector.select(later), Transport::Ndjson);
     }
 }
