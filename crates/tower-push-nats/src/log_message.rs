@@ -57,7 +57,7 @@ pub(crate) struct Snapshot {
 /// What a node tells the others beside the entries, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(crate) enum Notice {
+pub(crate) enum NodeNotice {
     /// The node has found the log incomplete.
     Incomplete,
 }

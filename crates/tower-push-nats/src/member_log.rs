@@ -16,7 +16,7 @@ use crate::{
     api_response::StreamInfo,
     error::Error,
     log_message::{
-        LogEntry, MessagePosition, Notice, PlacedEntry, Snapshot, SnapshotPart, SnapshotParts,
+        LogEntry, MessagePosition, NodeNotice, PlacedEntry, Snapshot, SnapshotPart, SnapshotParts,
         parse,
     },
     log_store::LogStore,
@@ -95,7 +95,7 @@ struct LogSubjects {
 }
 
 /// The result of one read of the log.
-enum ReadResult {
+enum LogReadOutcome {
     /// The messages are applied.
     Applied,
     /// The server that has answered does not have the message yet that was read last.
@@ -288,7 +288,7 @@ impl<S: LogStore> MemberLog<S> {
         if replica.must_restart() {
             // Nodes that have members restart the log. Without permission, or a server, the list stays incomplete until this node has a member.
             let subject = &self.subjects.incomplete;
-            let message = to_json(&Notice::Incomplete);
+            let message = to_json(&NodeNotice::Incomplete);
             let _ = self.store.append(subject, message, None).await;
         }
         let members = replica.ledger().members();
@@ -377,9 +377,9 @@ impl<S: LogStore> MemberLog<S> {
             };
             let applied = self.apply(replica, &messages, own, &mut own_outcome);
             match applied.await? {
-                ReadResult::Applied => {}
-                ReadResult::Lags => return Ok(own_outcome),
-                ReadResult::PositionLost { is_lost } => {
+                LogReadOutcome::Applied => {}
+                LogReadOutcome::Lags => return Ok(own_outcome),
+                LogReadOutcome::PositionLost { is_lost } => {
                     if recoveries == MAX_RECOVERIES {
                         return Err(Error::unavailable("the log of members loses its entries"));
                     }
@@ -405,7 +405,7 @@ impl<S: LogStore> MemberLog<S> {
         messages: &[StreamMessage],
         own: Option<u64>,
         own_outcome: &mut Option<RequestOutcome>,
-    ) -> Result<ReadResult, Error> {
+    ) -> Result<LogReadOutcome, Error> {
         let new = match replica.position() {
             None => messages,
             Some(position) => match messages.split_first() {
@@ -418,7 +418,7 @@ impl<S: LogStore> MemberLog<S> {
                 let info = self.store.describe().await?;
                 let is_other = replica.stream() != Some(info.fingerprint());
                 if is_other || info.state.first_seq >= message.sequence {
-                    return Ok(ReadResult::PositionLost { is_lost: is_other });
+                    return Ok(LogReadOutcome::PositionLost { is_lost: is_other });
                 }
             }
             if message.subject != self.subjects.entries {
@@ -427,8 +427,8 @@ impl<S: LogStore> MemberLog<S> {
                     replica.begin_snapshot();
                 }
                 if message.subject == self.subjects.incomplete {
-                    match parse::<Notice>(message) {
-                        Some(Notice::Incomplete) => replica.set_incomplete(),
+                    match parse::<NodeNotice>(message) {
+                        Some(NodeNotice::Incomplete) => replica.set_incomplete(),
                         None => {}
                     }
                 }
@@ -448,7 +448,7 @@ impl<S: LogStore> MemberLog<S> {
                 *own_outcome = outcome;
             }
         }
-        Ok(ReadResult::Applied)
+        Ok(LogReadOutcome::Applied)
     }
 
     /// Finds out why a read has not returned the message that was read last.
@@ -456,15 +456,15 @@ impl<S: LogStore> MemberLog<S> {
         &self,
         replica: &Replica,
         position: MessagePosition,
-    ) -> Result<ReadResult, Error> {
+    ) -> Result<LogReadOutcome, Error> {
         let found = self.store.message_at(position.sequence).await?;
         if found.as_ref().map(MessagePosition::of) == Some(position) {
-            return Ok(ReadResult::Lags);
+            return Ok(LogReadOutcome::Lags);
         }
         let info = self.store.describe_or_create().await?;
         let is_other = replica.stream() != Some(info.fingerprint());
         // If the oldest message is a later one, others have removed the message, because there is a snapshot. Otherwise, the message is lost.
-        Ok(ReadResult::PositionLost {
+        Ok(LogReadOutcome::PositionLost {
             is_lost: is_other || info.state.first_seq <= position.sequence,
         })
     }
@@ -607,7 +607,7 @@ impl<S: LogStore> MemberLog<S> {
         if !replica.has_members_to_remove(request.node_timeout()) {
             return Ok(false);
         }
-        let members = replica.some_lost_members();
+        let members = replica.first_lost_members();
         let entry = LogEntry::Lost { members };
         match self.append(entry, replica.last_entry()).await {
             Err(error) if error.is_conflict() => return Ok(true),

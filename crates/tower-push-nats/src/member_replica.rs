@@ -212,8 +212,8 @@ impl Replica {
         }
     }
 
-    /// Returns some of the members that leave because the log has lost them.
-    pub(crate) fn some_lost_members(&self) -> Vec<MemberId> {
+    /// Returns the first of the members that leave because the log has lost them, as many as one entry has.
+    pub(crate) fn first_lost_members(&self) -> Vec<MemberId> {
         let members = self.lost_members.iter().take(MAX_LOST_MEMBERS);
         members.cloned().collect()
     }
@@ -387,7 +387,7 @@ mod tests {
             } else {
                 Vec::new()
             };
-            assert_eq!(replica.some_lost_members(), expected);
+            assert_eq!(replica.first_lost_members(), expected);
         }
     }
 
