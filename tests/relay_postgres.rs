@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -11,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use testkit::{
-    ExampleProcess, HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT,
+    ExampleProcess, HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, free_port,
     records::{ParsedRecord, RecordReader},
 };
 use tokio::time::sleep;
@@ -25,9 +24,7 @@ struct PostgresCluster {
 
 impl PostgresCluster {
     fn start() -> Self {
-        let free_port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free_port.local_addr().unwrap().port();
-        drop(free_port);
+        let port = free_port();
         let name = format!("tower-push-postgres-{}-{port}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         fs::create_dir(&directory).unwrap();

@@ -44,6 +44,7 @@ pub mod epoch_ids;
 pub mod event_stream;
 pub mod event_stream_client;
 pub mod example_process;
+mod free_port;
 pub mod headers;
 pub mod hub_client;
 pub mod hub_members;
@@ -80,6 +81,7 @@ pub use self::{
     cursor_client::CursorClient,
     event_stream_client::EventStreamClient,
     example_process::ExampleProcess,
+    free_port::free_port,
     headers::parse_headers,
     hub_client::HubClient,
     hub_members::{MembersBroker, enter, expect_members, members, run_members_randomly},
@@ -91,7 +93,7 @@ pub use self::{
     published_events::PublishedEvents,
     random::Random,
     record_client::RecordClient,
-    redis_server::{RedisProgram, RedisServer, free_port},
+    redis_server::{RedisProgram, RedisServer},
     relay_client::{RelayClient, read_relay_events},
     request::{empty_request, get_request_head},
     self_signed_certificate::SelfSignedCertificate,

@@ -12,8 +12,8 @@ use std::{
 
 use crate::{
     TEST_TIMEOUT,
+    free_port::free_port,
     programs::installed_path,
-    redis_server::free_port,
     signal::{send_signal, stop_process},
 };
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -11,6 +10,7 @@ use std::{
 
 use crate::{
     TEST_TIMEOUT,
+    free_port::free_port,
     programs::repository_path,
     signal::{send_signal, stop_process},
 };
@@ -226,15 +226,4 @@ fn spawn_server(program: RedisProgram, directory: &Path, port: u16, options: &[S
         .stdout(Stdio::null())
         .spawn()
         .expect("run scripts/setup first")
-}
-
-/// Returns a port that no program uses. A node of a cluster uses the port 10 000 above it, too.
-pub fn free_port() -> u16 {
-    loop {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if port < 55_000 && TcpListener::bind((Ipv4Addr::LOCALHOST, port + 10_000)).is_ok() {
-            return port;
-        }
-    }
 }

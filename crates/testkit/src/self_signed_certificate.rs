@@ -13,7 +13,7 @@ pub struct SelfSignedCertificate {
 impl SelfSignedCertificate {
     /// Makes a certificate for this name, such as `DNS:localhost` or `IP:127.0.0.1`.
     pub fn new(subject_alt_name: &str) -> Self {
-        // The number of a free port makes the name unique: no other test has this port now.
+        // The number of a free port makes the name unique: no other test has this port.
         let name = format!("tower-push-tls-{}-{}", std::process::id(), free_port());
         let certificate = Self {
             directory: env::temp_dir().join(name),
