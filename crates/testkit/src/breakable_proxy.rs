@@ -1,28 +1,45 @@
-//! Connections that a test can break.
+//! Connections that a test can break, and make slow.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     sync::watch,
     task::JoinHandle,
+    time::{Instant, sleep_until},
 };
 
 /// A proxy for TCP connections to one server. The test can break all connections, at any byte.
 #[derive(Debug)]
 pub struct BreakableProxy {
     address: SocketAddr,
-    server_port: Arc<AtomicU16>,
+    next_connections: Arc<ConnectionSettings>,
     breaks: watch::Sender<()>,
     task: JoinHandle<()>,
 }
+
+/// The settings of the next connections.
+#[derive(Debug)]
+struct ConnectionSettings {
+    server_port: AtomicU16,
+    /// The bytes that the server sends in a second at most. `u64::MAX` for no limit.
+    bytes_per_second: AtomicU64,
+}
+
+/// The bytes that a slow connection forwards at once.
+const SLOW_CHUNK_BYTES: usize = 1024;
 
 impl BreakableProxy {
     /// Starts a proxy in front of the server at this port of 127.0.0.1.
@@ -30,11 +47,14 @@ impl BreakableProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let breaks = watch::Sender::new(());
-        let server_port = Arc::new(AtomicU16::new(server_port));
-        let task = tokio::spawn(accept(listener, server_port.clone(), breaks.clone()));
+        let next_connections = Arc::new(ConnectionSettings {
+            server_port: AtomicU16::new(server_port),
+            bytes_per_second: AtomicU64::new(u64::MAX),
+        });
+        let task = tokio::spawn(accept(listener, next_connections.clone(), breaks.clone()));
         Self {
             address,
-            server_port,
+            next_connections,
             breaks,
             task,
         }
@@ -47,7 +67,14 @@ impl BreakableProxy {
 
     /// Sets the server of the next connections. The others stay where they are.
     pub fn set_server_port(&self, port: u16) {
-        self.server_port.store(port, Ordering::Relaxed);
+        let settings = &self.next_connections;
+        settings.server_port.store(port, Ordering::Relaxed);
+    }
+
+    /// Sets how many bytes the server of each of the next connections can send in a second. The others stay as they are.
+    pub fn set_server_rate(&self, bytes_per_second: u64) {
+        let rate = &self.next_connections.bytes_per_second;
+        rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
     /// Closes all connections, with the bytes that are on their way.
@@ -63,13 +90,18 @@ impl Drop for BreakableProxy {
     }
 }
 
-async fn accept(listener: TcpListener, server_port: Arc<AtomicU16>, breaks: watch::Sender<()>) {
+async fn accept(
+    listener: TcpListener,
+    settings: Arc<ConnectionSettings>,
+    breaks: watch::Sender<()>,
+) {
     while let Ok((client, _)) = listener.accept().await {
-        let server_port = server_port.load(Ordering::Relaxed);
+        let server_port = settings.server_port.load(Ordering::Relaxed);
+        let rate = settings.bytes_per_second.load(Ordering::Relaxed);
         let mut broken = breaks.subscribe();
         tokio::spawn(async move {
             tokio::select! {
-                () = forward(client, server_port) => {}
+                () = forward(client, server_port, rate) => {}
                 _ = broken.changed() => {}
             }
         });
@@ -77,11 +109,39 @@ async fn accept(listener: TcpListener, server_port: Arc<AtomicU16>, breaks: watc
 }
 
 /// Copies bytes both ways until a side closes its connection.
-async fn forward(mut client: TcpStream, server_port: u16) {
+async fn forward(mut client: TcpStream, server_port: u16, bytes_per_second: u64) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server_port)).await else {
         return;
     };
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
-    let _ = copy_bidirectional(&mut client, &mut server).await;
+    if bytes_per_second == u64::MAX {
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+        return;
+    }
+    let (mut client_reader, client_writer) = client.split();
+    let (server_reader, mut server_writer) = server.split();
+    tokio::select! {
+        _ = copy(&mut client_reader, &mut server_writer) => {}
+        _ = copy_slowly(server_reader, client_writer, bytes_per_second) => {}
+    }
+}
+
+async fn copy_slowly(
+    mut reader: ReadHalf<'_>,
+    mut writer: WriteHalf<'_>,
+    bytes_per_second: u64,
+) -> io::Result<()> {
+    let mut chunk = [0; SLOW_CHUNK_BYTES];
+    let mut free_at = Instant::now();
+    loop {
+        let len = reader.read(&mut chunk).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        let time = Duration::from_secs(len as u64) / bytes_per_second.max(1) as u32;
+        free_at = free_at.max(Instant::now()) + time;
+        sleep_until(free_at).await;
+        writer.write_all(&chunk[..len]).await?;
+    }
 }

@@ -103,7 +103,7 @@ impl JetStreamUpstream {
         if cursor.stream != info.fingerprint() || cursor.sequence > info.state.last_seq {
             return Err(lost());
         }
-        let mut messages = messages?;
+        let mut messages = messages?.messages;
         self.add_from_leader(cursor, &info, &mut messages).await?;
         let last = info.state.last_seq;
         page_after(cursor, &messages, last, request, |message| {

@@ -4,7 +4,10 @@ use async_nats::HeaderMap;
 use tower_push_proto::fingerprint::Fingerprint;
 
 use crate::{
-    api_response::StreamInfo, error::Error, stream_api::StreamApi, stream_message::EVENT_TOKEN,
+    api_response::StreamInfo,
+    error::Error,
+    stream_api::{DirectRead, StreamApi},
+    stream_message::EVENT_TOKEN,
     stream_message::StreamMessage,
 };
 
@@ -22,7 +25,7 @@ pub(crate) trait LogStore: Send + Sync + 'static {
         from: u64,
         max_messages: usize,
         max_bytes: usize,
-    ) -> impl Future<Output = Result<Vec<StreamMessage>, Error>> + Send;
+    ) -> impl Future<Output = Result<DirectRead, Error>> + Send;
 
     /// Reads the message with this sequence number.
     fn message_at(
@@ -78,7 +81,7 @@ impl LogStore for StreamApi {
         from: u64,
         max_messages: usize,
         max_bytes: usize,
-    ) -> Result<Vec<StreamMessage>, Error> {
+    ) -> Result<DirectRead, Error> {
         self.read_direct(from, None, max_messages, max_bytes).await
     }
 

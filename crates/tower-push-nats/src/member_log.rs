@@ -363,8 +363,8 @@ impl<S: LogStore> MemberLog<S> {
             let read = self
                 .store
                 .read(replica.read_start(), max_messages, READ_BYTES);
-            let messages = match read.await {
-                Ok(messages) => messages,
+            let read = match read.await {
+                Ok(read) => read,
                 Err(error) if error.is_unavailable() => {
                     let stream = replica.stream();
                     self.open(replica).await?;
@@ -375,7 +375,8 @@ impl<S: LogStore> MemberLog<S> {
                 }
                 Err(error) => return Err(error),
             };
-            let applied = self.apply(replica, &messages, own, &mut own_outcome);
+            let before = replica.position();
+            let applied = self.apply(replica, &read.messages, own, &mut own_outcome);
             match applied.await? {
                 LogReadOutcome::Applied => {}
                 LogReadOutcome::Lags => return Ok(own_outcome),
@@ -389,10 +390,7 @@ impl<S: LogStore> MemberLog<S> {
                     continue;
                 }
             }
-            let bytes: usize = messages.iter().map(StreamMessage::byte_len).sum();
-            let has_room = bytes + self.store.max_message_len() < READ_BYTES;
-            // A read that its limits have ended does not say that there are no more entries. The first message may be one that was read before.
-            if messages.len() <= 1 || (messages.len() < max_messages && has_room) {
+            if !read.has_more || replica.position() == before {
                 return Ok(own_outcome);
             }
         }

@@ -30,6 +30,7 @@ use crate::{
     log_store::LogStore,
     member_ledger::{LedgerRequest, ListChange},
     member_log::{ChangePublisher, LogLimits, MemberLog},
+    stream_api::DirectRead,
     stream_members::event_of_change,
     stream_message::StreamMessage,
 };
@@ -208,7 +209,7 @@ impl LogStore for MemoryBroker {
         from: u64,
         max_messages: usize,
         _max_bytes: usize,
-    ) -> Result<Vec<StreamMessage>, Error> {
+    ) -> Result<DirectRead, Error> {
         let read = |state: &mut BrokerState| {
             state.check_stream()?;
             // The server that answers may lag.
@@ -217,8 +218,17 @@ impl LogStore for MemoryBroker {
                 _ => 0,
             };
             let end = (state.last_sequence + 1).saturating_sub(lag).max(from);
-            let messages = state.messages.range(from..end).take(max_messages);
-            Ok(messages.map(|(_, message)| message.clone()).collect())
+            // The answer may be a part of the messages.
+            let max_messages = match state.random.below(10) {
+                0 => max_messages.min(2),
+                _ => max_messages,
+            };
+            let mut messages = state.messages.range(from..end);
+            let read = messages.by_ref().take(max_messages);
+            Ok(DirectRead {
+                messages: read.map(|(_, message)| message.clone()).collect(),
+                has_more: messages.next().is_some(),
+            })
         };
         self.request(read).await
     }

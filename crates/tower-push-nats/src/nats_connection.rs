@@ -99,6 +99,15 @@ impl NatsConnection {
         self.wait_for_interruption(detector, None).await
     }
 
+    /// Like [`wait_until_broken`](Self::wait_until_broken), but also returns the error if the server refuses a message with this subject.
+    pub(crate) async fn wait_until_refused(
+        &self,
+        detector: &mut ConnectionLossDetector,
+        subject: &str,
+    ) -> Error {
+        self.wait_for_interruption(detector, Some(subject)).await
+    }
+
     /// Waits until the connection is broken, or the server refuses the subject of a request, or a subscription.
     async fn wait_for_interruption(
         &self,

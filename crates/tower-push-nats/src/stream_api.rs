@@ -3,13 +3,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::timeout;
-use tower_push_proto::{fingerprint::Fingerprint, random};
+use tokio::time::{Instant, timeout};
+use tower_push_proto::{fingerprint::Fingerprint, random, read_sizer::ReadSizer};
 
 use crate::{
     api_response::{
@@ -34,6 +34,16 @@ pub(crate) struct StreamApi {
     new_stream: Option<StreamConfig>,
     /// The parts of the stream's last description that publications and pages need.
     description: Mutex<StreamDescription>,
+    /// The sizes of reads of several messages.
+    sizer: ReadSizer,
+}
+
+/// The messages of one read.
+#[derive(Debug)]
+pub(crate) struct DirectRead {
+    pub(crate) messages: Vec<StreamMessage>,
+    /// Whether the server that has answered has more messages after these.
+    pub(crate) has_more: bool,
 }
 
 /// The parts of a stream's description that publications and pages need.
@@ -73,6 +83,7 @@ impl StreamApi {
                 subjects: Vec::new(),
                 has_holes: false,
             }),
+            sizer: ReadSizer::new(usize::MAX),
         }
     }
 
@@ -216,29 +227,68 @@ impl StreamApi {
 
     /// Reads the messages with at least the sequence number `from`, from any server that has the stream. If `subject` is not `None`, reads only
     /// messages with this subject. The server that answers can lag behind the leader.
+    ///
+    /// If only a part of the messages arrives in time, returns this part, and the next reads ask for fewer messages: for two at least.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
         subject: Option<&str>,
         max_messages: usize,
         max_bytes: usize,
-    ) -> Result<Vec<StreamMessage>, Error> {
-        let mut request =
-            json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+    ) -> Result<DirectRead, Error> {
+        // The first message can be one that the caller has read already.
+        let sized = self.sizer.begin(max_messages.saturating_sub(1), max_bytes);
+        let batch = sized.max_entries() + 1;
+        let mut request = json!({ "seq": from, "batch": batch, "max_bytes": max_bytes.max(1) });
         if let Some(subject) = subject {
             request["next_by_subj"] = subject.into();
         }
+        let began_at = Instant::now();
+        let limit = self.connection.timeout();
+        let mut read = DirectRead {
+            messages: Vec::new(),
+            has_more: true,
+        };
+        let result = timeout(limit, self.read_batch(&request, &mut read)).await;
+        match result {
+            Ok(Ok(())) => {
+                let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
+                let is_early = began_at.elapsed() < limit / 4;
+                sized.finish(read.messages.len(), bytes, is_early);
+                Ok(read)
+            }
+            Ok(Err(error)) => {
+                sized.cancel();
+                Err(error)
+            }
+            Err(_) if !read.messages.is_empty() => Ok(read),
+            Err(_) => Err(self.connection.leave_silent_server().await),
+        }
+    }
+
+    /// Sends a request for several messages, and adds them to `read`.
+    async fn read_batch(
+        &self,
+        request: &serde_json::Value,
+        read: &mut DirectRead,
+    ) -> Result<(), Error> {
+        let subject = self.api_subject("DIRECT.GET");
         let mut detector = self.connection.loss_detector()?;
-        let read = async {
-            let subject = self.api_subject("DIRECT.GET");
-            let request = request.to_string().into();
-            let mut answers = self.connection.request_many(subject, request).await?;
-            let mut messages = Vec::new();
+        let payload = request.to_string().into();
+        let answers = self.connection.request_many(subject.clone(), payload);
+        let add_answers = async {
+            let mut answers = answers.await?;
             while let Some(answer) = answers.next().await {
                 match answer.status.map(|status| status.as_u16()) {
-                    None | Some(200) => messages.push(StreamMessage::from_direct_read(&answer)?),
+                    None | Some(200) => {
+                        read.messages
+                            .push(StreamMessage::from_direct_read(&answer)?);
+                    }
                     // This status ends the batch, or says that there are no messages.
-                    Some(204 | 404) => return Ok(messages),
+                    Some(204 | 404) => {
+                        read.has_more = pending_messages(&answer) > 0;
+                        return Ok(());
+                    }
                     Some(503) => return Err(Error::unavailable("no server has the stream")),
                     Some(_) => {
                         let detail = answer.description.unwrap_or_default();
@@ -248,15 +298,9 @@ impl StreamApi {
             }
             Err(Error::unavailable("the connection is closed"))
         };
-        let read = async {
-            tokio::select! {
-                messages = read => messages,
-                error = self.connection.wait_until_broken(&mut detector) => Err(error),
-            }
-        };
-        match timeout(self.connection.timeout(), read).await {
-            Ok(messages) => messages,
-            Err(_) => Err(self.connection.leave_silent_server().await),
+        tokio::select! {
+            added = add_answers => added,
+            error = self.connection.wait_until_refused(&mut detector, &subject) => Err(error),
         }
     }
 
@@ -320,4 +364,11 @@ impl StreamApi {
             false => Error::wrong_stream(&format!("it does not have the subject {subject:?}")),
         }
     }
+}
+
+/// Returns the number of messages that follow those of a batch. `answer` is the end of the batch.
+fn pending_messages(answer: &Message) -> u64 {
+    let headers = answer.headers.as_ref();
+    let pending = headers.and_then(|headers| headers.get_last("Nats-Num-Pending"));
+    pending.map_or(0, |pending| pending.as_str().parse().unwrap_or(0))
 }

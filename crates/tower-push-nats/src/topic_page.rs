@@ -141,7 +141,7 @@ impl<'a> TopicPageReader<'a> {
         let read = self
             .api
             .read_direct(first.sequence, Some(subject), max_messages, max_bytes);
-        let messages = read.await?;
+        let messages = read.await?.messages;
         let (Some(read_first), Some(read_last)) = (messages.first(), messages.last()) else {
             return Ok(None);
         };

@@ -51,6 +51,8 @@ pub mod fingerprint;
 pub mod header_list;
 #[doc(hidden)]
 pub mod random;
+#[doc(hidden)]
+pub mod read_sizer;
 
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]

@@ -95,6 +95,11 @@ impl Error {
         self.is_unavailable() || detail.is_some_and(|detail| detail.starts_with("Protocol error"))
     }
 
+    /// Returns whether the server has not answered in time.
+    pub(crate) fn is_timeout(&self) -> bool {
+        self.kind == ErrorKind::Timeout
+    }
+
     /// Returns whether this is the error of `XINFO STREAM` for a key that does not exist.
     pub(crate) fn is_no_such_key(&self) -> bool {
         let detail = self.source.as_ref().and_then(RedisError::detail);

@@ -12,6 +12,7 @@ use tower_push::{
         relay::PushError,
     },
 };
+use tower_push_proto::read_sizer::ReadSizer;
 
 use crate::{
     connector::Connector,
@@ -20,6 +21,7 @@ use crate::{
     redis_presence::read_members,
     stream_entry::{Fields, StreamEntry, TOPIC, fields_with_topics},
     stream_reader::EntrySink,
+    stream_reads::read_sizer,
 };
 
 /// The field with the sender whose own subscriptions do not get the event.
@@ -78,6 +80,7 @@ impl StreamEntry {
 pub(crate) struct HubSink {
     writer: HubWriter,
     member_list: MemberListUpdater<Error>,
+    member_sizer: ReadSizer,
 }
 
 impl HubSink {
@@ -85,18 +88,20 @@ impl HubSink {
         Self {
             writer,
             member_list: MemberListUpdater::new(metrics),
+            member_sizer: read_sizer(),
         }
     }
-}
 
-/// Reads the list of members. The outer error means that Redis is not available, the inner one that Redis refuses the read.
-async fn read_members_unless_unavailable(
-    connector: &Connector,
-    connection: &mut MultiplexedConnection,
-) -> Result<Result<MemberSnapshot, Error>, Error> {
-    match read_members(connector, connection).await {
-        Err(error) if error.is_unavailable() => Err(error),
-        result => Ok(result),
+    /// Reads the list of members. The outer error means that Redis is not available, the inner one that Redis refuses the read.
+    async fn read_members(
+        &self,
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Result<MemberSnapshot, Error>, Error> {
+        match read_members(connector, connection, &self.member_sizer).await {
+            Err(error) if error.is_unavailable() => Err(error),
+            result => Ok(result),
+        }
     }
 }
 
@@ -113,7 +118,7 @@ impl EntrySink for HubSink {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         // Events do not wait for members that Redis refuses to read.
-        let read = read_members_unless_unavailable(connector, connection).await?;
+        let read = self.read_members(connector, connection).await?;
         self.member_list.finish_read(&mut self.writer, read);
         Ok(())
     }
@@ -124,7 +129,7 @@ impl EntrySink for HubSink {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         if self.member_list.must_read_again() {
-            let read = read_members_unless_unavailable(connector, connection).await?;
+            let read = self.read_members(connector, connection).await?;
             self.member_list.finish_reread(&mut self.writer, read);
         }
         Ok(())

@@ -1,5 +1,6 @@
 use redis::aio::MultiplexedConnection;
 use tower_push::EventId;
+use tower_push_proto::read_sizer::ReadSizer;
 
 use crate::{
     connector::Connector,
@@ -8,7 +9,9 @@ use crate::{
     stream_continuity::ReaderPosition,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
-    stream_reads::{EntrySizeEstimate, create_stream, read_backwards},
+    stream_reads::{
+        MAX_RESPONSE_ENTRIES, ReadResponse, create_stream, read_backwards, run_sized_read,
+    },
 };
 
 /// The newest entries of a stream, with which a log begins.
@@ -35,7 +38,7 @@ impl InitialEntries {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
         limits: InitialEntriesLimits,
-        estimate: &mut EntrySizeEstimate,
+        sizer: &ReadSizer,
     ) -> Result<Self, Error> {
         let key = connector.key();
         let mut newest_first: Vec<StreamEntry> = Vec::new();
@@ -45,11 +48,12 @@ impl InitialEntries {
         let mut is_first_read = true;
         // One entry more than the log holds is read: the id of this entry is the cursor before the log's first entry.
         while newest_first.len() <= limits.max_entries && bytes <= limits.max_bytes {
-            let max_entries =
-                (limits.max_entries + 1 - newest_first.len()).min(estimate.max_entries());
+            let max_entries = limits.max_entries + 1 - newest_first.len();
+            let sized = sizer.begin(max_entries.min(MAX_RESPONSE_ENTRIES), usize::MAX);
             let before = newest_first.last().map(|entry| entry.id);
-            let read = read_backwards(connection, key, before, max_entries);
-            let snapshot = connector.with_timeout(read).await?;
+            let read = read_backwards(connection, key, before, sized.max_entries());
+            let read = connector.with_timeout(read);
+            let snapshot = run_sized_read(sized, connector.timeout(), read).await?;
             let is_missing = std::mem::take(&mut is_first_read) && snapshot.info.is_none();
             if is_missing && create_stream(connector, connection).await? {
                 continue;
@@ -58,12 +62,7 @@ impl InitialEntries {
                 info = snapshot.info;
             }
             sole_removed_id = snapshot.info.and_then(|info| info.sole_removed_id());
-            estimate.add(&snapshot.entries);
-            bytes += snapshot
-                .entries
-                .iter()
-                .map(StreamEntry::byte_len)
-                .sum::<usize>();
+            bytes += snapshot.size().1;
             newest_first.extend(snapshot.entries);
             if snapshot.is_complete {
                 break;

@@ -6,6 +6,7 @@ use tower_push::{
     event::Topic,
     source::hub::{MemberAction, MemberChange, MemberSnapshot, PresenceAnswer, PresenceRequest},
 };
+use tower_push_proto::read_sizer::ReadSizer;
 
 use crate::{
     connector::{Connector, key_beside_stream},
@@ -14,6 +15,7 @@ use crate::{
     redis_publisher::RedisPublisher,
     stream_cursor::StreamCursor,
     stream_info::StreamInfo,
+    stream_reads::{ReadResponse, run_sized_read},
 };
 
 /// The Lua script that applies a [`PresenceRequest`].
@@ -22,8 +24,18 @@ const UPDATE_MEMBERS: &str = include_str!("update_members.lua");
 /// The response of `HSCAN`: the cursor of the next response, 0 after the last one, and fields with their values.
 type ScanResponse = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
-/// The approximate number of members that Redis visits for one response of `HSCAN`.
-const SCAN_COUNT: usize = 500;
+/// The approximate number of members that Redis visits at most for one response of `HSCAN`.
+const MAX_SCAN_COUNT: usize = 512;
+
+impl ReadResponse for ScanResponse {
+    fn size(&self) -> (usize, usize) {
+        let (_, members) = self;
+        let bytes = members
+            .iter()
+            .map(|(member, value)| member.len() + value.len());
+        (members.len(), bytes.sum())
+    }
+}
 
 /// Runs the requests by which one node changes the members of a hub.
 pub(crate) struct RedisPresence {
@@ -127,6 +139,7 @@ fn arguments_of(change: &MemberChange) -> [String; 4] {
 pub(crate) async fn read_members(
     connector: &Connector,
     connection: &mut MultiplexedConnection,
+    sizer: &ReadSizer,
 ) -> Result<MemberSnapshot, Error> {
     let stream = connector.key();
     let mut info = redis::cmd("XINFO");
@@ -140,10 +153,12 @@ pub(crate) async fn read_members(
     let key = PresenceKeys::new(stream).members;
     let mut cursor = 0;
     loop {
+        let sized = sizer.begin(MAX_SCAN_COUNT, usize::MAX);
         let mut scan = redis::cmd("HSCAN");
-        scan.arg(&key).arg(cursor).arg("COUNT").arg(SCAN_COUNT);
-        let read = scan.query_async(connection);
-        let (next, found): ScanResponse = connector.with_timeout(read).await?;
+        let scan = scan.arg(&key).arg(cursor);
+        scan.arg("COUNT").arg(sized.max_entries());
+        let read = connector.with_timeout(scan.query_async(connection));
+        let (next, found): ScanResponse = run_sized_read(sized, connector.timeout(), read).await?;
         let members = found
             .iter()
             .filter_map(|(member, record)| parse_member(member, record));

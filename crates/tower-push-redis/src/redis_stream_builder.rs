@@ -9,7 +9,7 @@ use tower_push::{
         relay::{EventSink, RelayBuilder},
     },
 };
-use tower_push_proto::feed_backoff::FeedBackoff;
+use tower_push_proto::{feed_backoff::FeedBackoff, read_sizer::ReadSizer};
 
 use crate::{
     connector::{Connector, SharedConnection},
@@ -27,7 +27,7 @@ use crate::{
     stream_connection::StreamConnection,
     stream_cursor::StreamCursor,
     stream_reader::{EntrySink, StreamReader},
-    stream_reads::EntrySizeEstimate,
+    stream_reads::read_sizer,
     trim_policy::TrimPolicy,
 };
 
@@ -235,9 +235,15 @@ impl RedisStreamBuilder {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
         let connector = Arc::new(connector);
         let limits = self.log_limits;
-        let (connection, members, initial) =
-            connect_and_read_initial_entries(&connector, limits, has_members, self.connect_wait)
-                .await?;
+        let sizer = read_sizer();
+        let (connection, members, initial) = connect_and_read_initial_entries(
+            &connector,
+            limits,
+            &sizer,
+            has_members,
+            self.connect_wait,
+        )
+        .await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
         let publisher = RedisPublisher::new(writes.clone(), self.publisher);
@@ -247,7 +253,8 @@ impl RedisStreamBuilder {
             connector.clone(),
             sink,
             initial.position,
-            self.log_limits,
+            limits,
+            sizer,
             metrics.clone(),
             [reads.clone(), writes],
         );
@@ -261,6 +268,7 @@ impl RedisStreamBuilder {
 async fn connect_and_read_initial_entries(
     connector: &Connector,
     limits: InitialEntriesLimits,
+    sizer: &ReadSizer,
     has_members: bool,
     wait: Duration,
 ) -> Result<
@@ -273,23 +281,22 @@ async fn connect_and_read_initial_entries(
 > {
     let ends_at = Instant::now() + wait;
     let mut backoff = FeedBackoff::default();
+    let member_sizer = read_sizer();
     loop {
         let connected = async {
             let mut connection = connector.connect().await?;
-            let mut estimate = EntrySizeEstimate::new();
             // The initial entries must include all that are newer than the list of members. In the rare case that they do not, the list is read
             // again, after these entries.
             let mut members = None;
             if has_members {
-                members = Some(read_members(connector, &mut connection).await?);
+                members = Some(read_members(connector, &mut connection, &member_sizer).await?);
             }
-            let initial =
-                InitialEntries::read(connector, &mut connection, limits, &mut estimate).await?;
+            let initial = InitialEntries::read(connector, &mut connection, limits, sizer).await?;
             if members
                 .as_ref()
                 .is_some_and(|members| is_before(members.last_id(), &initial.start))
             {
-                members = Some(read_members(connector, &mut connection).await?);
+                members = Some(read_members(connector, &mut connection, &member_sizer).await?);
             }
             Ok((connection, members, initial))
         };

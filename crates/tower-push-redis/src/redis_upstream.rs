@@ -1,12 +1,10 @@
-use std::{
-    cmp::Ordering,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{cmp::Ordering, sync::Arc};
 
 use tower_push::{
     Event, EventId, Gap, GapReason,
     source::relay::{Page, PageRequest, Upstream, UpstreamError},
 };
+use tower_push_proto::read_sizer::ReadSizer;
 
 use crate::{
     connector::SharedConnection,
@@ -14,7 +12,7 @@ use crate::{
     stream_continuity::StreamSnapshot,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
-    stream_reads::{EntrySizeEstimate, read_snapshot},
+    stream_reads::{MAX_RESPONSE_ENTRIES, read_sizer, read_snapshot, run_sized_read},
 };
 
 /// The [`Upstream`] of a stream: reads the entries after a client's cursor, if the client may resume there.
@@ -31,26 +29,15 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct RedisUpstream {
     connection: Arc<SharedConnection>,
-    estimate: Arc<Mutex<EntrySizeEstimate>>,
+    sizer: Arc<ReadSizer>,
 }
 
 impl RedisUpstream {
     pub(crate) fn new(connection: Arc<SharedConnection>) -> Self {
         Self {
             connection,
-            estimate: Arc::new(Mutex::new(EntrySizeEstimate::new())),
+            sizer: Arc::new(read_sizer()),
         }
-    }
-
-    /// Returns the number of entries to read for a page, besides the cursor's own.
-    fn max_entries(&self, request: &PageRequest) -> usize {
-        let max_entries = self.lock_estimate().max_entries();
-        max_entries.min(request.max_events()).max(1)
-    }
-
-    fn lock_estimate(&self) -> MutexGuard<'_, EntrySizeEstimate> {
-        // No code panics while it holds the lock.
-        self.estimate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,12 +54,16 @@ impl RedisUpstream {
             // The cursor stands for the beginning of another process's log.
             return Err(lost());
         }
-        let max_entries = self.max_entries(request);
-        let key = self.connection.connector().key();
+        let connector = self.connection.connector();
+        let key = connector.key();
         let mut numbered = self.connection.get_or_connect().await?;
-        let read = read_snapshot(&mut numbered.connection, key, cursor.id, max_entries + 1);
-        let snapshot = self.connection.run_command(numbered.number, read).await?;
-        self.lock_estimate().add(&snapshot.entries);
+        let max_entries = request.max_events().min(MAX_RESPONSE_ENTRIES);
+        let sized = self.sizer.begin(max_entries, request.max_bytes());
+        // The cursor's own entry is read, too.
+        let max_entries = sized.max_entries() + 1;
+        let read = read_snapshot(&mut numbered.connection, key, cursor.id, max_entries);
+        let read = self.connection.run_command(numbered.number, read);
+        let snapshot = run_sized_read(sized, connector.timeout(), read).await?;
         page_after(cursor, snapshot, request, to_event)
     }
 }

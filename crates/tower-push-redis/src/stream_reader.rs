@@ -3,7 +3,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
 use tower_push::{Gap, GapReason, source::relay::EventSink};
-use tower_push_proto::{feed_backoff::FeedBackoff, fingerprint::Fingerprint, random};
+use tower_push_proto::{
+    feed_backoff::FeedBackoff, fingerprint::Fingerprint, random, read_sizer::ReadSizer,
+};
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
@@ -13,7 +15,9 @@ use crate::{
     reader_status::ReaderMetrics,
     stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
     stream_entry::StreamEntry,
-    stream_reads::{EntrySizeEstimate, read_snapshot},
+    stream_reads::{
+        MAX_RESPONSE_ENTRIES, ReadResponse, read_snapshot, run_sized_read, size_of_entries,
+    },
 };
 
 /// The destination of the entries that a [`StreamReader`] reads: any [`EventSink`], or the writer of a hub.
@@ -70,7 +74,7 @@ pub(crate) struct StreamReader<S> {
     /// newest entries.
     recent: VecDeque<(EntryId, Fingerprint)>,
     limits: InitialEntriesLimits,
-    estimate: EntrySizeEstimate,
+    sizer: ReadSizer,
     metrics: Arc<ReaderMetrics>,
     /// The connections of the upstream and of the publisher. If the reader's connection breaks, these connections are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
@@ -85,6 +89,12 @@ struct BlockingReadResult {
     entries: Vec<StreamEntry>,
     /// Whether the stream still has the last entry that the reader has read.
     has_position_entry: bool,
+}
+
+impl ReadResponse for BlockingReadResult {
+    fn size(&self) -> (usize, usize) {
+        size_of_entries(&self.entries)
+    }
 }
 
 /// The time for which the server waits for an entry, before it answers that there is none.
@@ -104,6 +114,7 @@ impl<S: EntrySink> StreamReader<S> {
         sink: S,
         position: ReaderPosition,
         limits: InitialEntriesLimits,
+        sizer: ReadSizer,
         metrics: Arc<ReaderMetrics>,
         shared: [Arc<SharedConnection>; 2],
     ) -> Self {
@@ -113,7 +124,7 @@ impl<S: EntrySink> StreamReader<S> {
             position,
             recent: VecDeque::new(),
             limits,
-            estimate: EntrySizeEstimate::new(),
+            sizer,
             metrics,
             shared,
             backoff: FeedBackoff::default(),
@@ -171,12 +182,10 @@ impl<S: EntrySink> StreamReader<S> {
 
     /// Waits for the next entries and pushes them.
     async fn read_next(&mut self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
-        let max_entries = self.estimate.max_entries();
-        let read = self.read_blocking(connection, max_entries).await?;
+        let read = self.read_blocking(connection).await?;
         if !read.has_position_entry {
             return self.check_position(connection, true).await;
         }
-        self.estimate.add(&read.entries);
         self.push_all(&read.entries);
         Ok(())
     }
@@ -188,12 +197,12 @@ impl<S: EntrySink> StreamReader<S> {
     async fn read_blocking(
         &mut self,
         connection: &mut MultiplexedConnection,
-        max_entries: usize,
     ) -> Result<BlockingReadResult, Error> {
+        let sized = self.sizer.begin(MAX_RESPONSE_ENTRIES, usize::MAX);
         let key = self.connector.key();
         let position = self.position.id.to_string();
         let mut pipeline = redis::pipe();
-        let read = pipeline.cmd("XREAD").arg("COUNT").arg(max_entries);
+        let read = pipeline.cmd("XREAD").arg("COUNT").arg(sized.max_entries());
         read.arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
         read.arg("STREAMS").arg(key).arg(&position);
         let check = pipeline
@@ -209,23 +218,28 @@ impl<S: EntrySink> StreamReader<S> {
         pipeline.ignore_errors();
 
         let limit = BLOCK_TIME + self.connector.timeout();
-        let responses = timeout(limit, pipeline.query_async(connection)).await;
-        let responses: Vec<RedisResult<Value>> = responses.map_err(|_| Error::timeout())??;
-        let mut responses = responses.into_iter();
-        let mut next = || responses.next().ok_or_else(Error::unsupported);
-        let entries = StreamEntry::parse_streams(next()??)?;
-        let found = StreamEntry::parse_list(next()??)?;
-        if is_role_due {
-            if !is_master(&next()??) {
+        let position = self.position;
+        let response = async {
+            let responses = timeout(limit, pipeline.query_async(connection)).await;
+            let responses: Vec<RedisResult<Value>> = responses.map_err(|_| Error::timeout())??;
+            let mut responses = responses.into_iter();
+            let mut next = || responses.next().ok_or_else(Error::unsupported);
+            let entries = StreamEntry::parse_streams(next()??)?;
+            let found = StreamEntry::parse_list(next()??)?;
+            if is_role_due && !is_master(&next()??) {
                 return Err(Error::not_master());
             }
+            Ok(BlockingReadResult {
+                entries,
+                has_position_entry: found.iter().any(|entry| position.is_at_entry(entry)),
+            })
+        };
+        // The wait for an entry makes an answer late, so the size grows only while there are entries at once.
+        let result = run_sized_read(sized, self.connector.timeout(), response).await?;
+        if is_role_due {
             self.role_checked_at = Instant::now();
         }
-        let mut found = found.iter();
-        Ok(BlockingReadResult {
-            entries,
-            has_position_entry: found.any(|entry| self.position.is_at_entry(entry)),
-        })
+        Ok(result)
     }
 
     /// Announces a gap if entries are missing after the position, and pushes the entries after the position.
@@ -234,15 +248,13 @@ impl<S: EntrySink> StreamReader<S> {
         connection: &mut MultiplexedConnection,
         is_connected_since: bool,
     ) -> Result<(), Error> {
-        let max_entries = self.estimate.max_entries() + 1;
-        let read = read_snapshot(
-            connection,
-            self.connector.key(),
-            self.position.id,
-            max_entries,
-        );
-        let snapshot = self.connector.with_timeout(read).await?;
-        self.estimate.add(&snapshot.entries);
+        let sized = self.sizer.begin(MAX_RESPONSE_ENTRIES, usize::MAX);
+        let connector = &self.connector;
+        // The entry of the position is read, too.
+        let max_entries = sized.max_entries() + 1;
+        let read = read_snapshot(connection, connector.key(), self.position.id, max_entries);
+        let read = connector.with_timeout(read);
+        let snapshot = run_sized_read(sized, connector.timeout(), read).await?;
         match self.position.continuity(&snapshot, is_connected_since) {
             StreamContinuity::Intact => {}
             StreamContinuity::Trimmed { missed } => {
@@ -288,8 +300,7 @@ impl<S: EntrySink> StreamReader<S> {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
         self.sink.before_gap(&self.connector, connection).await?;
-        let initial =
-            InitialEntries::read(&self.connector, connection, self.limits, &mut self.estimate);
+        let initial = InitialEntries::read(&self.connector, connection, self.limits, &self.sizer);
         let mut initial = initial.await?;
         let known = initial
             .entries

@@ -1,6 +1,10 @@
 //! The reads of a stream that the reader and the upstream share.
 
+use std::time::Duration;
+
 use redis::{Pipeline, RedisResult, Script, Value, aio::MultiplexedConnection};
+use tokio::time::Instant;
+use tower_push_proto::read_sizer::{ReadSizer, SizedRead};
 
 use crate::{
     connector::Connector, entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot,
@@ -11,34 +15,47 @@ use crate::{
 const RESPONSE_BYTES: usize = 1 << 20;
 
 /// The largest number of entries in one response.
-const MAX_RESPONSE_ENTRIES: usize = 512;
+pub(crate) const MAX_RESPONSE_ENTRIES: usize = 512;
 
-/// An estimate of the size of an entry, by which a response has about [`RESPONSE_BYTES`] at most.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EntrySizeEstimate {
-    bytes_per_entry: usize,
+/// Returns the sizer of reads over one link.
+pub(crate) fn read_sizer() -> ReadSizer {
+    ReadSizer::new(RESPONSE_BYTES)
 }
 
-impl EntrySizeEstimate {
-    pub(crate) fn new() -> Self {
-        // The first response has 64 entries at most.
-        Self {
-            bytes_per_entry: RESPONSE_BYTES / 64,
-        }
-    }
+/// The response of a read, by which a [`ReadSizer`] sizes the next reads.
+pub(crate) trait ReadResponse {
+    /// Returns the number of entries, and their bytes.
+    fn size(&self) -> (usize, usize);
+}
 
-    /// Returns the number of entries to request.
-    pub(crate) fn max_entries(&self) -> usize {
-        (RESPONSE_BYTES / self.bytes_per_entry.max(1)).clamp(1, MAX_RESPONSE_ENTRIES)
+impl ReadResponse for StreamSnapshot {
+    fn size(&self) -> (usize, usize) {
+        size_of_entries(&self.entries)
     }
+}
 
-    /// Learns from the entries of a response. The estimate rises at once after large entries, and falls little by little after small entries.
-    pub(crate) fn add(&mut self, entries: &[StreamEntry]) {
-        let bytes: usize = entries.iter().map(StreamEntry::byte_len).sum();
-        if let Some(average) = bytes.checked_div(entries.len()) {
-            self.bytes_per_entry = average.max(self.bytes_per_entry / 2);
+pub(crate) fn size_of_entries(entries: &[StreamEntry]) -> (usize, usize) {
+    let bytes = entries.iter().map(StreamEntry::byte_len).sum();
+    (entries.len(), bytes)
+}
+
+/// Runs a read that has a size. `response` fails after the time `limit`.
+pub(crate) async fn run_sized_read<T: ReadResponse>(
+    read: SizedRead<'_>,
+    limit: Duration,
+    response: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let began_at = Instant::now();
+    let response = response.await;
+    match &response {
+        Ok(response) => {
+            let (entries, bytes) = response.size();
+            read.finish(entries, bytes, began_at.elapsed() < limit / 4);
         }
+        Err(error) if error.is_timeout() => drop(read),
+        Err(_) => read.cancel(),
     }
+    response
 }
 
 /// Reads the entries from `from` on, which is included, and the stream's counts, in one transaction.

@@ -10,4 +10,5 @@ mod nodes;
 mod presence;
 mod publishing;
 mod random_faults;
+mod slow_link;
 mod upstream_resumes;

@@ -10,5 +10,6 @@ mod nodes;
 mod presence;
 mod publishing;
 mod random_faults;
+mod slow_link;
 mod topologies;
 mod upstream_resumes;
