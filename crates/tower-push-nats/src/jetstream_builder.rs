@@ -229,14 +229,19 @@ impl JetStreamBuilder {
         let node = self.connect_to_stream().await?;
         let members = Arc::new(self.stream_members(&node));
         // The description of the stream, with which the log begins, is older than the snapshot. So the log has all events after the snapshot.
-        let snapshot = retry_until(node.ends_at, || members.read()).await?;
+        let read = match retry_until(node.ends_at, || members.read()).await {
+            // A user without permission for the members can still follow the events.
+            Err(error) if !error.is_unauthorized() && !error.is_wrong_stream() => {
+                return Err(error);
+            }
+            read => read,
+        };
         let publisher = node.publisher.clone();
         let metrics = node.metrics.clone();
         let build = |start, upstream| {
             let backend = StreamBackend::new(publisher, upstream, members.clone(), metrics.clone());
-            let (mut writer, hub) = hub.build_with_presence(backend, start);
-            writer.set_members(snapshot);
-            (HubSink::new(writer, members, metrics), hub)
+            let (writer, hub) = hub.build_with_presence(backend, start);
+            (HubSink::new(writer, members, read, metrics), hub)
         };
         let (hub, connection) = node.start_reader(self.log_limits, build).await?;
         Ok(JetStreamHub::new(hub, connection))

@@ -89,6 +89,9 @@
 //! | `$JS.API.STREAM.CREATE.EVENTS` | creating the stream, unless [`create_stream`](JetStreamBuilder::create_stream) is `false` |
 //! | `events`, `events.>` | publishing |
 //! | `$JS.API.STREAM.INFO.EVENTS_MEMBERS`, `$JS.API.STREAM.MSG.GET.EVENTS_MEMBERS`, `$JS.API.DIRECT.GET.EVENTS_MEMBERS`, `$JS.API.STREAM.CREATE.EVENTS_MEMBERS`, `$JS.API.STREAM.PURGE.EVENTS_MEMBERS`, `$MEMBERS.EVENTS`, `$MEMBERS.EVENTS.>` | the members of a hub's topics |
+//!
+//! A hub whose user lacks the last ones shows all events, but no members: its status has a
+//! [`members_error`](tower_push::source::relay::ReaderStatus::members_error).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

@@ -275,16 +275,24 @@ impl<S: LogStore> MemberLog<S> {
         }
     }
 
-    /// Reads the members of all topics, if the stream exists.
+    /// Reads the members of all topics. If the stream is missing, returns those that this node knows.
     pub(crate) async fn read_members(&self) -> Result<Vec<(MemberId, Value)>, Error> {
         // A request of this node can take longer. Events do not wait for it: then the log is read anew.
         let lock = timeout(self.store.timeout(), self.state.lock());
         let (mut locked, mut unshared) = (lock.await.ok(), Replica::default());
-        let replica = match locked.as_deref_mut() {
-            Some(state) => &mut state.replica,
-            None => &mut unshared,
+        let (replica, is_own) = match locked.as_deref_mut() {
+            Some(state) => (&mut state.replica, true),
+            None => (&mut unshared, false),
         };
-        self.read_all(replica).await?;
+        match self.read_all(replica).await {
+            // The ledger of a lost stream is kept until it is in a new one: see `open`.
+            Err(error) if error.is_not_found() && is_own => {
+                if replica.ledger().len() > 0 {
+                    replica.leave_stream(true);
+                }
+            }
+            read => read?,
+        }
         if replica.must_restart() {
             // Nodes that have members restart the log. Without permission, or a server, the list stays incomplete until this node has a member.
             let subject = &self.subjects.incomplete;

@@ -391,7 +391,6 @@ impl MembersBroker for MemoryBroker {
         let (members, mut read) = loop {
             let read = *event_count.borrow_and_update();
             match log.read_members().await {
-                Err(error) if error.is_not_found() => break (Vec::new(), read),
                 Ok(members) => break (members, read),
                 // The next attempt may find a server.
                 Err(error) => assert!(error.is_unavailable(), "{error}"),

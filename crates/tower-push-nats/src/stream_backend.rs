@@ -106,15 +106,19 @@ pub(crate) struct HubSink {
 }
 
 impl HubSink {
+    /// Creates the sink of a new hub. `read` is the first read of the members.
     pub(crate) fn new(
-        writer: HubWriter,
+        mut writer: HubWriter,
         members: Arc<StreamMembers>,
+        read: Result<MemberSnapshot, Error>,
         metrics: Arc<ReaderMetrics>,
     ) -> Self {
+        let mut member_list = MemberListUpdater::new(metrics);
+        member_list.finish_read(&mut writer, read);
         Self {
             writer,
             members,
-            member_list: MemberListUpdater::new(metrics),
+            member_list,
         }
     }
 

@@ -58,7 +58,7 @@ impl StreamMembers {
         Ok(outcome.into_answer())
     }
 
-    /// Reads the members of all topics. There are none if there is no log, if the user may not read it, or if its stream is not one of members.
+    /// Reads the members of all topics.
     pub(crate) async fn read(&self) -> Result<MemberSnapshot, Error> {
         let hub_stream = self.hub_api.info().await?;
         let last_id = StreamCursor {
@@ -68,15 +68,7 @@ impl StreamMembers {
         };
         let mut snapshot = MemberSnapshot::new(last_id.to_event_id());
         // The log is read after the last id: an entry is older than its events.
-        let members = match self.log.read_members().await {
-            Err(error)
-                if error.is_not_found() || error.is_unauthorized() || error.is_wrong_stream() =>
-            {
-                return Ok(snapshot);
-            }
-            members => members?,
-        };
-        for (member, value) in members {
+        for (member, value) in self.log.read_members().await? {
             if let Ok(topic) = Topic::new(member.topic) {
                 snapshot.insert(topic, member.key, value);
             }

@@ -52,6 +52,14 @@ async fn expect_members(nodes: &[JetStreamHub], keys: &[&str]) {
     testkit::expect_members(&hubs_of::<Broker>(nodes), keys).await;
 }
 
+/// Starts two nodes: the first one has the member `ada`, and the second one `bob`.
+async fn nodes_with_ada_and_bob(server: &NatsServer) -> ([JetStreamHub; 2], [MemberConnection; 2]) {
+    let nodes = [node(server).await, node(server).await];
+    let connections = [enter(&nodes[0], "ada", 1), enter(&nodes[1], "bob", 1)];
+    expect_members(&nodes, &["ada", "bob"]).await;
+    (nodes, connections)
+}
+
 /// Returns the types and the members of all events of members in the stream.
 async fn published(server: &NatsServer) -> Vec<String> {
     let operator = Operator::connect(server).await;
@@ -147,10 +155,7 @@ async fn message_of_change_names_topic() {
 #[tokio::test]
 async fn lost_members_come_back() {
     let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
-    let _ada = enter(&nodes[0], "ada", 1);
-    let _bob = enter(&nodes[1], "bob", 1);
-    expect_members(&nodes, &["ada", "bob"]).await;
+    let (nodes, _connections) = nodes_with_ada_and_bob(&server).await;
     let operator = Operator::connect(&server).await;
     let delete = format!("STREAM.DELETE.{MEMBERS_STREAM}");
     operator.request(&delete, json!({})).await;
@@ -201,6 +206,8 @@ async fn foreign_stream_has_no_members() {
     operator.publish("other", &[], "1").await;
     let node = node(&server).await;
     assert_eq!(members(&node).len(), 0);
+    let error = node.reader_status().members_error;
+    assert!(error.is_some_and(|error| error.is_wrong_stream()));
     operator.delete_stream().await;
     let options = PublishOptions::default();
     let publish = async || {
@@ -215,13 +222,92 @@ async fn foreign_stream_has_no_members() {
     wait_until(|| node.reader_status().replaced > 0, || "no gap").await;
 }
 
+/// A user without permission for the members' stream.
+const WITHOUT_MEMBERS: &str = r#"
+no_auth_user: limited
+authorization {
+  users = [
+    { user: limited, password: secret, permissions: { publish: { deny: [
+        "$JS.API.STREAM.INFO.EVENTS_MEMBERS", "$JS.API.STREAM.MSG.GET.EVENTS_MEMBERS",
+        "$JS.API.DIRECT.GET.EVENTS_MEMBERS", "$JS.API.STREAM.CREATE.EVENTS_MEMBERS" ] } } },
+  ]
+}"#;
+
+/// Nobody leaves because the list cannot be read.
+#[tokio::test]
+async fn list_is_kept_while_user_may_not_read_it() {
+    let mut server = NatsServer::start("");
+    let (nodes, _connections) = nodes_with_ada_and_bob(&server).await;
+    server.kill();
+    server.set_config(WITHOUT_MEMBERS);
+    server.start_again();
+    replace_stream(&server, &nodes).await;
+    let error = |node: &JetStreamHub| node.reader_status().members_error;
+    for node in &nodes {
+        let error = error(node);
+        assert!(
+            error.as_ref().is_some_and(|error| error.is_unauthorized()),
+            "{error:?}"
+        );
+    }
+    expect_members(&nodes, &["ada", "bob"]).await;
+    // A node that starts now does not know the members.
+    let late = node(&server).await;
+    assert!(error(&late).is_some_and(|error| error.is_unauthorized()));
+    expect_members(std::slice::from_ref(&late), &[]).await;
+
+    server.kill();
+    server.set_config("");
+    server.start_again();
+    let nodes = [nodes[0].clone(), nodes[1].clone(), late];
+    let can_read = || nodes.iter().all(|node| error(node).is_none());
+    wait_until(can_read, || format!("{:?}", error(&nodes[2]))).await;
+    expect_members(&nodes, &["ada", "bob"]).await;
+}
+
+/// Replaces the stream of the hub, and waits until the nodes follow the new one.
+async fn replace_stream(server: &NatsServer, nodes: &[JetStreamHub]) {
+    let is_replaced = |node: &JetStreamHub| node.reader_status().replaced > 0;
+    Operator::connect(server).await.delete_stream().await;
+    wait_until(|| nodes.iter().all(is_replaced), || "no gap").await;
+}
+
+/// Nobody leaves because the stream of the members is missing.
+#[tokio::test]
+async fn list_is_kept_while_log_is_missing() {
+    let server = NatsServer::start("");
+    // No request creates the stream again during this test.
+    let options = presence_options().node_timeout(Duration::from_secs(600));
+    let nodes = [
+        node_with(&server, options.clone()).await,
+        node_with(&server, options).await,
+    ];
+    let _ada = enter(&nodes[0], "ada", 1);
+    expect_members(&nodes, &["ada"]).await;
+    let _bob = enter(&nodes[1], "bob", 1);
+    expect_members(&nodes, &["ada", "bob"]).await;
+    // The second request of the first node says that it knows the other's member.
+    let _eve = enter(&nodes[0], "eve", 1);
+    expect_members(&nodes, &["ada", "bob", "eve"]).await;
+    let operator = Operator::connect(&server).await;
+    let delete = format!("STREAM.DELETE.{MEMBERS_STREAM}");
+    operator.request(&delete, json!({})).await;
+    replace_stream(&server, &nodes[..1]).await;
+    assert_eq!(
+        nodes[0]
+            .reader_status()
+            .members_error
+            .map(|error| error.to_string()),
+        None
+    );
+    expect_members(&nodes[..1], &["ada", "bob", "eve"]).await;
+}
+
 /// A server that has begun to write its members to a new stream has died.
 #[tokio::test]
 async fn lost_members_come_back_after_incomplete_snapshot() {
     let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
-    let _ada = enter(&nodes[0], "ada", 1);
-    let _bob = enter(&nodes[1], "bob", 1);
+    let (nodes, _connections) = nodes_with_ada_and_bob(&server).await;
     let dead = node(&server).await;
     let dan = enter(&dead, "dan", 1);
     expect_members(&nodes, &["ada", "bob", "dan"]).await;
@@ -447,10 +533,7 @@ async fn random_members_survive_losses_of_log() {
 #[tokio::test]
 async fn newest_message_of_log_may_be_deleted() {
     let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
-    let _ada = enter(&nodes[0], "ada", 1);
-    let _bob = enter(&nodes[1], "bob", 1);
-    expect_members(&nodes, &["ada", "bob"]).await;
+    let (nodes, _connections) = nodes_with_ada_and_bob(&server).await;
     let operator = Operator::connect(&server).await;
     for _ in 0..3 {
         let info = format!("STREAM.INFO.{MEMBERS_STREAM}");
