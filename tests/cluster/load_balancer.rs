@@ -242,6 +242,27 @@ async fn wait_for_publications(published: &AtomicU64) {
     wait_until(is_reached, || "nothing is published").await;
 }
 
+/// Kills a node, and starts it again when all subscribers have got events from the others meanwhile.
+async fn kill_node_until_others_serve(
+    cluster: &mut Cluster,
+    published: &AtomicU64,
+    last_numbers: &[Arc<AtomicU64>],
+) {
+    wait_for_publications(published).await;
+    cluster.nodes[0].kill();
+    wait_for_publications(published).await;
+    let newest = published.load(Ordering::Relaxed);
+    let is_behind = |last: &&Arc<AtomicU64>| last.load(Ordering::Relaxed) < newest;
+    let behind = || last_numbers.iter().filter(is_behind).count();
+    wait_until(
+        || behind() == 0,
+        || format!("{} wait for the node", behind()),
+    )
+    .await;
+    cluster.nodes[0].start_again();
+    cluster.wait_until_ready().await;
+}
+
 /// Returns the configuration that the documents show, without TLS and with the addresses and the path of the test.
 fn nginx_configuration(port: u16, addresses: &[String]) -> String {
     let upstream = ONE_NODE_CONFIGURATION
@@ -398,6 +419,7 @@ async fn clients_miss_nothing_in_silence(broker: Broker) {
         published.clone(),
         is_stopped.clone(),
     ));
+    kill_node_until_others_serve(&mut cluster, &published, &last_numbers).await;
     let mut random = Random::new(1);
     let faults_of_broker = match cluster.broker {
         Broker::Redis(..) => &LOSSLESS_FAULTS_OF_REDIS[..],
