@@ -378,7 +378,7 @@ proptest! {
     fn evicted_topics_leave_gaps(
         steps in steps(),
         max_topics in 1_usize..4,
-        max_bytes in 1_usize..400,
+        max_bytes in 1_usize..4000,
     ) {
         let hub = Hub::builder().max_patterns(3).max_events(3).max_topics(max_topics).max_total_bytes(max_bytes);
         Model::new(hub.build(), true).run(steps);

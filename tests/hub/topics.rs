@@ -379,18 +379,34 @@ fn hub_is_bounded_in_topics() {
 
 #[test]
 fn hub_is_bounded_in_bytes() {
-    let hub = Hub::builder().max_total_bytes(1000).build();
+    let hub = Hub::builder().max_total_bytes(5000).build();
     let _subscriber = subscribe(&hub, &["a"], StartPosition::Now);
     for number in 0..100 {
         let topic = ["a", "b", "c"][number % 3];
         hub.publish(topic, "x".repeat(number)).unwrap();
-        assert!(hub.counts().bytes <= 1000);
+        assert!(hub.counts().bytes <= 5000);
     }
-    hub.publish("b", "x".repeat(5000)).unwrap();
+    hub.publish("b", "x".repeat(6000)).unwrap();
     assert_eq!(hub.topic("b").unwrap().len(), 1);
     assert_eq!(hub.topic("a").unwrap().len(), 0);
     hub.publish("a", "y").unwrap();
-    assert!(hub.counts().bytes <= 1000);
+    assert!(hub.counts().bytes <= 5000);
+}
+
+/// Small events take more memory than the bytes of their payloads.
+#[test]
+fn hub_is_bounded_in_small_events() {
+    let hub = Hub::builder().max_total_bytes(100_000).build();
+    let topics: Vec<_> = (0..50).map(|number| number.to_string()).collect();
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    let _subscriber = subscribe(&hub, &topics, StartPosition::Now);
+    for number in 0..5000 {
+        hub.publish(topics[number % topics.len()], "").unwrap();
+        assert!(hub.counts().bytes <= 100_000);
+    }
+    let lens = topics.iter().map(|topic| hub.topic(*topic).unwrap().len());
+    let count: usize = lens.sum();
+    assert!((100..=260).contains(&count), "{count} events");
 }
 
 #[tokio::test(start_paused = true)]

@@ -158,6 +158,9 @@ impl HubBuilder {
 
     /// Sets the maximum number of bytes in the logs of all topics together. The default is 256 MiB.
     ///
+    /// Payload, id, type and topic of an event count, and 384 bytes that an event takes besides. So small events are bounded, too. The event's
+    /// encodings, one for each transport in use, do not count.
+    ///
     /// If the logs exceed the maximum, the hub removes topics without subscribers, and trims the logs of other topics. The newest event stays in
     /// its log even if it alone exceeds the maximum.
     pub fn max_total_bytes(mut self, bytes: usize) -> Self {
@@ -219,7 +222,7 @@ impl HubBuilder {
     }
 
     /// Sets the maximum number of [ids of publishers](super::PublishOptions::id) that the hub remembers, so that clients can resume from them.
-    /// The default is 65 536.
+    /// The default is 65 536. The id of an event in several topics counts as several ids.
     pub fn max_publisher_ids(mut self, ids: usize) -> Self {
         self.config.max_publisher_ids = ids;
         self

@@ -14,7 +14,7 @@
 pub struct HubCounts {
     /// Topics that the hub holds now: those with subscribers, and those with events.
     pub topics: usize,
-    /// Bytes of payloads, ids, types and topics of the events in all logs.
+    /// Bytes that the events in all logs take, as [`HubBuilder::max_total_bytes`](super::HubBuilder::max_total_bytes) counts them.
     pub bytes: usize,
     /// Events published, with or without history. An event to several topics counts once. A publication whose idempotency key is known does
     /// not count.

@@ -11,7 +11,7 @@ use super::{
     HubEvent,
     hub_broker::{FeedGap, HubBroker},
     hub_builder::HubConfig,
-    idempotency_keys::PublicationKey,
+    idempotency_keys::PublicationKeyHasher,
     pattern_table::RequestedPattern,
     publish_options::PublishOptions,
     revocable_subscriptions::RevocableSubscriptions,
@@ -59,6 +59,7 @@ pub(super) struct HubState {
     pub(super) published_position: AtomicU64,
     pub(super) counters: LogCounters,
     pub(super) revocable_subscriptions: RevocableSubscriptions,
+    publication_key_hasher: PublicationKeyHasher,
     #[cfg(feature = "json")]
     pub(super) presence: HubPresence,
 }
@@ -138,6 +139,7 @@ impl HubState {
             published_position: AtomicU64::new(0),
             counters: LogCounters::default(),
             revocable_subscriptions: RevocableSubscriptions::default(),
+            publication_key_hasher: PublicationKeyHasher::default(),
             #[cfg(feature = "json")]
             presence,
             config,
@@ -277,9 +279,9 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> UnfinishedPublication {
-        let key = options.idempotency_key.as_ref().map(|key| PublicationKey {
-            topics: TopicSet::new(topics.iter().cloned()),
-            key: key.clone(),
+        let key = options.idempotency_key.as_ref().map(|key| {
+            let topics = TopicSet::new(topics.iter().cloned());
+            self.publication_key_hasher.key_of(&topics, key)
         });
         let publisher_id = options.id.clone();
         let publisher_id = publisher_id.filter(|id| self.allows_publisher_id(id));
@@ -295,7 +297,7 @@ impl HubState {
         let mut published = {
             let table = &mut *lock(&self.table);
             let now = self.now();
-            if let Some(key) = &key {
+            if let Some(key) = key {
                 if let Some(id) = table.idempotency_keys.id_of(key, now) {
                     return UnfinishedPublication::of_earlier_event(id);
                 }
@@ -487,7 +489,7 @@ impl HubState {
         let table = lock(&self.table);
         HubSize {
             topics: table.len(),
-            bytes: table.byte_len(),
+            bytes: table.memory_len(),
         }
     }
 }

@@ -4,12 +4,15 @@ use crate::{event::EventId, source::TopicSet};
 
 /// The ids that publishers gave their events, and the positions of these events.
 ///
-/// The number of ids is bounded: the oldest ones are forgotten.
+/// The number of ids is bounded: the oldest ones are forgotten. The id of an event in several topics counts as several ids, because it takes as
+/// much memory.
 #[derive(Debug)]
 pub(super) struct PublisherIds {
     events: HashMap<EventId, IdentifiedEvent>,
     /// The ids of `events`, oldest first.
     insertions: VecDeque<EventId>,
+    /// The sum of the numbers of topics of `events`.
+    topic_count: usize,
     max_ids: usize,
 }
 
@@ -25,6 +28,7 @@ impl PublisherIds {
         Self {
             events: HashMap::new(),
             insertions: VecDeque::new(),
+            topic_count: 0,
             max_ids,
         }
     }
@@ -35,10 +39,13 @@ impl PublisherIds {
         if self.max_ids == 0 || self.events.contains_key(&id) {
             return;
         }
-        if self.insertions.len() >= self.max_ids {
-            if let Some(oldest) = self.insertions.pop_front() {
-                self.events.remove(&oldest);
-            }
+        self.topic_count += topics.len();
+        while self.topic_count > self.max_ids {
+            let Some(oldest) = self.insertions.pop_front() else {
+                break;
+            };
+            let oldest = self.events.remove(&oldest);
+            self.topic_count -= oldest.map_or(0, |event| event.topics.len());
         }
         let event = IdentifiedEvent { position, topics };
         self.events.insert(id.clone(), event);
@@ -71,6 +78,12 @@ mod tests {
         assert_eq!([10, 11, 12].map(position), [None, Some(2), Some(4)]);
         assert_eq!((ids.events.len(), ids.insertions.len()), (2, 2));
         assert_eq!(ids.topics_of(&EventId::from(12)), Some(&topics()));
+        // An event in two topics takes the place of two.
+        let both = TopicSet::try_from(["a", "b"]).unwrap();
+        ids.insert(EventId::from(13), 5, both);
+        let position = |id| ids.position_of(&EventId::from(id));
+        assert_eq!([11, 12, 13].map(position), [None, None, Some(5)]);
+        assert_eq!(ids.topic_count, 2);
         let mut none = PublisherIds::new(0);
         none.insert(EventId::from(1), 1, topics());
         assert_eq!(none.position_of(&EventId::from(1)), None);

@@ -69,6 +69,9 @@ pub(super) struct TopicLogEntry {
     pub(super) byte_len: usize,
 }
 
+/// The bytes of memory that an event in a log takes besides its [`event_byte_len`]: its fields, its place in the log, and what the allocator adds.
+const EVENT_OVERHEAD_LEN: usize = 384;
+
 /// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReaderOrdinals {
@@ -333,6 +336,11 @@ impl TopicLog {
     /// Returns the bytes of the events in the log, see [`event_byte_len`].
     pub(super) fn byte_len(&self) -> usize {
         self.byte_len
+    }
+
+    /// Returns about how many bytes of memory the log takes, without the encodings of its events.
+    pub(super) fn memory_len(&self) -> usize {
+        self.byte_len + self.entries.len() * EVENT_OVERHEAD_LEN
     }
 
     /// Returns the entries of the log, oldest first.

@@ -37,8 +37,8 @@ pub(super) struct TopicTable {
     sweep_index: usize,
     /// The position of the newest event of the hub.
     last_position: u64,
-    /// The bytes of the events in all logs.
-    byte_len: usize,
+    /// The sum of [`TopicLog::memory_len`] over all logs.
+    memory_len: usize,
     evicted: EvictedTopics,
     pub(super) idempotency_keys: IdempotencyKeys,
     pub(super) patterns: PatternTable,
@@ -90,7 +90,7 @@ impl TopicTable {
             idle_queue: VecDeque::new(),
             sweep_index: 0,
             last_position: 0,
-            byte_len: 0,
+            memory_len: 0,
             evicted: EvictedTopics::new(config.max_evicted_topics, config.max_patterns > 0),
             patterns: PatternTable::new(config.max_patterns),
             publisher_ids: PublisherIds::new(config.max_publisher_ids),
@@ -116,8 +116,8 @@ impl TopicTable {
         self.indexes.len()
     }
 
-    pub(super) fn byte_len(&self) -> usize {
-        self.byte_len
+    pub(super) fn memory_len(&self) -> usize {
+        self.memory_len
     }
 
     pub(super) fn get(&self, topic: &Topic) -> Option<&Arc<TopicState>> {
@@ -202,14 +202,14 @@ impl TopicTable {
         let position = entry.position;
         {
             let mut log = slot.topic.log_for_writing();
-            let before = log.byte_len();
+            let before = log.memory_len();
             log.append(entry, &config.topic_limits, &mut deferred_drops.events);
-            self.byte_len = self.byte_len - before + log.byte_len();
+            self.memory_len = self.memory_len - before + log.memory_len();
         }
         slot.topic.set_last_position(position);
         slot.last_used_at = now;
         let woken = (slot.subscribers > 0).then(|| slot.topic.clone());
-        if self.byte_len > config.max_total_bytes {
+        if self.memory_len > config.max_total_bytes {
             self.trim_to_max_total_bytes(index, config, deferred_drops);
         }
         woken
@@ -312,9 +312,9 @@ impl TopicTable {
             return topic.log().is_empty();
         }
         let mut log = topic.log_for_writing();
-        let before = log.byte_len();
+        let before = log.memory_len();
         log.trim_expired(&config.topic_limits, now, &mut deferred_drops.events);
-        self.byte_len = self.byte_len - before + log.byte_len();
+        self.memory_len = self.memory_len - before + log.memory_len();
         log.is_empty()
     }
 
@@ -372,7 +372,7 @@ impl TopicTable {
         deferred_drops: &mut DeferredDrops,
     ) {
         let mut visits_without_effect = 0;
-        while self.byte_len > config.max_total_bytes && visits_without_effect < self.slots.len() {
+        while self.memory_len > config.max_total_bytes && visits_without_effect < self.slots.len() {
             visits_without_effect += 1;
             let index = self.next_sweep_index();
             let Some(slot) = self.slot(index) else {
@@ -385,10 +385,10 @@ impl TopicTable {
             }
             let topic = slot.topic.clone();
             let mut log = topic.log_for_writing();
-            let before = log.byte_len();
+            let before = log.memory_len();
             if before > 0 && (index != published_index || log.len() > 1) {
                 log.trim_older_half(&mut deferred_drops.events);
-                self.byte_len = self.byte_len - before + log.byte_len();
+                self.memory_len = self.memory_len - before + log.memory_len();
                 visits_without_effect = 0;
             }
         }
@@ -405,7 +405,7 @@ impl TopicTable {
             .patterns
             .restart_after_gap(position, deferred_drops)
             .collect();
-        self.byte_len = 0;
+        self.memory_len = 0;
         for index in 0..self.slots.len() {
             let Some(slot) = self.slot(index) else {
                 continue;
@@ -437,7 +437,7 @@ impl TopicTable {
         self.free.push(index);
         {
             let log = slot.topic.log();
-            self.byte_len -= log.byte_len();
+            self.memory_len -= log.memory_len();
             if let Some(name) = slot.topic.topic_name() {
                 self.indexes.remove(name);
                 self.evicted.insert(name, log.last_history_position());
