@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { createServer as createTcpServer } from "node:net";
 import { test } from "node:test";
 import { eventSource } from "../../../clients/js/dist/event-source.js";
-import { finished, listen, read, respond, serve, serveSockets, sse } from "./servers.mjs";
+import { finished, handshakeResponse, listen, read, respond, serve, serveSockets, sse } from "./servers.mjs";
 import { next, open as connect, skipDelays, until, wait } from "./support.mjs";
 
 const batch = (body, headers) => respond(200, { "content-type": "application/json", ...headers }, body);
@@ -17,6 +17,20 @@ async function firstErrors(url, transport, count = 3) {
   await until(() => errors.length >= count);
   push.close();
   return errors;
+}
+
+/** Answers with a body that begins with `start`, and repeats `text` until the client has gone. Counts what it has written in `endless.written`. */
+function endless(status, headers, start, text) {
+  endless.written = 0;
+  return (_, response) => {
+    response.writeHead(status, headers);
+    response.write(start);
+    const write = () => {
+      while (!response.destroyed && response.write(text)) endless.written += text.length;
+      if (!response.destroyed) response.once("drain", write);
+    };
+    write();
+  };
 }
 
 for (const transport of ["websocket", "sse", "long-poll"]) {
@@ -59,15 +73,7 @@ for (const transport of ["websocket", "sse", "long-poll"]) {
 
 for (const transport of ["sse", "long-poll"]) {
   test(`${transport}: an error whose body never ends is an error`, async () => {
-    const endless = (_, response) => {
-      response.writeHead(503);
-      const write = () => {
-        while (!response.destroyed && response.write("x".repeat(1000)));
-        if (!response.destroyed) response.once("drain", write);
-      };
-      write();
-    };
-    const { url } = await serve(endless, finished);
+    const { url } = await serve(endless(503, {}, "", "x".repeat(1000)), finished);
     const { errors } = await read(url, { transports: [transport] });
     assert.deepEqual(errors.map(({ status, final, body }) => [status, final, body.length]), [[503, false, 1000]]);
   });
@@ -178,6 +184,58 @@ test("websocket: a compressed bomb is final", async () => {
   const { errors } = await read(url, { transports: ["websocket"], maxEventLength: 1000 });
   assert.match(errors[0].message, /longer than 1000/);
   assert.equal(errors[0].final, true);
+});
+
+test("long-poll: an event that never ends, and a batch that never ends, are final, in bounded memory", async () => {
+  for (const [start, text] of [['[{"data":"', "x".repeat(60_000)], ['[{"data":1}', ',{"data":1}'.repeat(1000)]]) {
+    const { url, requests } = await serve(endless(200, { "content-type": "application/json" }, start, text));
+    const { items, errors } = await read(url, { transports: ["long-poll"], maxEventLength: 200_000 });
+    assert.equal(items, undefined);
+    assert.deepEqual(errors.map(({ message, final }) => [message, final]), [["an event is longer than 200000", true]]);
+    assert.equal(requests.length, 1);
+    assert.ok(endless.written < 20_000_000, `${endless.written}`);
+  }
+});
+
+test("websocket: a message of 10 GB is an error, in bounded memory", async () => {
+  let written = 0;
+  const server = createTcpServer((socket) => {
+    socket.on("error", () => {});
+    socket.once("data", (request) => {
+      socket.write(handshakeResponse(request));
+      // A text of 10 GB.
+      socket.write(Buffer.from([0x81, 127, 0, 0, 0, 2, 0x54, 0x0b, 0xe4, 0]));
+      const write = () => {
+        while (!socket.destroyed && socket.write("x".repeat(60_000))) written += 60_000;
+        if (!socket.destroyed) socket.once("drain", write);
+      };
+      write();
+    });
+  });
+  const errors = await firstErrors(await listen(server), "websocket", 1);
+  assert.match(errors[0].message, /^WebSocket closed: 10/);
+  assert.ok(written < 20_000_000, `${written}`);
+});
+
+for (const [what, answer] of [
+  ["a page of HTML", respond(200, { "content-type": "text/html" }, "<h1>Log in</h1>")],
+  ["another media type", respond(200, { "content-type": "application/json" }, "[]")],
+  ["redirects in circles", respond(302, { location: "/again" })],
+  ["a status", respond(403)],
+]) {
+  test(`event-source: after ${what}, the client comes back with delays`, async () => {
+    const { url, requests } = await serve(answer);
+    const errors = await firstErrors(url, eventSource());
+    for (const { message, final } of errors) assert.deepEqual([message, final], ["the EventSource has failed", false]);
+    assert.ok(requests.length < 100, `${requests.length} requests`);
+  });
+}
+
+test("event-source: bytes that are no event stream are no events, and ids that go back are followed", async () => {
+  const { url } = await serve(sse("\0\xff garbage\n: \n\nid: 9\ndata: 9\n\nid: 3\ndata: 3\n\n"), sse('event: finished\ndata: {"finished":true}\n\n'));
+  const { items, push } = await read(url, { transports: [eventSource()] });
+  assert.deepEqual(items.map(({ data }) => data), [9, 3]);
+  assert.equal(push.cursor, "3");
 });
 
 test("websocket: close reasons that make no sense name no time", async () => {

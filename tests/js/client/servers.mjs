@@ -1,6 +1,7 @@
 // Servers that say what a test wants.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { after } from "node:test";
@@ -62,4 +63,14 @@ export async function serveSockets(onConnection, options = {}) {
   server.on("connection", (socket, request) => onConnection(socket, sockets.push(socket), request));
   await once(server, "listening");
   return `http://127.0.0.1:${server.address().port}/`;
+}
+
+/** Returns the response to the bytes of a WebSocket handshake, for servers that break the protocol after it. */
+export function handshakeResponse(request) {
+  const [, key] = /sec-websocket-key: (.*)\r\n/i.exec(request);
+  const accept = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+  return (
+    `HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ${accept}\r\n` +
+    "sec-websocket-protocol: json.tower-push\r\n\r\n"
+  );
 }
