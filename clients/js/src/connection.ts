@@ -1,18 +1,11 @@
 import { DEFAULTS, type Attempt, type End, type Options, type Receive, type SendMessage, type TransportPlugin } from "./attempt.js";
 import { watchEnvironment, type EnvironmentListener } from "./environment.js";
 import { PushError } from "./error.js";
-import { receivePoll, receiveSse } from "./http.js";
 import { ListenerSet } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
 import { payloadOf, type PushRecord } from "./record.js";
+import { rememberedTransport, transportsOf } from "./transports.js";
 import type { ConnectOptions, PushConnection, PushEvent, PushGap, State } from "./types.js";
-import { receiveWebSocket } from "./websocket.js";
-
-const RECEIVERS: Record<string, Receive> = {
-  websocket: receiveWebSocket,
-  sse: receiveSse,
-  "long-poll": receivePoll,
-};
 
 /** The shortest interval of heartbeats that is learned from a stream, in milliseconds: what the HTML standard advises. */
 const MIN_LEARNED_HEARTBEAT = 15_000;
@@ -26,8 +19,8 @@ const STABLE_AFTER = 5000;
 /** How long a poll may take, in milliseconds: more than twice its wait time, which a server may extend. */
 const POLL_TIMEOUT = 60_000;
 
-/** The longest delay of a timer in JavaScript, in milliseconds. */
-const MAX_TIMER = 2 ** 31 - 1;
+/** The longest delay, in milliseconds: 23 days. A timer in JavaScript ends at once if its delay is 2 ** 31 or more. */
+const MAX_DELAY = 2e9;
 
 /** Why the client itself ends an attempt. */
 type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "close";
@@ -37,16 +30,6 @@ interface Outcome extends End {
   hasWorked: boolean;
   error?: PushError | undefined;
   abortReason?: AbortReason | undefined;
-}
-
-/** Returns the transport that has worked for this origin, or remembers it, for as long as the tab is open. */
-function rememberedTransport({ origin }: URL, transport?: string): string | undefined {
-  const key = `tower-push ${origin}`;
-  try {
-    if (transport) sessionStorage[key] = transport;
-    return sessionStorage[key];
-  } catch {}
-  return undefined;
 }
 
 /**
@@ -136,14 +119,9 @@ export class Connection implements PushConnection {
   constructor(url: string | URL, options: ConnectOptions) {
     this.streamUrl = new URL(url, globalThis.location?.href);
     this.#options = { ...DEFAULTS, ...options };
-    const { since, signal, headers, protocols, heartbeat = 1000 } = options;
+    const { since, signal, heartbeat = 1000 } = options;
     if (since && since !== "now") this.cursor = since;
-    const { body, transports = body ? ["sse"] : ["websocket", "sse", "long-poll"] } = options;
-    const canUseWebSocket = !body && (!headers || protocols || options.WebSocket);
-    this.#transports = transports
-      .map((transport) => (typeof transport === "string" ? { name: transport, receive: RECEIVERS[transport]! } : transport))
-      .filter(({ name }) => name !== "websocket" || canUseWebSocket);
-    if (!this.#transports[0]) throw new TypeError("no usable transport");
+    this.#transports = transportsOf(options);
     this.#isPatient = !this.#transports[1];
     this.#stopWatching = watchEnvironment(this.#environment, Math.min(1000, heartbeat), options);
     if (signal?.aborted) this.close();
@@ -229,7 +207,7 @@ export class Connection implements PushConnection {
     const { minDelay, maxDelay } = this.#options;
     const backoff = Math.min(maxDelay, minDelay * 2 ** this.#failures++);
     const delay = this.#minDelay + Math.random() * Math.max(backoff, this.#minDelay / 2);
-    return Math.min(delay, MAX_TIMER);
+    return Math.min(delay, MAX_DELAY);
   }
 
   #isFinal(error: PushError): boolean {

@@ -1,10 +1,10 @@
 import type { ConnectionOutput } from "./connection-output.js";
-import type { Gap, PushEvent, State } from "./index.js";
+import type { PushEvent, State } from "./index.js";
 import { RecentEvents, topicsOf } from "./recent-events.js";
 import type { HubReport, LeaderMessage, ReportMessage } from "./shared-hub-messages.js";
 import { isBefore, type Position } from "./tab-group.js";
 import { hasBegunBefore, isFollowed, repetitionUpTo, type TopicLoad, type TopicProgress } from "./topic-progress.js";
-import { readTopics } from "./topic-snapshot.js";
+import { readTopics, type SnapshotListener } from "./topic-snapshot.js";
 import type { TopicOptions } from "./topics.js";
 
 /** The maximum number of events that a tab drops as repetitions of one topic, or holds back for one load. */
@@ -267,16 +267,8 @@ export class TopicFollower {
     const load: TopicLoad = { aborted, position: this.#position!, cursor: this.#leaderCursor, held: [] };
     for (const topic of topics) Object.assign(this.#topics.get(topic)!, { step: "loading", load });
     const current = (event: PushEvent) => topicsOf(event).filter((topic) => this.#topics.get(topic)?.load === load);
-    const read = (
-      topics: string[],
-      since: string | undefined,
-      onEvent: (event: PushEvent) => void,
-      onGap: (gap: Gap) => void,
-      onCursor = (_: string) => {},
-    ) => {
-      const options: TopicOptions = { ...this.#options, topics, since: since ?? "now" };
-      return readTopics(this.#url, options, aborted.signal, { onEvent, onGap, onCursor });
-    };
+    const read = (since: string | undefined, listener: SnapshotListener) =>
+      readTopics(this.#url, { ...this.#options, topics, since: since ?? "now" }, aborted.signal, listener);
     /** The ids of the events of each topic that the leader's stream may have after the beginning of the load. */
     const coming = new Map(topics.map((topic) => [topic, new Set<string>()]));
     /** For each topic, the id of the last event that the tab reads from the server and that the leader's stream may repeat. */
@@ -293,7 +285,7 @@ export class TopicFollower {
         }
       };
       if (aborted.signal.aborted) return;
-      isKnown = (await read(topics, load.cursor, onEvent, () => (isKnown = false))) && isKnown;
+      isKnown = (await read(load.cursor, { onEvent, onGap: () => (isKnown = false) })) && isKnown;
     };
     // A read after a cursor has all events up to its end, and so also the events of `coming` if these were read before. The events of a new client
     // may begin later, so then `coming` is read afterwards and compared.
@@ -306,10 +298,8 @@ export class TopicFollower {
     const setSince = () => {
       for (const progress of this.#topics.values()) if (progress.load === load) progress.since = end;
     };
-    const isRead = await read(
-      topics,
-      since,
-      (event) =>
+    const isRead = await read(since, {
+      onEvent: (event) =>
         passOn(() => {
           const taken = current(event).filter((topic) => {
             if (event.id != null) last.set(topic, event.id);
@@ -317,13 +307,13 @@ export class TopicFollower {
           });
           this.#pass(event, taken);
         }),
-      (gap) => passOn(() => this.#output.emitGap(gap)),
+      onGap: (gap) => passOn(() => this.#output.emitGap(gap)),
       // If the load is interrupted, its topics continue after this cursor.
-      (cursor) => {
+      onCursor: (cursor) => {
         end = cursor;
         passOn(setSince);
       },
-    );
+    });
     if (aborted.signal.aborted) return;
     for (const pass of firstEvents) pass();
     isKnown &&= isRead;
