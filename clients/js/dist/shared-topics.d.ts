@@ -30,8 +30,8 @@ export interface SharedTopicOptions extends Omit<TopicOptions, "patterns"> {
  * the tab reads the first events by long-polls, which the server must answer. Without Web Locks and BroadcastChannel, each tab has its own
  * connection.
  *
- * An event that is published with `echo: false` reaches no tab under the name. The transport must name the topics: on SSE, in the field `topic`. An
- * event without a topic reaches all tabs.
+ * A shared connection does not wait for a slow `for await`, so `maxBuffered` has no effect. An event that is published with `echo: false` reaches no
+ * tab under the name. The transport must name the topics: on SSE, in the field `topic`. An event without a topic reaches all tabs.
  */
 export declare function connect(url: string | URL, options: SharedTopicOptions): TopicConnection;
 export { PushError };
