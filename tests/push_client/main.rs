@@ -9,3 +9,4 @@ mod other_servers;
 mod outages;
 mod sources;
 mod support;
+mod tail_example;
