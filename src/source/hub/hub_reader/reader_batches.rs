@@ -29,7 +29,26 @@ pub(super) enum BatchReadOutcome {
 
 impl HubReader {
     /// Takes the next events from the logs.
+    #[inline]
     pub(super) fn read_batch(&mut self) -> BatchReadOutcome {
+        // Every other poll of a subscriber that keeps up finds nothing.
+        match self.has_read_everything() {
+            true => BatchReadOutcome::UpToDate,
+            false => self.read_unread(),
+        }
+    }
+
+    /// Returns whether the reader has read everything up to the published position, and has nothing else to yield.
+    #[inline]
+    fn has_read_everything(&self) -> bool {
+        self.hub.published_position() == self.position
+            && self.position >= self.catch_up_end
+            && self.gaps.is_empty()
+            && self.left_events.is_empty()
+            && self.hub.feed_gap_after(self.position).is_none()
+    }
+
+    fn read_unread(&mut self) -> BatchReadOutcome {
         let published = self.hub.published_position();
         if let Some(gap) = self.hub.feed_gap_after(self.position) {
             self.skip_feed_gap(gap);
@@ -50,7 +69,8 @@ impl HubReader {
         if published == self.position {
             return BatchReadOutcome::UpToDate;
         }
-        if self.all_unread_events_are_held_back() {
+        let has_flush_window = !self.hub.config.flush_window.is_zero();
+        if has_flush_window && self.all_unread_events_are_held_back() {
             return BatchReadOutcome::UpToDate;
         }
         let position = self.position;
@@ -71,10 +91,8 @@ impl HubReader {
 
     /// Returns whether the topics have events that the reader has not read, and hold back all of them in a
     /// [`FlushWindow`](crate::source::log::FlushWindow).
-    #[inline]
     fn all_unread_events_are_held_back(&self) -> bool {
-        let has_flush_window = !self.hub.config.flush_window.is_zero();
-        if !has_flush_window || self.position < self.held_events_end {
+        if self.position < self.held_events_end {
             return false;
         }
         let mut topics = self.topics.iter().map(|reader| &reader.topic);
