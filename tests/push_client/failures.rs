@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use http::HeaderValue;
 use testkit::TestServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tower_push_client::{Client, ClientItem, Error, ReqwestService, Transport};
+use tower_push_client::{Client, ClientItem, Error, RemoteSource, ReqwestService, Transport};
 
 use crate::support::{client_for, errors_to_end, next_item, next_text};
 
@@ -222,19 +222,61 @@ async fn held_back_response_leads_to_the_next_transport() {
     assert_eq!(next_text(&mut stream).await, "hi");
 }
 
+/// What can never work fails at once, and not as an endless row of failed requests.
 #[test]
-fn only_urls_with_a_host_are_accepted() {
+fn url_that_cannot_be_requested_is_refused() {
     for url in [
         "",
         "/feed",
-        "ftp://host/",
+        "ftp://me:secret@host/",
         "http://",
+        "http://:80/",
+        "http://me:secret@host:65536/",
+        "http://me:secret@host:+80/",
         "mailto:x",
         "not a url",
+        "https://me:secret@host/",
+        "wss://me:secret@host/",
+        "HTTPS://host/",
     ] {
-        assert!(
-            Client::new().subscribe(url).unwrap_err().is_invalid_url(),
-            "{url}"
-        );
+        let error = Client::new().subscribe(url).unwrap_err();
+        assert!(error.is_invalid_url(), "{url}");
+        let source = RemoteSource::new(Client::new(), url).unwrap_err();
+        for error in [error, source] {
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("secret"), "{url}: {text}");
+        }
     }
+}
+
+#[test]
+fn url_with_tls_needs_another_http_client() {
+    let reqwest = Client::with_service(ReqwestService::new(reqwest_013::Client::new()));
+    for url in ["https://host/", "wss://host:8443/", "HTTPS://host/"] {
+        assert!(reqwest.subscribe(url).is_ok(), "{url}");
+        let error = Client::new().subscribe(url).unwrap_err();
+        assert!(error.to_string().contains("Client::with_service"), "{url}");
+    }
+    for url in ["http://host", "ws://host:/", "ws://[::1]:80/"] {
+        assert!(Client::new().subscribe(url).is_ok(), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn redirect_to_tls_needs_another_http_client() {
+    let server = TestServer::start_with(|mut socket| async move {
+        let mut head = [0; 1024];
+        let _ = socket.read(&mut head).await;
+        let port = socket.local_addr().unwrap().port();
+        let head = format!("301 Moved Permanently\nLocation: https://127.0.0.1:{port}/");
+        let _ = socket.write_all(&response(&head, b"")).await;
+    })
+    .await;
+    let mut stream = Client::new().subscribe(server.url("/")).unwrap();
+    let (error, errors) = errors_to_end(&mut stream).await;
+    assert!(error.is_redirect() && errors.is_empty(), "{error}");
+    assert!(
+        error.to_string().contains("Client::with_service"),
+        "{error}"
+    );
 }

@@ -1,6 +1,10 @@
 //! A server that shows the feed of another server.
 
-use testkit::TestServer;
+use axum::Router;
+use futures_util::StreamExt;
+use http::StatusCode;
+use testkit::{TEST_TIMEOUT, TestServer};
+use tokio::time::timeout;
 use tower_push::{Relay, service, source::StartPosition};
 use tower_push_client::{RemoteSource, Transport, relay_into};
 
@@ -12,7 +16,7 @@ use crate::support::{
 async fn remote_source_keeps_ids() {
     let channel = numbered_channel(3);
     let origin = TestServer::start(service(channel.clone())).await;
-    let source = RemoteSource::new(client_for(Transport::Sse), origin.url("/"));
+    let source = RemoteSource::new(client_for(Transport::Sse), origin.url("/")).unwrap();
     let edge = TestServer::start(service(source)).await;
     let mut cursor = None;
     // Each client reads one event, and resumes at the other server.
@@ -60,4 +64,24 @@ async fn relay_survives_cuts_of_its_origin() {
     }
     assert!(proxy.has_cut());
     relaying.await.unwrap().unwrap();
+}
+
+/// What the other server answers is for the operator of this server, whose observer gets the error, and not for its clients.
+#[tokio::test]
+async fn clients_of_a_remote_source_learn_no_error() {
+    let forbidden = Router::new().fallback(async || (StatusCode::FORBIDDEN, "secret"));
+    let origin = TestServer::start(forbidden).await;
+    let url = format!("http://me:secret@{}/", origin.address);
+    for transport in TRANSPORTS {
+        let source = RemoteSource::new(client_for(Transport::Sse), &url).unwrap();
+        assert!(!format!("{source:?}").contains("secret"));
+        let edge = TestServer::start(service(source)).await;
+        let client = client_for(transport).reconnect(false);
+        let stream = client.subscribe(edge.url("/")).unwrap();
+        let items = timeout(TEST_TIMEOUT, stream.collect::<Vec<_>>()).await;
+        let items = items.unwrap();
+        assert!(items.iter().any(Result::is_err), "{transport}: {items:?}");
+        let text = format!("{items:?}");
+        assert!(!text.contains("secret"), "{transport}: {text}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::{
     event_stream::EventStream,
     http_service::{BoxFuture, HttpService},
     subscriber::SubscriberConfig,
-    transport::{Transport, http_scheme, with_http_scheme},
+    transport::{NEEDS_TLS, Transport, has_valid_port, http_scheme, with_http_scheme},
 };
 
 /// Subscribes to streams of events. Holds the tower service that sends its HTTP requests, and the settings of new subscriptions.
@@ -38,7 +38,7 @@ type PrepareRequest =
 impl Client {
     /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. The connections have `TCP_NODELAY`.
     ///
-    /// For `https`, make a client [with a service](Self::with_service) that has TLS.
+    /// For `https`, make a client [with a service](Self::with_service) that has TLS: this one refuses such URLs.
     #[cfg(feature = "hyper-client")]
     #[cfg_attr(docsrs, doc(cfg(feature = "hyper-client")))]
     pub fn new() -> Self {
@@ -50,7 +50,8 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new());
-        Self::with_service(client.build::<_, http_body_util::Full<Bytes>>(connector))
+        let client = client.build::<_, http_body_util::Full<Bytes>>(connector);
+        Self::with_service(client).map_config(|config| config.has_tls = false)
     }
 
     /// Makes a client over any HTTP service: hyper-util's client with a connector of your choice,
@@ -214,26 +215,41 @@ impl Client {
     /// The schemes are `http` and `https`; `ws` and `wss` mean the same with a WebSocket, unless other transports were set.
     ///
     /// # Errors
-    /// [`Error::is_invalid_url`] if the URL has no host, or another scheme.
+    /// [`Error::is_invalid_url`] if the URL has no host, an invalid port, or another scheme; or if the URL needs TLS, and the client is one of
+    /// [`Client::new`](Self::new).
     pub fn subscribe(&self, url: impl AsRef<str>) -> Result<EventStream, Error> {
-        let url = url.as_ref();
+        let (client, uri) = self.for_url(url.as_ref())?;
+        Ok(EventStream::new(client, uri))
+    }
+
+    /// Checks the URL of a feed. Returns a client with the transports for it, and the URL of the client's requests.
+    ///
+    /// # Errors
+    /// See [`subscribe`](Self::subscribe). The text of the error does not contain the URL, which may have a password.
+    pub(crate) fn for_url(&self, url: &str) -> Result<(Self, Uri), Error> {
         let url = url.split('#').next().unwrap_or_default();
         let uri: Uri = url
             .parse()
-            .map_err(|error| Error::invalid_url(format!("`{url}` is not a URL: {error}")))?;
-        if http_scheme(&uri).is_none() {
-            let detail = format!("`{url}` has none of the schemes http, https, ws and wss");
+            .map_err(|error| Error::invalid_url(format!("the URL is invalid: {error}")))?;
+        let Some(scheme) = http_scheme(&uri) else {
+            let detail = "the URL has none of the schemes http, https, ws and wss";
             return Err(Error::invalid_url(detail));
-        }
+        };
         if uri.host().is_none_or(str::is_empty) {
-            return Err(Error::invalid_url(format!("`{url}` has no host")));
+            return Err(Error::invalid_url("the URL has no host"));
+        }
+        if !has_valid_port(&uri) {
+            return Err(Error::invalid_url("the port of the URL is invalid"));
+        }
+        if scheme == "https" && !self.config.has_tls {
+            return Err(Error::invalid_url(format!("the URL {NEEDS_TLS}")));
         }
         let is_websocket = matches!(uri.scheme_str(), Some("ws" | "wss"));
         let client = match is_websocket {
             true => self.clone().for_websocket_url()?,
             false => self.clone(),
         };
-        Ok(EventStream::new(client, with_http_scheme(uri)))
+        Ok((client, with_http_scheme(uri)))
     }
 
     #[cfg(feature = "websocket")]
@@ -266,7 +282,16 @@ impl Client {
     /// # Ok::<(), http::uri::InvalidUri>(())
     /// ```
     pub fn subscriber_config(&self) -> Arc<SubscriberConfig> {
-        self.config.clone()
+        let mut config = self.config.clone();
+        if !config.has_tls {
+            // The application has an HTTP client of its own.
+            Arc::make_mut(&mut config).has_tls = true;
+        }
+        config
+    }
+
+    pub(crate) fn config(&self) -> &Arc<SubscriberConfig> {
+        &self.config
     }
 
     pub(crate) fn initial_cursor(&self) -> Option<&EventId> {

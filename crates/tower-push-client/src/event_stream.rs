@@ -63,7 +63,7 @@ impl EventStream {
     pub(crate) fn new(client: Client, uri: Uri) -> Self {
         let cursor = client.initial_cursor().cloned();
         Self {
-            subscriber: Subscriber::new(client.subscriber_config(), uri, cursor, now()),
+            subscriber: Subscriber::new(client.config().clone(), uri, cursor, now()),
             client,
             connection: ConnectionState::Absent,
             timer: None,

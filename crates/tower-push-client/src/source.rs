@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use http::Uri;
 use tower_push::{
     PushSource,
     event::Item,
@@ -35,21 +36,26 @@ use crate::{
 /// ```
 /// use tower_push_client::{Client, RemoteSource};
 ///
-/// let source = RemoteSource::new(Client::new(), "http://10.0.0.1:3000/prices");
+/// let source = RemoteSource::new(Client::new(), "http://10.0.0.1:3000/prices")?;
 /// let service = tower_push::service(source);
 /// # let _ = service;
+/// # Ok::<(), tower_push_client::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RemoteSource {
     client: Client,
-    url: String,
+    /// The URL of the requests.
+    uri: Uri,
 }
 
 impl RemoteSource {
     /// Makes the source of the feed at `url`.
-    pub fn new(client: Client, url: impl Into<String>) -> Self {
-        let url = url.into();
-        Self { client, url }
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_url`], as from [`Client::subscribe`].
+    pub fn new(client: Client, url: impl AsRef<str>) -> Result<Self, Error> {
+        let (client, uri) = client.for_url(url.as_ref())?;
+        Ok(Self { client, uri })
     }
 }
 
@@ -59,10 +65,16 @@ impl PushSource for RemoteSource {
     async fn subscribe(self, subscription: Subscription) -> Result<RemoteStream, Rejection> {
         let cursor = subscription.cursor().cloned();
         let client = self.client.cursor(cursor);
-        let stream = client.subscribe(&self.url).map_err(|error| {
-            Rejection::new(http::StatusCode::INTERNAL_SERVER_ERROR).message(error.to_string())
-        })?;
-        Ok(RemoteStream(stream))
+        Ok(RemoteStream(EventStream::new(client, self.uri)))
+    }
+}
+
+/// Without the URL, which may have a password.
+impl fmt::Debug for RemoteSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteSource")
+            .field("client", &self.client)
+            .finish_non_exhaustive()
     }
 }
 

@@ -84,6 +84,10 @@ impl fmt::Display for Transport {
     }
 }
 
+/// What is wrong with a URL of the scheme `https` or `wss`, after "the URL" or "that".
+pub(crate) const NEEDS_TLS: &str =
+    "needs TLS, which the HTTP client of `Client::new` does not have: use `Client::with_service`";
+
 /// Returns the scheme of the requests to `uri`: `ws` means `http`, and `wss` means `https`. Returns `None` if the URL has no scheme, or
 /// another one.
 pub(crate) fn http_scheme(uri: &Uri) -> Option<&'static str> {
@@ -102,4 +106,16 @@ pub(crate) fn with_http_scheme(uri: Uri) -> Uri {
     let mut parts = uri.clone().into_parts();
     parts.scheme = scheme.parse().ok();
     Uri::from_parts(parts).unwrap_or(uri)
+}
+
+/// Whether a URL has a valid port, or none. [`Uri`] also accepts text such as `host:443(c` and `host:+443`.
+pub(crate) fn has_valid_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
+    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default());
+    match port.map(|port| port.strip_prefix(':').unwrap_or(port)) {
+        Some("") => true,
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && uri.port_u16().is_some(),
+        None => false,
+    }
 }

@@ -21,6 +21,8 @@ pub struct SubscriberConfig {
     pub(crate) max_redirects: u32,
     pub(crate) is_data_only: bool,
     pub(crate) reconnects: bool,
+    /// Whether the HTTP client can send requests to URLs of the scheme `https`.
+    pub(crate) has_tls: bool,
     pub(crate) sse: SseConfig,
     #[cfg(feature = "websocket")]
     pub(crate) subprotocols: Vec<(String, MessageFormat)>,
@@ -43,6 +45,7 @@ impl SubscriberConfig {
             max_redirects: 10,
             is_data_only: false,
             reconnects: true,
+            has_tls: true,
             sse: SseConfig::new(),
             #[cfg(feature = "websocket")]
             subprotocols: vec![("json.tower-push".to_owned(), MessageFormat::Json)],

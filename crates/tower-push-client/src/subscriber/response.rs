@@ -22,7 +22,7 @@ use super::{
 use crate::{
     error::{BoxError, Error},
     item::ClientItem,
-    transport::{Transport, http_scheme, with_http_scheme},
+    transport::{NEEDS_TLS, Transport, has_valid_port, http_scheme, with_http_scheme},
 };
 
 /// A response that is no feed, while its body is read.
@@ -277,6 +277,9 @@ impl Subscriber {
             Some(target) if !is_same_host(from, &target) || is_downgrade_to_http(from, &target) => {
                 Error::redirect(format!("the server redirects to another origin: {target}"))
             }
+            Some(target) if http_scheme(&target) == Some("https") && !self.config.has_tls => {
+                Error::redirect(format!("the server redirects to a URL that {NEEDS_TLS}"))
+            }
             Some(_) if self.redirects >= self.config.max_redirects => {
                 let max = self.config.max_redirects;
                 Error::redirect(format!("the server redirects more than {max} times"))
@@ -322,18 +325,6 @@ fn is_same_host(a: &Uri, b: &Uri) -> bool {
     let is_same_port = port(a) == port(b) || a.port().is_none() && b.port().is_none();
     let hosts = (a.host().unwrap_or_default(), b.host().unwrap_or_default());
     is_same_port && hosts.0.eq_ignore_ascii_case(hosts.1)
-}
-
-/// Whether a URL has a valid port, or none. [`Uri`] also accepts text such as `host:443(c` and `host:+443`.
-fn has_valid_port(uri: &Uri) -> bool {
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
-    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default());
-    match port.map(|port| port.strip_prefix(':').unwrap_or(port)) {
-        Some("") => true,
-        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && uri.port_u16().is_some(),
-        None => false,
-    }
 }
 
 /// Whether a redirect leads from `https` to `http`.
