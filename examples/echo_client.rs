@@ -62,15 +62,18 @@ async fn run_case(client: &Client, url: &str) -> Result<(), BoxError> {
                     if !backlog.is_empty() {
                         backlog.push_back(message);
                     } else if let Err(unsent) = sender.try_send(message) {
-                        backlog.push_back(unsent.0);
+                        backlog.push_back(unsent.into_message());
                     }
                 }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Ok(()),
             },
             sent = sender.send(backlog.front().cloned().unwrap_or(Payload::Text(String::new()))), if !backlog.is_empty() => {
-                sent?;
-                backlog.pop_front();
+                match sent {
+                    Ok(()) => drop(backlog.pop_front()),
+                    // The stream ends.
+                    Err(_) => backlog.clear(),
+                }
             }
         }
     }

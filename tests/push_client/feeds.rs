@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use testkit::TestServer;
+use testkit::{TEST_TIMEOUT, TestServer};
+use tokio::time::timeout;
 use tower_push::{
     Channel, Event, GapReason, Hub, Item,
     event::{CloseCode, CloseFrame, Payload},
     source::{StartPosition, Subscription, receive_fn, source_fn},
     transport::StreamEnd,
 };
-use tower_push_client::{Client, ClientItem, Transport};
+use tower_push_client::{Client, ClientItem, MessageSender, Transport};
 
 use crate::support::{
     TRANSPORTS, client_for, errors_to_end, http2_service, next_item, next_text, texts_to_end,
@@ -253,9 +254,69 @@ async fn messages_are_refused_after_the_stream() {
     for _ in 0..64 {
         sender.try_send(Payload::Text("queued".into())).unwrap();
     }
-    assert!(sender.try_send(Payload::Text("too many".into())).is_err());
+    let too_many = sender.try_send(Payload::Text("too many".into()));
+    let error = too_many.unwrap_err();
+    assert!(error.is_full() && !error.is_closed() && !sender.is_closed());
+    assert_eq!(error.into_message().as_text(), Some("too many"));
     drop(stream);
-    assert!(sender.send(Payload::Text("late".into())).await.is_err());
+    assert_senders_are_closed(&sender).await;
+}
+
+async fn assert_senders_are_closed(sender: &MessageSender) {
+    assert!(sender.is_closed());
+    let late = || Payload::Text("late".into());
+    for result in [sender.try_send(late()), sender.send(late()).await] {
+        let error = result.unwrap_err();
+        assert!(error.is_closed() && !error.is_full());
+        assert_eq!(error.into_message(), late());
+    }
+}
+
+/// A program may hold the stream after the stream's last item. A sender that waits for the queue then learns of the end.
+#[tokio::test]
+async fn senders_are_closed_when_the_stream_ends() {
+    for is_refused in [false, true] {
+        let channel = crate::support::numbered_channel(0);
+        channel.close();
+        let server = match is_refused {
+            true => TestServer::start(axum::Router::new()).await,
+            false => TestServer::start(tower_push::service(channel)).await,
+        };
+        let client = client_for(Transport::WebSocket);
+        let mut stream = client.subscribe(server.url("/")).unwrap();
+        let sender = stream.sender();
+        // More messages than the queue and the socket hold.
+        let waiting = tokio::spawn({
+            let sender = sender.clone();
+            async move {
+                let message = Payload::Text("x".repeat(100_000));
+                while sender.send(message.clone()).await.is_ok() {}
+            }
+        });
+        loop {
+            match timeout(TEST_TIMEOUT, stream.next()).await.unwrap() {
+                Some(Ok(ClientItem::Finished)) if !is_refused => break,
+                Some(Err(_)) if is_refused => break,
+                Some(Ok(ClientItem::Connected { .. } | ClientItem::Cursor(_))) => {}
+                item => panic!("{item:?}"),
+            }
+        }
+        timeout(TEST_TIMEOUT, waiting).await.unwrap().unwrap();
+        assert_senders_are_closed(&sender).await;
+        assert_senders_are_closed(&stream.sender()).await;
+    }
+}
+
+#[tokio::test]
+async fn stream_without_a_websocket_sends_no_messages() {
+    let mut stream = Client::new().subscribe("http://localhost/").unwrap();
+    assert_senders_are_closed(&stream.sender()).await;
+    let websocket = Client::new().transports([Transport::Sse, Transport::WebSocket]);
+    let mut stream = websocket.subscribe("http://localhost/").unwrap();
+    let sender = stream.sender();
+    assert!(!sender.is_closed());
+    stream.close(CloseFrame::without_code());
+    assert_senders_are_closed(&sender).await;
 }
 
 #[tokio::test]

@@ -79,11 +79,25 @@ impl EventStream {
 
     /// Returns a sender of messages to the server, for a WebSocket. All senders of a stream share one queue of 64 messages.
     ///
-    /// Messages wait in the queue while no WebSocket is open. A message that is being written when the connection fails is lost.
+    /// Messages wait in the queue while no WebSocket is open. A message that is being written when the connection fails is lost, and so are the
+    /// messages in the queue when the stream ends. The senders then [are closed](MessageSender::is_closed), also while the stream is not
+    /// dropped. They are closed from the beginning if none of the stream's transports is a WebSocket.
     #[cfg(feature = "websocket")]
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn sender(&mut self) -> MessageSender {
-        self.messages.get_or_insert_default().sender()
+        let sender = self.messages.get_or_insert_default().sender();
+        self.close_unused_queue();
+        sender
+    }
+
+    /// Closes the queue of messages if no message will be taken from it any more, so that no sender waits for ever.
+    #[cfg(feature = "websocket")]
+    fn close_unused_queue(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            if !self.subscriber.may_send_messages() {
+                messages.close();
+            }
+        }
     }
 
     /// Ends the subscription, with a close frame if a WebSocket is open. Poll the stream until its end, so that the frame is sent.
@@ -91,6 +105,7 @@ impl EventStream {
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn close(&mut self, frame: CloseFrame) {
         self.subscriber.close(&frame, now());
+        self.close_unused_queue();
     }
 
     /// Drives the connection until the subscriber may have an item. Pending if nothing is ready.
@@ -195,9 +210,13 @@ impl Stream for EventStream {
         let this = self.get_mut();
         loop {
             if let Some(item) = this.subscriber.poll_item(now) {
+                #[cfg(feature = "websocket")]
+                this.close_unused_queue();
                 return Poll::Ready(Some(item));
             }
             if this.subscriber.is_terminated() {
+                #[cfg(feature = "websocket")]
+                this.close_unused_queue();
                 this.connection = ConnectionState::Absent;
                 this.timer = None;
                 return Poll::Ready(None);

@@ -26,6 +26,15 @@ impl Subscriber {
         }
     }
 
+    /// Whether a message may be sent now or later: one of the transports is a WebSocket, and the subscription has not ended.
+    pub(crate) fn may_send_messages(&self) -> bool {
+        let is_over = match &self.state {
+            SubscriberState::Closing { failure, .. } => failure.is_none(),
+            state => matches!(state, SubscriberState::Terminated),
+        };
+        !is_over && self.config.transports.iter().any(|t| t.is_websocket())
+    }
+
     /// Sends a message to the server. The message is dropped unless a WebSocket is open.
     pub fn send(&mut self, message: &Payload) {
         if let SubscriberState::Reading(EventConnection {
