@@ -130,8 +130,10 @@ impl Drop for NatsServer {
 
 fn spawn_server(directory: &Path, port: u16, config: &str) -> Child {
     let store = directory.join("store");
+    // The servers of a cluster have different names, and keep them on another port.
+    let name = directory.file_name().unwrap().to_string_lossy();
     let config = format!(
-        "listen: 127.0.0.1:{port}\nserver_name: test\njetstream {{ store_dir: {store:?} }}\n{config}\n"
+        "listen: 127.0.0.1:{port}\nserver_name: {name}\njetstream {{ store_dir: {store:?} }}\n{config}\n"
     );
     fs::write(directory.join("nats.conf"), config).unwrap();
     Command::new(installed_path("target/python/bin/nats-server"))
