@@ -62,6 +62,17 @@ async fn other_type_is_error() {
         || format!("{:?}", node.reader_status()),
     )
     .await;
+    // The reader tries again, but not without a pause.
+    let connections = || {
+        let stats = server.command(&["INFO", "stats"]);
+        let count = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("total_connections_received:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = connections();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(connections() - before < 50);
     server.command(&["DEL", KEY]);
     client.expect(&["epoch None"]).await;
 }

@@ -231,6 +231,37 @@ async fn list_is_read_again_when_user_gets_permission_back() {
     assert_eq!(next_text().await, "2");
 }
 
+/// Adds milliseconds to all times that Redis has stored.
+const SHIFT_TIMES: &str = r"
+redis.call('HINCRBY', '{events}:presence:numbers', 'at', ARGV[1])
+for _, node in ipairs(redis.call('ZRANGE', '{events}:presence:nodes', 0, -1)) do
+    redis.call('ZINCRBY', '{events}:presence:nodes', ARGV[1], node)
+end";
+
+/// The clock of the server jumps by an hour, back or forth. No member leaves, and the leases are as long as before.
+#[tokio::test]
+async fn members_stay_when_clock_jumps() {
+    for jump in ["3600000", "-3600000"] {
+        let server = RedisServer::start(RedisProgram::Redis, &[]);
+        let node_timeout = NODE_TIMEOUT * 3;
+        let options = || presence_options().node_timeout(node_timeout);
+        let lives = [node_with(&server, options()).await];
+        let dies = node_with(&server, options()).await;
+        let _ada = enter(&lives[0], "ada", 1);
+        let bob = enter(&dies, "bob", 1);
+        expect_members(&lives, &["ada", "bob"]).await;
+        server.command(&["EVAL", SHIFT_TIMES, "0", jump]);
+        sleep(node_timeout * 3 / 2).await;
+        expect_members(&lives, &["ada", "bob"]).await;
+        let mut events = published(&server);
+        events.sort();
+        assert_eq!(events, ["hub.join ada", "hub.join bob"]);
+        // The node is dropped before its connection, so it does not tell Redis of its end.
+        drop((dies, bob));
+        expect_members(&lives, &["ada"]).await;
+    }
+}
+
 /// Another program has overwritten the record of a member.
 #[tokio::test]
 async fn member_without_record_stays_while_a_server_holds_it() {
