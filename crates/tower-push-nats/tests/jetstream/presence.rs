@@ -378,7 +378,12 @@ async fn events_of_dead_server_are_published_once() {
 #[tokio::test]
 async fn snapshots_bound_the_log() {
     let server = NatsServer::start("");
-    let nodes = [node(&server).await, node(&server).await];
+    // On a busy machine, both nodes renew their leases within this time.
+    let options = presence_options().node_timeout(Duration::from_secs(60));
+    let nodes = [
+        node_with(&server, options.clone()).await,
+        node_with(&server, options).await,
+    ];
     let _stays = enter(&nodes[0], "stays", "x".repeat(500));
     let _other = enter(&nodes[1], "other", "x".repeat(500));
     expect_members(&nodes, &["other", "stays"]).await;
