@@ -762,7 +762,7 @@ async fn protocol_violation_closes_with_its_code() {
 
 #[tokio::test]
 async fn decompression_bomb_is_refused() {
-    let server = serve_echo(WebSocket::new()).await;
+    let server = serve_echo(WebSocket::new().deflate_threshold(Some(128))).await;
     let deflate = (
         "sec-websocket-extensions",
         "permessage-deflate; client_max_window_bits",
@@ -790,14 +790,36 @@ async fn decompression_bomb_is_refused() {
     }
 }
 
+/// The feature `deflate`, with which the tests are built, changes nothing: the program has to ask for compression.
+#[tokio::test]
+async fn compression_is_off_by_default() {
+    let text = "compress me ".repeat(50);
+    let server = serve_items(vec![Item::Event(Event::text(&text))]).await;
+    let echo = serve_echo(WebSocket::new()).await;
+    let offer = ("sec-websocket-extensions", "permessage-deflate");
+    for version in HttpVersion::ALL {
+        let mut socket = connect(&server, version, "/", &[offer]).await;
+        assert_eq!(socket.header("sec-websocket-extensions"), None);
+        let frame = socket.next_frame().await.unwrap();
+        assert_eq!(
+            (frame.first_byte, &frame.payload[..]),
+            (TEXT, text.as_bytes())
+        );
+        // The client may not compress either.
+        let mut socket = connect(&echo, version, "/", &[offer]).await;
+        socket.send_frame(0xc1, b"anything").await;
+        assert_eq!(socket.read_close().await.unwrap().0, 1002);
+    }
+}
+
 #[tokio::test]
 async fn messages_are_compressed_on_request() {
     let text = "compress me ".repeat(50);
-    let server = serve_items(vec![
+    let items = vec![
         Item::Event(Event::text(&text)),
         Item::Event(Event::text("short")),
-    ])
-    .await;
+    ];
+    let server = serve_items_over(WebSocket::new().deflate_threshold(Some(128)), items).await;
     for (offer, is_compressed) in [
         ("permessage-deflate", true),
         ("permessage-deflate; server_max_window_bits=8", false),

@@ -284,6 +284,7 @@ impl SoakServer {
     fn transports(&self) -> Negotiate {
         let keep_alive = || KeepAlive::new().interval(HEARTBEAT_INTERVAL);
         let sockets = WebSocket::new()
+            .deflate_threshold(Some(128))
             .keep_alive(keep_alive())
             .pong_deadline(PONG_DEADLINE)
             .message_deadline(CLIENT_DEADLINE)

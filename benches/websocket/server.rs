@@ -31,6 +31,7 @@ use tower::{Layer, service_fn as tower_service_fn};
 use tower_push::{
     Channel, Event, Push, WebSocketLayer,
     source::{Rejection, Subscription, source_fn},
+    transport::WebSocket,
 };
 
 use testkit::websocket::{SAMPLE_ACCEPT, SAMPLE_KEY};
@@ -181,7 +182,8 @@ fn tower_push_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxErro
             std::future::ready(Ok::<_, Infallible>(push))
         }
     });
-    let service = WebSocketLayer::new().layer(handler);
+    let transport = WebSocket::new().deflate_threshold(Some(128));
+    let service = WebSocketLayer::with(transport).layer(handler);
     let address = listen(runtime, TowerToHyperService::new(service))?;
     let publish = move |payloads: Vec<String>| {
         for payload in payloads {

@@ -70,8 +70,6 @@ pub fn transports() -> Negotiate {
     Negotiate::new()
         .add_transport(Chunked::new(Multipart::replace()))
         .add_transport(Chunked::new(Raw::new()))
-        // Replaces the default WebSocket transport by one without compression, so that the page can show both.
-        .add_transport(WebSocket::new().deflate_threshold(None))
         .add_transport(CompressedWebSocket(
             WebSocket::new().deflate_threshold(Some(0)),
         ))

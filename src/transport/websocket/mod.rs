@@ -16,7 +16,7 @@
 //! ```
 //!
 //! The protocol is that of [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455). The feature `http2` adds WebSockets over HTTP/2
-//! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441)), the feature `deflate` adds compression
+//! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441)), the feature `deflate` adds the setting for compression
 //! ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)). The frame of an event is encoded, and compressed, once for all subscribers.
 //! An idle connection holds no buffer.
 //!
@@ -138,7 +138,7 @@ impl WebSocket {
                 keep_alive: KeepAlive::new().interval(Duration::from_secs(25)),
                 session: Arc::default(),
                 #[cfg(feature = "deflate")]
-                deflate_threshold: Some(128),
+                deflate_threshold: None,
             }),
         }
     }
@@ -266,9 +266,10 @@ impl WebSocket {
         self.map_session_config(|session| session.max_message_size(bytes))
     }
 
-    /// Sets the smallest payload that is compressed, in bytes, for clients that support it: 128 by default. `None` turns compression off.
+    /// Turns compression on for clients that support it, and sets the smallest payload that is compressed, in bytes, such as 128. `None`, the
+    /// default, turns compression off.
     ///
-    /// The compressed frame of an event depends on the event alone, so it is compressed once for all clients. Turn compression off for
+    /// The compressed frame of an event depends on the event alone, so it is compressed once for all clients. Leave compression off for
     /// messages that mix secrets with content that others choose: the length of the message tells an eavesdropper about the secret
     /// ([RFC 7692 §8](https://www.rfc-editor.org/rfc/rfc7692#section-8)).
     #[cfg(feature = "deflate")]
