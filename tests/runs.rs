@@ -77,6 +77,41 @@ async fn burst_is_one_buffer_for_all() {
     assert!(numbers.map(|n| n.parse::<u32>().unwrap()).eq(0..500));
 }
 
+/// A stream behind an adapter, once its first item is sent, shares the buffer of a stream without an adapter.
+#[tokio::test]
+async fn burst_is_one_buffer_behind_each_adapter() {
+    let channel = Channel::new();
+    let adapted = [
+        Push::new(channel.clone().preceded_by(async || "snapshot")),
+        Push::new(channel.clone().respond_early()),
+        Push::new(channel.clone().holding(())),
+        Push::new(channel.clone().answering(async |_| None::<Event>)),
+        Push::new(
+            channel
+                .clone()
+                .respond_early()
+                .preceded_by(async || "snapshot"),
+        ),
+    ];
+    let mut plain = open(&sse(), channel.clone()).await;
+    let mut bodies = Vec::new();
+    for push in adapted {
+        bodies.push(open(&sse(), push).await);
+    }
+    for body in bodies.iter_mut().chain([&mut plain]) {
+        ready_frames(body);
+    }
+    for _ in 0..3 {
+        channel.publish("x".repeat(100)).unwrap();
+    }
+    let (expected, _) = ready_frames(&mut plain);
+    for body in &mut bodies {
+        let (frames, error) = ready_frames(body);
+        assert!(error.is_none());
+        assert_eq!(pointers(&frames), pointers(&expected));
+    }
+}
+
 #[tokio::test]
 async fn burst_of_a_relay_is_one_buffer_for_all() {
     let (mut feed, relay) = Relay::builder().build();

@@ -123,10 +123,6 @@ where
         };
         stream.poll_with(poll_stream, ItemOrRun::Item, cx)
     }
-
-    fn yields_runs(&self) -> bool {
-        self.source.yields_runs()
-    }
 }
 
 impl<S, F, Fut, T> AnsweringStream<S, F, Fut>

@@ -14,7 +14,7 @@ use tower_push_proto::StreamEnd;
 use super::{PushSource, Rejection, Subscription};
 use crate::{
     BoxError,
-    event::{CloseCode, CloseFrame, Item},
+    event::{CloseCode, CloseFrame, Item, ItemOrRun},
     random,
 };
 
@@ -96,15 +96,26 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
     }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let poll_stream = |stream: Pin<&mut S::Stream>, cx: &mut Context<'_>| {
+            S::poll_next_run(stream, min_len, cx)
+        };
+        stream.poll_with(poll_stream, cx)
+    }
 }
 
-impl<S> Stream for EarlyResponseStream<S>
-where
-    S: Stream<Item = Result<Item, BoxError>>,
-{
-    type Item = Result<Item, BoxError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+impl<S> EarlyResponseStream<S> {
+    /// Returns what `poll_stream` returns once the source has accepted the subscription, or the item that ends the stream.
+    fn poll_with<I: From<Item>>(
+        self: Pin<&mut Self>,
+        poll_stream: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<I, BoxError>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<I, BoxError>>> {
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
@@ -123,20 +134,31 @@ where
                     }
                     Err(rejection) => {
                         state.set(EarlyResponseState::Ended);
-                        return Poll::Ready(Some(Ok(refusal_item(rejection))));
+                        return Poll::Ready(Some(Ok(refusal_item(rejection).into())));
                     }
                 },
                 EarlyStateProjection::Subscribed { stream, expiry } => {
                     let expired = expiry.as_mut().map(|expiry| expiry.as_mut().poll(cx));
                     if expired.is_some_and(|expired| expired.is_ready()) {
                         state.set(EarlyResponseState::Ended);
-                        return Poll::Ready(Some(Ok(Item::Expired)));
+                        return Poll::Ready(Some(Ok(Item::Expired.into())));
                     }
-                    return stream.poll_next(cx);
+                    return poll_stream(stream, cx);
                 }
                 EarlyStateProjection::Ended => return Poll::Ready(None),
             }
         }
+    }
+}
+
+impl<S> Stream for EarlyResponseStream<S>
+where
+    S: Stream<Item = Result<Item, BoxError>>,
+{
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_with(S::poll_next, cx)
     }
 }
 

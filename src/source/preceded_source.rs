@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 use super::{PushSource, Rejection, Subscription};
 use crate::{
     BoxError,
-    event::{IntoItem, Item},
+    event::{IntoItem, Item, ItemOrRun},
 };
 
 /// A source that sends each client a first item, which is made for this client, before the items of another source. Created by
@@ -76,28 +76,43 @@ where
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
     }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let poll_stream = |stream: Pin<&mut S::Stream>, cx: &mut Context<'_>| {
+            S::poll_next_run(stream, min_len, cx)
+        };
+        let is_gap = |item: &ItemOrRun| matches!(item, ItemOrRun::Item(Item::Gap(_)));
+        stream.poll_with(poll_stream, is_gap, cx)
+    }
 }
 
-impl<S, F, Fut> Stream for PrecededStream<S, F, Fut>
+impl<S, F, Fut> PrecededStream<S, F, Fut>
 where
-    S: Stream<Item = Result<Item, BoxError>>,
     F: FnOnce() -> Fut,
     Fut: Future,
     Fut::Output: IntoItem,
 {
-    type Item = Result<Item, BoxError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    /// Returns the first item, or what `poll_stream` returns.
+    fn poll_with<I: From<Item>>(
+        self: Pin<&mut Self>,
+        poll_stream: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<I, BoxError>>>,
+        is_gap: impl FnOnce(&I) -> bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<I, BoxError>>> {
         let this = self.project();
         loop {
             match std::mem::replace(this.first, FirstItem::Done) {
-                FirstItem::Done => return this.stream.poll_next(cx),
+                FirstItem::Done => return poll_stream(this.stream, cx),
                 FirstItem::OnlyAfterGap(make_first) => {
-                    let Poll::Ready(item) = this.stream.poll_next(cx) else {
+                    let Poll::Ready(item) = poll_stream(this.stream, cx) else {
                         *this.first = FirstItem::OnlyAfterGap(make_first);
                         return Poll::Pending;
                     };
-                    if let Some(Ok(Item::Gap(_))) = &item {
+                    if matches!(&item, Some(Ok(item)) if is_gap(item)) {
                         *this.first = FirstItem::Wanted(make_first);
                     }
                     return Poll::Ready(item);
@@ -110,10 +125,24 @@ where
                         *this.first = FirstItem::Pending(future);
                         return Poll::Pending;
                     };
-                    return Poll::Ready(Some(first.into_item()));
+                    return Poll::Ready(Some(first.into_item().map(I::from)));
                 }
             }
         }
+    }
+}
+
+impl<S, F, Fut> Stream for PrecededStream<S, F, Fut>
+where
+    S: Stream<Item = Result<Item, BoxError>>,
+    F: FnOnce() -> Fut,
+    Fut: Future,
+    Fut::Output: IntoItem,
+{
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_with(S::poll_next, |item| matches!(item, Item::Gap(_)), cx)
     }
 }
 

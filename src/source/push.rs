@@ -41,8 +41,6 @@ trait ErasedSource: Send {
     fn is_resumable(&self) -> bool;
 
     fn is_for_one_client(&self) -> bool;
-
-    fn yields_runs(&self) -> bool;
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -62,10 +60,6 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 
     fn is_for_one_client(&self) -> bool {
         PushSource::is_for_one_client(self)
-    }
-
-    fn yields_runs(&self) -> bool {
-        PushSource::yields_runs(self)
     }
 }
 
@@ -132,10 +126,6 @@ impl PushSource for Push {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         stream.get_mut().poll_next_run(min_len, cx)
-    }
-
-    fn yields_runs(&self) -> bool {
-        self.source.yields_runs()
     }
 }
 

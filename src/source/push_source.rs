@@ -69,15 +69,6 @@ pub trait PushSource {
         stream.poll_next(cx).map_ok(ItemOrRun::Item)
     }
 
-    /// Returns whether [`poll_next_run`](Self::poll_next_run) returns the source's events as runs: `false` by default. [`Channel`] and
-    /// [`Relay`] return `true`.
-    ///
-    /// [`Channel`]: super::Channel
-    /// [`Relay`]: super::Relay
-    fn yields_runs(&self) -> bool {
-        false
-    }
-
     /// Returns a source whose response begins at once, without waiting until this source has accepted the subscription.
     ///
     /// A transport responds when [`subscribe`](Self::subscribe) has returned. If the subscription takes long, such as when the source first asks a

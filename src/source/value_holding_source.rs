@@ -66,10 +66,6 @@ where
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         S::poll_next_run(stream.project().stream, min_len, cx)
     }
-
-    fn yields_runs(&self) -> bool {
-        self.source.yields_runs()
-    }
 }
 
 impl<S, T> Stream for ValueHoldingStream<S, T>

@@ -279,10 +279,6 @@ impl PushSource for Channel {
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         stream.get_mut().poll_item_or_run(min_len, cx)
     }
-
-    fn yields_runs(&self) -> bool {
-        true
-    }
 }
 
 impl Default for Channel {

@@ -281,10 +281,6 @@ impl PushSource for Relay {
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
         stream.poll_item_or_run(min_len, cx)
     }
-
-    fn yields_runs(&self) -> bool {
-        self.topics.is_none()
-    }
 }
 
 impl fmt::Debug for Relay {
