@@ -4,11 +4,10 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread::{self, ThreadId},
 };
 
 use tokio::{
-    runtime::{Handle, RuntimeFlavor},
+    runtime::{self, Handle},
     task::unconstrained,
 };
 
@@ -22,9 +21,8 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// The event loops of a server: one for each worker thread of a runtime. Event loops are spawned when they get their first connection.
-///
-/// If several multi-threaded runtimes share the set, they share the event loops of the first of them.
+/// The event loops of a server: one for each worker thread of each runtime in which the server has connections. The event loops of a runtime
+/// are spawned when it has its first connection.
 #[derive(Default)]
 pub(crate) struct EventLoopSet {
     runtimes: Mutex<Vec<RuntimeEventLoops>>,
@@ -32,8 +30,7 @@ pub(crate) struct EventLoopSet {
 
 /// The event loops of one runtime.
 struct RuntimeEventLoops {
-    /// The thread of a current-thread runtime. `None` for multi-threaded runtimes.
-    thread: Option<ThreadId>,
+    runtime: runtime::Id,
     event_loops: Vec<EventLoopHandle>,
 }
 
@@ -68,19 +65,13 @@ impl EventLoopSet {
     fn least_loaded(&self) -> EventLoopHandle {
         let mut runtimes = lock(&self.runtimes);
         runtimes.retain(|runtime| !runtime.is_shut_down());
-        let (thread, count) = match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => (Some(thread::current().id()), 1),
-            _ => (
-                None,
-                thread::available_parallelism().map_or(1, |threads| threads.get()),
-            ),
-        };
-        let position = runtimes.iter().position(|runtime| runtime.thread == thread);
+        let current = Handle::current();
+        let position = (runtimes.iter()).position(|runtime| runtime.runtime == current.id());
         let position = position.unwrap_or_else(|| {
-            let event_loops = (0..count).map(|_| EventLoopHandle::spawn()).collect();
+            let count = current.metrics().num_workers();
             runtimes.push(RuntimeEventLoops {
-                thread,
-                event_loops,
+                runtime: current.id(),
+                event_loops: (0..count).map(|_| EventLoopHandle::spawn()).collect(),
             });
             runtimes.len() - 1
         });
