@@ -16,7 +16,7 @@ use axum::{
     extract::ConnectInfo,
     routing::{any, get},
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -698,6 +698,47 @@ async fn server_ends_at_deadline_of_drain() {
     assert!(waited >= 5 * MS_100 && waited < 20 * MS_100, "{waited:?}");
     // The rest of the stream is cut, not ended.
     assert!(stream.read_to_end().await.1.is_err());
+    wait_for_connections(&settings).await;
+}
+
+/// Nothing but the server ends the streams, which have no guard: over either version of HTTP, in hyper and outside of it.
+#[tokio::test]
+async fn unguarded_streams_are_closed_at_deadline_of_drain() {
+    let drain = Drain::new();
+    let settings = Server::builder().drain(&drain).build();
+    // The server's own event loops drive the readers of the channel; the other source has a task of its own.
+    let app = Router::new()
+        .route("/channel", any(|| async { Push::new(Channel::new()) }))
+        .route(
+            "/own",
+            any(|| async { Push::new(stream::pending::<&str>()) }),
+        )
+        .layer(PushLayer::new());
+    let server = RunningServer::spawn(|listener| settings.serve(listener, app)).await;
+    let mut streams = Vec::new();
+    let mut websockets = Vec::new();
+    let mut clients = Vec::new();
+    for (version, path) in [
+        (HttpVersion::Http1, "/channel"),
+        (HttpVersion::Http1, "/own"),
+        (HttpVersion::Http2, "/channel"),
+    ] {
+        let mut client = HttpConnection::connect_to(server.address, version).await;
+        streams.push(client.get(path, &[]).await);
+        clients.push(client);
+        let mut client = HttpConnection::connect_to(server.address, version).await;
+        websockets.push(client.open_websocket(path, &[]).await.unwrap());
+        clients.push(client);
+    }
+    wait_until(|| settings.counts().open_connections == 6, || "opened").await;
+    drain.start(DrainPlan::within(5 * MS_100));
+    server.finished().await.unwrap();
+    for stream in streams {
+        assert!(stream.read_to_end().await.1.is_err(), "cut, not ended");
+    }
+    for mut websocket in websockets {
+        assert!(websocket.next_frame().await.is_none(), "cut, not ended");
+    }
     wait_for_connections(&settings).await;
 }
 

@@ -27,6 +27,7 @@ use super::{
     connection_permit::ConnectionPermit,
     connection_service::{ConnectionService, DetachEligibility},
     detached_stream::DetachedStream,
+    drain_deadline::DrainDeadline,
     http_version::{HttpVersion, read_http_version},
     serve::wait_unless_drain_starts,
     server_counts::increment,
@@ -121,10 +122,11 @@ where
                     hand_over: hand_over.clone(),
                 });
                 let io = TokioIo::new(io);
-                let service = service.with_websocket_adopter(WebSocketAdopter {
-                    event_loops: server.event_loops.clone(),
-                    adopt: adopt_websocket::<IO>,
+                let (event_loops, server_drain) = (server.event_loops.clone(), self.drain);
+                let adopter = WebSocketAdopter::new(move |upgraded, driver| {
+                    adopt_websocket::<IO>(&event_loops, server_drain.as_ref(), upgraded, driver)
                 });
+                let service = service.with_websocket_adopter(adopter);
                 let connection = server.http1.serve_connection(io, service).with_upgrades();
                 let mut driver =
                     ConnectionDriver::new(connection, version, activity, drain, server);
@@ -228,8 +230,12 @@ where
         };
         drop(body);
         let fit = output.join_event_loop();
-        let stream = DetachedStream::new(io, *output, read_ahead_len, self.drain, permit);
-        drive(&self.server.event_loops, stream, fit);
+        let stream = DetachedStream::new(io, *output, read_ahead_len, permit);
+        drive(
+            &self.server.event_loops,
+            DrainDeadline::new(stream, self.drain),
+            fit,
+        );
         Ok(())
     }
 }
@@ -240,6 +246,7 @@ where
 /// Returns the socket, and leaves the driver, if the socket is not one of a connection of this server with this `IO`.
 fn adopt_websocket<IO>(
     event_loops: &EventLoopSet,
+    drain: Option<&Drain>,
     upgraded: Upgraded,
     driver: &mut Option<SessionDriver>,
 ) -> Result<(), Upgraded>
@@ -260,7 +267,9 @@ where
         io: TokioIo::new(io),
         _permit: permit,
     };
-    drive(event_loops, driver.into_connection(socket), fit);
+    let connection = driver.into_connection(socket);
+    let drain = drain.map(DrainStartWaiter::new);
+    drive(event_loops, DrainDeadline::new(connection, drain), fit);
     Ok(())
 }
 

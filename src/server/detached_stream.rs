@@ -18,7 +18,6 @@ use crate::{
     deadline::earlier,
     detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
     event_loop::{ConnectionPoll, DrivenConnection, TakenOutput},
-    guard::DrainStartWaiter,
     source::BoxItemStream,
     transport::{DetachedOutput, FramePoll, ItemWriter, OutputFrame, StreamingOutput},
 };
@@ -40,9 +39,6 @@ pub(super) struct DetachedStream<IO> {
     is_flushed: bool,
     /// The number of further bytes of input that are read and discarded.
     input_budget: u32,
-    drain: Option<DrainStartWaiter>,
-    /// Whether the drain has started. The connection is cut at the drain's deadline.
-    has_drain_started: bool,
     io: IO,
     // Declared last, so that the connection counts as open until the socket is closed.
     _permit: ConnectionPermit,
@@ -90,7 +86,6 @@ where
         io: IO,
         output: DetachedOutput,
         read_ahead_len: usize,
-        drain: Option<DrainStartWaiter>,
         permit: ConnectionPermit,
     ) -> Self {
         let read_ahead_len = u32::try_from(read_ahead_len).unwrap_or(u32::MAX);
@@ -102,8 +97,6 @@ where
             phase: StreamPhase::Streaming,
             is_flushed: true,
             input_budget: MAX_DISCARDED_INPUT.saturating_sub(read_ahead_len),
-            drain,
-            has_drain_started: false,
             io,
             _permit: permit,
         }
@@ -342,24 +335,12 @@ where
         heartbeat
     }
 
-    /// Registers for the start of the drain.
-    fn poll_drain_start(&mut self, cx: &Context<'_>) {
-        if let (Some(drain), false) = (&self.drain, self.has_drain_started) {
-            self.has_drain_started = drain.poll_start(cx).is_ready();
-        }
-    }
-
     /// Returns when the connection must be closed, if this is known.
     fn close_deadline(&self) -> Option<Instant> {
-        let lingers_until = match self.phase {
+        match self.phase {
             StreamPhase::Lingering => self.idle_since.map(|since| since + LINGER_TIME),
             StreamPhase::Streaming | StreamPhase::ShuttingDown => None,
-        };
-        let drain_deadline = match &self.drain {
-            Some(drain) if self.has_drain_started => drain.deadline(),
-            _ => None,
-        };
-        earlier(drain_deadline, lingers_until)
+        }
     }
 
     /// Returns when the next heartbeat is due.
@@ -402,7 +383,6 @@ where
         if self.poll_discard_input(cx).is_err() {
             return ConnectionPoll::Closed;
         }
-        self.poll_drain_start(cx);
         self.poll_until_pending(None, cx, now)
     }
 

@@ -82,6 +82,7 @@ mod connection_io;
 mod connection_permit;
 mod connection_service;
 mod detached_stream;
+mod drain_deadline;
 mod handshake;
 mod http_version;
 mod listener;

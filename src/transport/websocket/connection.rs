@@ -1,7 +1,7 @@
 //! The task of one connection: it owns the socket, and drives a [`Session`].
 
 #[cfg(feature = "server")]
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 use std::{
     future::Future,
     io::IoSlice,
@@ -31,10 +31,7 @@ use crate::{
     transport::yield_detector::YieldDetector,
 };
 #[cfg(feature = "server")]
-use crate::{
-    event_loop::{EventLoopSet, TakenOutput},
-    source::EventLoopJoin,
-};
+use crate::{event_loop::TakenOutput, source::EventLoopJoin};
 
 /// The future of one connection, from its handshake to its end. If the connection belongs to a server of this crate, the future ends with the upgrade,
 /// and the server drives the connection.
@@ -66,19 +63,32 @@ pub(crate) struct WebSocketConnection<IO> {
 
 /// Lets a server take upgraded sockets of its own connections back from hyper. Part of a request's extensions.
 #[cfg(feature = "server")]
-#[derive(Clone, Debug)]
-pub(crate) struct WebSocketAdopter {
-    pub(crate) event_loops: Arc<EventLoopSet>,
-    pub(crate) adopt: AdoptFn,
+#[derive(Clone)]
+pub(crate) struct WebSocketAdopter(Arc<AdoptFn>);
+
+#[cfg(feature = "server")]
+type AdoptFn = dyn Fn(Upgraded, &mut Option<SessionDriver>) -> Result<(), Upgraded> + Send + Sync;
+
+#[cfg(feature = "server")]
+impl WebSocketAdopter {
+    /// `adopt` takes the socket back from hyper, takes the driver, and drives the connection from then on. It returns the socket, and leaves the
+    /// driver, if the socket does not belong to a connection of the server.
+    pub(crate) fn new(
+        adopt: impl Fn(Upgraded, &mut Option<SessionDriver>) -> Result<(), Upgraded>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self(Arc::new(adopt))
+    }
 }
 
-/// Takes the socket back from hyper, takes the driver, and drives the connection from then on.
-///
-/// # Errors
-/// Returns the socket, and leaves the driver, if the socket does not belong to a connection of the server.
 #[cfg(feature = "server")]
-pub(crate) type AdoptFn =
-    fn(&EventLoopSet, Upgraded, &mut Option<SessionDriver>) -> Result<(), Upgraded>;
+impl fmt::Debug for WebSocketAdopter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebSocketAdopter").finish_non_exhaustive()
+    }
+}
 
 /// Moves bytes, items and messages between a session and the socket, the source and the source's [`ClientMessages`].
 ///
@@ -190,12 +200,10 @@ impl UpgradingConnection {
         #[cfg(feature = "server")]
         let upgraded = match &self.adopter {
             None => upgraded,
-            Some(adopter) => {
-                match (adopter.adopt)(&adopter.event_loops, upgraded, &mut self.driver) {
-                    Ok(()) => return Poll::Ready(None),
-                    Err(upgraded) => upgraded,
-                }
-            }
+            Some(adopter) => match (adopter.0)(upgraded, &mut self.driver) {
+                Ok(()) => return Poll::Ready(None),
+                Err(upgraded) => upgraded,
+            },
         };
         let driver = self.driver.take();
         Poll::Ready(driver.map(|driver| driver.into_connection(upgraded)))
