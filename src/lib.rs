@@ -57,7 +57,7 @@
 //! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Hub`], for many topics; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
-//! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
+//! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, [`respond`] and [`respond_with`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
 //! | [`publisher`] | publishing to a [`Hub`] over HTTP: a service for `POST` requests |
 //! | `server` | a server for any tower service, with what long-lived responses need (feature `server`) |
@@ -162,7 +162,10 @@ pub use self::server::serve;
 #[doc(inline)]
 pub use self::{
     guard::{Drain, Guard},
-    layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
+    layer::{
+        ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, respond_with,
+        service,
+    },
     origin_policy::OriginPolicy,
     source::{Channel, Hub, Push, PushSource, Relay, Resumable},
     transport::{KeepAlive, PushBody},

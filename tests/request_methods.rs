@@ -15,7 +15,7 @@ use futures_util::{TryStreamExt, future::poll_immediate, stream};
 use http::{Request, Response, Version, request::Parts};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
-use testkit::{HttpConnection, TestServer, body_text, empty_request};
+use testkit::{HttpConnection, TestServer, body_text, empty_request, get_request_head};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
     Guard, Push, PushBody, PushLayer, PushSource, SseLayer, TransportLayer,
@@ -246,6 +246,40 @@ async fn push_sees_form_that_handler_has_read() {
         let mut kept = kept_bodies.lock().unwrap().pop().unwrap();
         assert!(kept.is_end_stream());
         assert!(kept.frame().await.is_none());
+    }
+}
+
+/// A service of one's own with a guard gets what the layers have: the form of a `QUERY`, and `Connection: close` for a refused upgrade.
+#[tokio::test]
+async fn respond_with_reads_form_and_closes_refused_upgrade() {
+    let guard = Guard::new();
+    let transport = Arc::new(guard.wrap(Negotiate::only(Sse::new())));
+    let service = ServiceBuilder::new()
+        .layer(FormBodyLayer::new())
+        .service_fn({
+            let transport = transport.clone();
+            move |request: Request<FormRecordingBody<_>>| {
+                let transport = transport.clone();
+                async move {
+                    let (mut head, _) = request.into_parts();
+                    let source = cursor_and_topic_source();
+                    let response = tower_push::respond_with(&transport, &mut head, source).await;
+                    Ok::<_, Infallible>(response)
+                }
+            }
+        });
+    let request = query_request("/", &[FORM], b"topic=x&last_event_id=a%3Ab".to_vec());
+    let response = service.oneshot(request).await.unwrap();
+    let body = body_text(response.into_body()).await;
+    assert!(body.contains(r#"Some("a:b") ["x"]"#), "{body}");
+    assert_eq!(guard.counts().opened, 1);
+
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
+    for transport in [Negotiate::only(Sse::new()), Negotiate::new()] {
+        let mut head = get_request_head("/?transport=raw", &upgrade);
+        let source = stream::iter(["event"]);
+        let response = tower_push::respond_with(&Arc::new(transport), &mut head, source).await;
+        assert_eq!(response.headers()["connection"], "close", "{response:?}");
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 ///
 /// The layer is for services whose pushes see the form, or get their cursor from it. Put it around the layer that turns pushes into
 /// responses. [`service`](super::service) needs no such layer. Inside the layer, a handler can also call [`respond`](super::respond), or
-/// [`respond_with_form`](crate::transport::respond_with_form) for a configured transport.
+/// [`respond_with`](super::respond_with) for a configured transport.
 ///
 /// The inner service receives the same body, as a [`FormRecordingBody`]. The layer reads what the service has left after the service has
 /// returned a push, and after the [`Guard`](crate::Guard), if there is one, has admitted the request. So no client that is refused makes

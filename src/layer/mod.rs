@@ -5,7 +5,7 @@
 //! | a [layer](TransportLayer) around a service that returns a [`Push`] | tower services |
 //! | a [layer](TransportLayer) around an HTTP service, some of whose responses carry a [`Push`] | an axum `Router`, `warp::service(filter)`, any HTTP service |
 //! | [`service`], which creates a service for one source | `Router::route_service`, hyper without a framework |
-//! | [`respond`], an async function | handlers that have the request |
+//! | [`respond`] or [`respond_with`], async functions | handlers that have the request |
 //!
 //! # A layer around a service that returns a `Push`
 //! ```
@@ -35,7 +35,8 @@
 //! ```
 //! A handler returns a *carrier*: a response that holds a [`Push`] in its extensions. `Response::<String>::from(push)` creates a
 //! carrier. In axum (feature `axum`) and warp (feature `warp`), a handler returns the push itself, which the framework converts into a
-//! carrier. The layer replaces the carrier by the push response. All other responses pass through unchanged.
+//! carrier. The layer replaces the carrier by the push response. All other responses pass through unchanged, with one exception: a response that
+//! refuses an upgrade to a WebSocket over HTTP/1.1 gets the header `Connection: close`, so that no proxy takes the connection for a tunnel.
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
@@ -74,8 +75,8 @@ use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, UnreadForm,
-        add_connection_close_unless_upgraded, is_websocket_upgrade, rejection_response,
+        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport,
+        add_connection_close_unless_upgraded, is_websocket_upgrade, respond_with_form,
     },
 };
 
@@ -172,8 +173,8 @@ impl<T> Clone for TransportLayer<T> {
 
 /// Responds to a request with a source, over the transport that the client asks for ([`Negotiate`]).
 ///
-/// The response is ready when the source has accepted or refused the subscription. To use one particular transport, call
-/// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
+/// The response is ready when the source has accepted or refused the subscription. [`respond_with`] takes a configured transport, such as one with a
+/// [`Guard`].
 ///
 /// Inside a [`FormBodyLayer`], the form of a `QUERY` is read first.
 ///
@@ -190,12 +191,53 @@ pub async fn respond<S>(head: &mut Parts, source: S) -> Response<PushBody>
 where
     S: PushSource + Send + 'static,
 {
-    static NEGOTIATE: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
+    static NEGOTIATE: LazyLock<Arc<Negotiate>> = LazyLock::new(Arc::default);
+    respond_with(&*NEGOTIATE, head, source).await
+}
+
+/// Responds to a request with a source, as [`respond`] does, over `transport`.
+///
+/// Create the transport once, and keep it:
+///
+/// ```
+/// use std::sync::Arc;
+/// use http::{Request, Response};
+/// use tower_push::{
+///     Guard, PushBody, guard::GuardedTransport, respond_with,
+///     transport::{Negotiate, WebSocket},
+/// };
+///
+/// struct App {
+///     transport: Arc<GuardedTransport<Negotiate>>,
+/// }
+///
+/// impl App {
+///     fn new(guard: &Guard) -> Self {
+///         let websocket = WebSocket::new().max_message_size(16 * 1024);
+///         let transport = guard.wrap(Negotiate::new().add_transport(websocket));
+///         Self { transport: Arc::new(transport) }
+///     }
+///
+///     async fn handle(&self, request: Request<String>) -> Response<PushBody> {
+///         let (mut head, _body) = request.into_parts();
+///         respond_with(&self.transport, &mut head, tokio_stream::iter(["one", "two"])).await
+///     }
+/// }
+/// ```
+///
+/// [`Transport::respond`] alone neither reads the form of a `QUERY` nor adds `Connection: close` to each response that refuses an upgrade to a
+/// WebSocket, which keeps a proxy and the server from taking the connection for two different things.
+pub async fn respond_with<T, S>(
+    transport: &Arc<T>,
+    head: &mut Parts,
+    source: S,
+) -> Response<PushBody>
+where
+    T: Transport + ?Sized,
+    S: PushSource + Send + 'static,
+{
     let is_upgrade_request = is_websocket_upgrade(head);
-    let mut response = match UnreadForm::read_from(head).await {
-        Ok(()) => NEGOTIATE.respond(head, Push::new(source)).await,
-        Err(rejection) => rejection_response(rejection),
-    };
+    let mut response = respond_with_form(transport, head, Push::new(source)).await;
     add_connection_close_unless_upgraded(is_upgrade_request, &mut response);
     response
 }

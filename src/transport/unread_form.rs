@@ -126,14 +126,6 @@ impl UnreadForm {
         head.extensions.get::<Self>().is_some()
     }
 
-    /// Reads the form that is in the extensions of `head`, if any, and replaces it by a [`FormBody`].
-    pub(crate) async fn read_from(head: &mut Parts) -> Result<(), Rejection> {
-        match head.extensions.remove::<Self>() {
-            Some(form) => form.read_into(head).await,
-            None => Ok(()),
-        }
-    }
-
     /// Reads the form, and inserts it into the extensions of `head`.
     ///
     /// # Errors
