@@ -678,7 +678,8 @@ async fn drain_ends_streams_and_finishes_requests() {
         assert_eq!(request.await.unwrap(), "released");
     }
     server.finished().await.unwrap();
-    assert_eq!(settings.counts().open_connections, 0);
+    let counts = settings.counts();
+    assert_eq!((counts.open_connections, counts.cut_connections), (0, 0));
 }
 
 #[tokio::test]
@@ -740,6 +741,7 @@ async fn unguarded_streams_are_closed_at_deadline_of_drain() {
         assert!(websocket.next_frame().await.is_none(), "cut, not ended");
     }
     wait_for_connections(&settings).await;
+    assert_eq!(settings.counts().cut_connections, 6);
 }
 
 #[tokio::test]

@@ -122,9 +122,9 @@ where
                     hand_over: hand_over.clone(),
                 });
                 let io = TokioIo::new(io);
-                let (event_loops, server_drain) = (server.event_loops.clone(), self.drain);
+                let (shared, server_drain) = (server.clone(), self.drain);
                 let adopter = WebSocketAdopter::new(move |upgraded, driver| {
-                    adopt_websocket::<IO>(&event_loops, server_drain.as_ref(), upgraded, driver)
+                    adopt_websocket::<IO>(&shared, server_drain.as_ref(), upgraded, driver)
                 });
                 let service = service.with_websocket_adopter(adopter);
                 let connection = server.http1.serve_connection(io, service).with_upgrades();
@@ -231,11 +231,7 @@ where
         drop(body);
         let fit = output.join_event_loop();
         let stream = DetachedStream::new(io, *output, read_ahead_len, permit);
-        drive(
-            &self.server.event_loops,
-            DrainDeadline::new(stream, self.drain),
-            fit,
-        );
+        drive(&self.server, stream, self.drain, fit);
         Ok(())
     }
 }
@@ -245,7 +241,7 @@ where
 /// # Errors
 /// Returns the socket, and leaves the driver, if the socket is not one of a connection of this server with this `IO`.
 fn adopt_websocket<IO>(
-    event_loops: &EventLoopSet,
+    server: &Arc<SharedServer>,
     drain: Option<&Drain>,
     upgraded: Upgraded,
     driver: &mut Option<SessionDriver>,
@@ -269,12 +265,29 @@ where
     };
     let connection = driver.into_connection(socket);
     let drain = drain.map(DrainStartWaiter::new);
-    drive(event_loops, DrainDeadline::new(connection, drain), fit);
+    drive(server, connection, drain, fit);
     Ok(())
 }
 
-/// Lets an event loop or a task of its own drive the connection.
-fn drive<C>(event_loops: &EventLoopSet, connection: C, fit: EventLoopJoin)
+/// Lets an event loop or a task of its own drive the connection, until the deadline of the drain at the latest.
+fn drive<C>(
+    server: &Arc<SharedServer>,
+    connection: C,
+    drain: Option<DrainStartWaiter>,
+    fit: EventLoopJoin,
+) where
+    C: DrivenConnection + Unpin + 'static,
+{
+    match drain {
+        Some(drain) => {
+            let connection = DrainDeadline::new(connection, drain, server.clone());
+            spawn(&server.event_loops, connection, fit);
+        }
+        None => spawn(&server.event_loops, connection, fit),
+    }
+}
+
+fn spawn<C>(event_loops: &EventLoopSet, connection: C, fit: EventLoopJoin)
 where
     C: DrivenConnection + Unpin + 'static,
 {
@@ -381,6 +394,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
     fn enforce_timeouts(&mut self) -> Result<(), BoxError> {
         let now = Instant::now();
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
+            increment(&self.server.counters.cut_connections);
             return Err(timed_out("the connection was open at the drain's deadline"));
         }
         let settings = &self.server.settings;

@@ -1,7 +1,8 @@
-use std::task::Context;
+use std::{sync::Arc, task::Context};
 
 use tokio::time::Instant;
 
+use super::{SharedServer, server_counts::increment};
 use crate::{
     deadline::earlier,
     event_loop::{ConnectionPoll, DrivenConnection, TakenOutput},
@@ -11,35 +12,44 @@ use crate::{
 /// A connection that is closed at the deadline of the server's drain, if it is still open then.
 pub(super) struct DrainDeadline<C> {
     connection: C,
-    /// `None` without a drain.
-    drain: Option<DrainStartWaiter>,
+    drain: DrainStartWaiter,
     has_drain_started: bool,
+    server: Arc<SharedServer>,
 }
 
 impl<C> DrainDeadline<C> {
-    pub(super) fn new(connection: C, drain: Option<DrainStartWaiter>) -> Self {
+    pub(super) fn new(connection: C, drain: DrainStartWaiter, server: Arc<SharedServer>) -> Self {
         Self {
             connection,
             drain,
             has_drain_started: false,
+            server,
         }
     }
 
     /// Registers for the start of the drain.
     fn poll_drain_start(&mut self, cx: &Context<'_>) {
-        if let (Some(drain), false) = (&self.drain, self.has_drain_started) {
-            self.has_drain_started = drain.poll_start(cx).is_ready();
+        if !self.has_drain_started {
+            self.has_drain_started = self.drain.poll_start(cx).is_ready();
         }
     }
 
     /// Returns when the connection must be closed; `None` before the drain starts.
     fn deadline(&self) -> Option<Instant> {
-        let drain = self.drain.as_ref().filter(|_| self.has_drain_started)?;
-        drain.deadline()
+        match self.has_drain_started {
+            true => self.drain.deadline(),
+            false => None,
+        }
     }
 
     fn is_close_due(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Closes and counts the connection.
+    fn cut(&self) -> ConnectionPoll {
+        increment(&self.server.counters.cut_connections);
+        ConnectionPoll::Closed
     }
 
     /// Lets the connection wait until the deadline of the drain at the latest.
@@ -57,7 +67,7 @@ impl<C: DrivenConnection> DrivenConnection for DrainDeadline<C> {
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> ConnectionPoll {
         self.poll_drain_start(cx);
         if self.is_close_due(now) {
-            return ConnectionPoll::Closed;
+            return self.cut();
         }
         let poll = self.connection.poll(cx, now);
         self.with_deadline(poll)
@@ -81,7 +91,7 @@ impl<C: DrivenConnection> DrivenConnection for DrainDeadline<C> {
         now: Instant,
     ) -> ConnectionPoll {
         if self.is_close_due(now) {
-            return ConnectionPoll::Closed;
+            return self.cut();
         }
         let poll = self.connection.write_output(output, cx, now);
         self.with_deadline(poll)

@@ -21,6 +21,9 @@ pub struct ServerCounts {
     /// The number of connections that were closed because the client did not complete the head of a request within the
     /// [timeout](super::ServerBuilder::header_read_timeout).
     pub timed_out_heads: u64,
+    /// The number of connections that were still open at the deadline of the server's drain, and were closed then. Streams without a
+    /// [`Guard`](crate::Guard) that has the same drain are closed in this way.
+    pub cut_connections: u64,
     /// The number of streams that have [left hyper](super#detached-streams).
     pub detached_streams: u64,
     not_detached: [u64; NotDetachedReason::ALL.len()],
@@ -42,6 +45,7 @@ pub(super) struct ServerCounters {
     pub(super) accept_errors: AtomicU64,
     pub(super) failed_handshakes: AtomicU64,
     pub(super) timed_out_heads: AtomicU64,
+    pub(super) cut_connections: AtomicU64,
 }
 
 /// Adds one to `counter`.
@@ -60,6 +64,7 @@ impl ServerCounters {
             accept_errors: load(&self.accept_errors),
             failed_handshakes: load(&self.failed_handshakes),
             timed_out_heads: load(&self.timed_out_heads),
+            cut_connections: load(&self.cut_connections),
             detached_streams: detach_counters.detached(),
             not_detached: detach_counters.not_detached(),
         }
