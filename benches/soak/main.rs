@@ -61,7 +61,10 @@ use self::{
     },
     misbehaving_clients::ClientTally,
     seeded_random::SeededRandom,
-    server::{DrainResult, KEY_COUNT, OpenResources, SERVERS, STREAMS_PER_KEY, ServerState},
+    server::{
+        DrainResult, KEY_COUNT, OpenResources, SERVERS, STREAMS_PER_KEY, ServerState,
+        WORKER_THREADS,
+    },
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -179,7 +182,7 @@ impl SoakRun {
         };
         server.idle = server.state()?.open;
         // The first streams that leave hyper create the event loops of the server, which stay.
-        server.idle.tasks += thread::available_parallelism()?.get();
+        server.idle.tasks += WORKER_THREADS;
         self.run_load(&mut server, 0, self.time / 4).await?;
         let mut growth = self.measure_growth(&mut server, 1).await?;
         if growth.is_leak() {

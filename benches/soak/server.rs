@@ -125,10 +125,13 @@ pub(crate) struct DrainResult {
 /// The names of the servers, in the order of their addresses. Both serve the same service.
 pub(crate) const SERVERS: [&str; 2] = ["hyper", "tower-push"];
 
+/// The number of worker threads of the server's runtime, and so of its event loops.
+pub(crate) const WORKER_THREADS: usize = 2;
+
 /// Runs the server's process. The process prints the addresses of [`SERVERS`], and then answers each line on standard input with a line.
 pub(crate) fn serve(leak: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()?;
     let server = SoakServer::new(leak);
