@@ -29,15 +29,18 @@ push.on("read", () => {
 });
 push.on("gap", ({ missed }) => add(missed ? `${missed} notifications are missing here` : "Notifications may be missing here", "note"));
 
-/** Publishes an event to a user. */
-const notify = (user, event, body) =>
-  fetch(`/topics/user/${encodeURIComponent(user)}${event}`, { method: "POST", headers: { "content-type": "text/plain" }, body });
+/** Publishes an event to a user, and tells if that has failed. */
+async function notify(user, event, body) {
+  const request = { method: "POST", headers: { "content-type": "text/plain" }, body };
+  const response = await fetch(`/topics/user/${encodeURIComponent(user)}${event}`, request).catch(() => undefined);
+  const isSent = response?.ok === true;
+  part.failed.textContent = isSent ? "" : "Not sent. Try again.";
+  return isSent;
+}
 
 part.read.addEventListener("click", () => notify(user, "?event=read", ""));
 
 part.form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const response = await notify(part.to.value, "", part.text.value).catch(() => undefined);
-  part.failed.textContent = response?.ok ? "" : "Not sent. Try again.";
-  if (response?.ok) part.text.value = "";
+  if (await notify(part.to.value, "", part.text.value)) part.text.value = "";
 });

@@ -1,7 +1,9 @@
 //! Commands on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
 use serde_json::Value;
-use testkit::{HttpConnection, HttpVersion, TestServer, websocket::WebSocketConnection};
+use testkit::{
+    HttpConnection, HttpVersion, TestServer, wait_until, websocket::WebSocketConnection,
+};
 use tower_push::{
     EventId, Hub,
     event::Topic,
@@ -313,4 +315,35 @@ async fn flood_of_subscriptions_leaves_nothing() {
     assert_eq!(hub.counts().topics, 1);
     hub.publish("a", "still open").unwrap();
     assert!(client.next().await.contains("still open"));
+}
+
+#[tokio::test]
+async fn full_hub_refuses_topics_until_one_is_free() {
+    let hub = Hub::builder().max_topics(1).build();
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .without_authorization();
+    let server = TestServer::start(tower_push::service(source.clone())).await;
+    let mut connection = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let stream = connection.get("/?topic=a", &[]).await;
+    assert_eq!(stream.head.status, 200);
+    let mut other = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let refused = other.get("/?topic=b", &[]).await;
+    assert_eq!(refused.head.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("10"));
+    let mut client = Client::connect_to(source.commands(HubCommands::new()), "").await;
+    client.next().await; // the cursor
+    client.send(r#"{"subscribe":{"topic":"b"},"ref":1}"#).await;
+    let refused = client.next().await;
+    assert!(
+        refused.contains("hub.refused") && refused.contains(r#""status":503"#),
+        "{refused}"
+    );
+    drop((stream, connection));
+    wait_until(|| hub.counts().topics == 0, || "the topic is still there").await;
+    client.send(r#"{"subscribe":{"topic":"b"},"ref":2}"#).await;
+    client
+        .expect(r#"{"topic":"b","event":"hub.subscribed","data":{"ref":2}}"#)
+        .await;
+    assert_eq!(hub.counts().topics, 1);
 }

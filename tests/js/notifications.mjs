@@ -55,6 +55,8 @@ try {
   // While the connections are cut.
   wire.cut();
   for (const tab of ada) await tab.until("notices", look, (seen) => !isOpen(seen));
+  await ada[0].click("#read");
+  await ada[0].until("tells of the failure", () => document.querySelector("#failed").textContent, (text) => text.startsWith("Not sent"));
   await fetch(`${address}/topics/user/ada`, { method: "POST", headers: { "content-type": "text/plain" }, body: "meanwhile" });
   wire.mend();
   for (const tab of ada) await shows(tab, "(2) Notifications", ["*meanwhile", `*${body}`, "7", "hello"]);
