@@ -18,7 +18,7 @@ export interface Attempt {
     options: Options;
     url: URL;
     cursor: string | undefined;
-    headers: Headers;
+    headers: HeadersInit | undefined;
     /** Whether the last attempt has not worked, or was over another transport. */
     isProbe: boolean;
     /** Aborts the attempt. The reports that follow are ignored. */

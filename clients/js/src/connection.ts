@@ -280,7 +280,7 @@ export class Connection implements PushConnection {
     // Between two polls the connection is open.
     if (this.transport !== "long-poll" || this.state !== "open") this.#setState("connecting");
     const { headers } = this.#options;
-    return receive({ ...attempt, headers: new Headers(typeof headers === "function" ? await headers() : headers) });
+    return receive({ ...attempt, headers: typeof headers === "function" ? await headers() : headers });
   }
 
   #asPushError(error: unknown): PushError {

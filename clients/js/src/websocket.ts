@@ -17,8 +17,8 @@ export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, 
   address.protocol = address.protocol.replace("http", "ws");
   if (cursor) address.searchParams.set("last_event_id", cursor);
   if (signal.aborted) return {};
-  // Browsers ignore the third argument.
-  const socket = new Socket(address.href, protocols, { headers: Object.fromEntries(headers) });
+  // Browsers ignore the third argument. In Node.js, the first `Headers` takes milliseconds.
+  const socket = new Socket(address.href, protocols, { headers: headers && Object.fromEntries(new Headers(headers)) });
   socket.binaryType = "arraybuffer";
   /** `undefined` until the WebSocket is open. A getter of the socket costs time for each message. */
   let protocol: string | undefined;
