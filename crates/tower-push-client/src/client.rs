@@ -157,7 +157,8 @@ impl Client {
     }
 
     /// Sets how long a response may have no byte before the client tries its next transport, because a proxy may hold the response back: 10 s
-    /// by default. The last transport of the list, and a transport that has worked before, may be silent for longer.
+    /// by default. The last transport of the list, a transport that has worked before, and the only one that the server does not refuse may be
+    /// silent for longer.
     pub fn first_byte_timeout(self, timeout: Duration) -> Self {
         self.map_config(|config| config.first_byte_timeout = timeout.min(MAX_TIMEOUT))
     }

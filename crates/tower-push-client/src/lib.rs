@@ -39,7 +39,8 @@
 //! | the server names a time: `retry`, `Retry-After`, an end with a time, the reason of a close frame | reconnects after this time, and at most twice this time |
 //! | the server is silent for 2.5 times its heartbeat interval | reconnects |
 //! | 401, or a WebSocket is closed with 4401 | [prepares](Client::prepare_request) the request once more, at once. A second 401 ends the stream with an error |
-//! | 400, 405, 406, 415, 426, 501 or 505; or no byte arrives in [time](Client::first_byte_timeout) | asks for the next [transport](Client::transports) at once. If there is none, the stream ends with the error |
+//! | 400, 405, 406, 415, 426, 501 or 505 | asks for the next [transport](Client::transports) at once. If the server refuses all of them, the stream ends with the error |
+//! | no byte arrives over a new transport in [time](Client::first_byte_timeout) | asks for the next transport at once. If the server refuses the others, returns to this one, and waits |
 //! | a redirect within the host | follows it. Each reconnect begins with the original URL |
 //! | a long poll is answered at once, without events or with those that the client has | polls again, after a delay that grows |
 //! | the source has finished: an end that says so, the status 204, a WebSocket is closed with 1000 | yields [`ClientItem::Finished`], and ends |

@@ -9,7 +9,10 @@ use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 
 #[cfg(feature = "websocket")]
 use super::{ConnectionReader, EventConnection};
-use super::{MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader};
+use super::{
+    MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader,
+    transport_selector::NextTransport,
+};
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
 /// A connection that has failed or ended, and what the client does about it.
@@ -33,10 +36,10 @@ pub(super) enum FailureReaction {
     Retry,
     /// Send the same request once more at once, with fresh credentials. Stop if the repeated request fails in the same way.
     RetryOnceAtOnce,
-    /// Try the next transport at once. If all transports were tried, stop.
-    NextTransportOrStop,
-    /// Try the next transport at once. If all transports were tried, retry after a delay.
-    NextTransportOrRetry,
+    /// Try the next transport at once, because the server does not offer this one. Stop if the server offers none.
+    NextTransport,
+    /// Try the next transport at once, because nothing arrives over this one. If all transports were tried, retry after a delay.
+    NextTransportAfterSilence,
 }
 
 impl ConnectionFailure {
@@ -50,8 +53,8 @@ impl ConnectionFailure {
         Self { error, reaction }
     }
 
-    pub(super) fn next_transport_or_retry(error: Error) -> Self {
-        let (error, reaction) = (Some(error), FailureReaction::NextTransportOrRetry);
+    pub(super) fn next_transport_after_silence(error: Error) -> Self {
+        let (error, reaction) = (Some(error), FailureReaction::NextTransportAfterSilence);
         Self { error, reaction }
     }
 
@@ -61,12 +64,13 @@ impl ConnectionFailure {
     }
 }
 
-/// Returns what the client does about a response with this status, which is not a feed.
+/// Returns what the client does about a response with this status, which is not a feed. `docs/clients.md` has the table.
 pub(super) fn reaction_to_status(status: StatusCode) -> FailureReaction {
     match status.as_u16() {
         401 => FailureReaction::RetryOnceAtOnce,
         // The server does not offer this transport, or a proxy does not let it through.
-        400 | 405 | 406 | 415 | 426 | 501 | 505 => FailureReaction::NextTransportOrStop,
+        400 | 405 | 406 | 415 | 426 | 501 | 505 => FailureReaction::NextTransport,
+        // A conflict may pass. Another connection may reach the right server.
         408 | 409 | 421 | 425 | 429 | 500..=599 => FailureReaction::Retry,
         _ => FailureReaction::Stop,
     }
@@ -86,13 +90,15 @@ impl Subscriber {
                 }
                 Duration::ZERO
             }
-            FailureReaction::NextTransportOrStop | FailureReaction::NextTransportOrRetry => {
-                match (self.selector.on_unsuitable(), reaction) {
-                    (true, _) => Duration::ZERO,
-                    (false, FailureReaction::NextTransportOrStop) => return self.stop(error),
-                    (false, _) => self.draw_delay(),
-                }
-            }
+            FailureReaction::NextTransport => match self.selector.on_unsuitable() {
+                NextTransport::AtOnce => Duration::ZERO,
+                NextTransport::AfterDelay => self.draw_delay(),
+                NextTransport::None => return self.stop(error),
+            },
+            FailureReaction::NextTransportAfterSilence => match self.selector.on_silence() {
+                NextTransport::AtOnce => Duration::ZERO,
+                NextTransport::AfterDelay | NextTransport::None => self.draw_delay(),
+            },
             FailureReaction::Retry => {
                 let is_of_transport = |error: &Error| !error.is_connect() && !error.is_prepare();
                 if !has_worked && error.as_ref().is_none_or(is_of_transport) {
@@ -296,12 +302,42 @@ fn reaction_to_close_code(code: Option<u16>) -> FailureReaction {
     match code {
         // The code says that the client broke the protocol or a rule.
         Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => FailureReaction::Stop,
-        // A tower-push server that refuses a WebSocket late closes it with 4000 + status.
+        // A tower-push server that refuses a WebSocket late closes it with 4000 + status. It has accepted the transport.
         Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status)
         {
-            Ok(FailureReaction::NextTransportOrStop) | Err(_) => FailureReaction::Stop,
+            Ok(FailureReaction::NextTransport) | Err(_) => FailureReaction::Stop,
             Ok(reaction) => reaction,
         },
         _ => FailureReaction::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table in `docs/clients.md`.
+    #[test]
+    fn statuses_have_the_documented_reactions() {
+        for status in 300..600 {
+            let expected = match status {
+                401 => FailureReaction::RetryOnceAtOnce,
+                400 | 405 | 406 | 415 | 426 | 501 | 505 => FailureReaction::NextTransport,
+                408 | 409 | 421 | 425 | 429 => FailureReaction::Retry,
+                500.. => FailureReaction::Retry,
+                _ => FailureReaction::Stop,
+            };
+            let reaction = reaction_to_status(StatusCode::from_u16(status).unwrap());
+            assert_eq!(reaction, expected, "{status}");
+            #[cfg(feature = "websocket")]
+            if status >= 400 {
+                let expected = match expected {
+                    FailureReaction::NextTransport => FailureReaction::Stop,
+                    reaction => reaction,
+                };
+                let reaction = reaction_to_close_code(Some(4000 + status));
+                assert_eq!(reaction, expected, "{status}");
+            }
+        }
     }
 }

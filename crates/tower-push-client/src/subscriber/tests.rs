@@ -238,6 +238,28 @@ fn transport_is_kept_while_the_server_cannot_be_reached() {
     }
 }
 
+/// A server of another project has event streams only, which begin without a byte.
+#[test]
+fn quiet_event_stream_is_kept_if_the_server_offers_no_other_transport() {
+    let mut now = Instant::now();
+    let mut subscriber = subscriber(now);
+    connect(&mut subscriber, now);
+    now = subscriber.poll_timeout().unwrap();
+    subscriber.handle_timeout(now);
+    assert_eq!(last_delay(&mut subscriber, now), Duration::ZERO);
+    let request = subscriber.poll_request(now).unwrap();
+    assert_eq!(request.headers()["accept"], "application/json");
+    subscriber.handle_response(&head(406, &[]), now);
+    subscriber.handle_end(Ok(()), now);
+    now += last_delay(&mut subscriber, now);
+    connect(&mut subscriber, now);
+    assert_eq!(subscriber.poll_timeout(), None);
+    now += 3600 * SECOND;
+    subscriber.handle_input("data: x\n\n".into(), now);
+    let item = items(&mut subscriber, now).pop().unwrap().unwrap();
+    assert_eq!(item.event().unwrap().payload().as_text(), Some("x"));
+}
+
 /// The ways in which a request fails without a response.
 #[derive(Clone, Copy, Debug)]
 enum RequestFailure {

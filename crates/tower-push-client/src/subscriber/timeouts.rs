@@ -60,7 +60,7 @@ impl Subscriber {
                 let is_held_back = !connection.has_input && self.selector.may_switch_transport();
                 let error = Error::timeout("the server was silent for too long");
                 let failure = match is_held_back {
-                    true => ConnectionFailure::next_transport_or_retry(error),
+                    true => ConnectionFailure::next_transport_after_silence(error),
                     false => ConnectionFailure::retry(error),
                 };
                 self.fail(failure, now);

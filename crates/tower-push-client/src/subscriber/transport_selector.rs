@@ -16,6 +16,10 @@ pub(crate) struct TransportSelector {
     index: usize,
     /// The number of transports that did not work, one after another, since one has worked.
     unsuitable: usize,
+    /// The index of the first of these transports over which nothing has arrived: it may work later.
+    silent: Option<usize>,
+    /// Whether the current transport may be silent, because the server offers no other one.
+    is_patient: bool,
     /// The number of requests for the current transport that failed, one after another, without a response that worked. Not counted for a
     /// transport that [has worked lately](Self::has_worked_lately).
     failures: u32,
@@ -42,6 +46,8 @@ impl TransportSelector {
             transports,
             index: 0,
             unsuitable: 0,
+            silent: None,
+            is_patient: false,
             failures: 0,
             worked: None,
             return_at: None,
@@ -63,10 +69,10 @@ impl TransportSelector {
     }
 
     /// Whether the client may change to another transport because nothing arrives over the current one: it has never worked, and there is
-    /// another one to try.
+    /// another one to try that the server may offer.
     pub(crate) fn may_switch_transport(&self) -> bool {
         let has_worked = self.worked.is_some_and(|(index, _)| index == self.index);
-        !has_worked && self.has_untried_transport()
+        !has_worked && !self.is_patient && self.has_untried_transport()
     }
 
     /// Whether the current transport has worked at most [`KEEP_AFTER_SUCCESS`] ago.
@@ -79,6 +85,8 @@ impl TransportSelector {
     /// Reports that the server has sent bytes of a feed.
     pub(crate) fn on_success(&mut self, now: Instant) {
         self.unsuitable = 0;
+        self.silent = None;
+        self.is_patient = false;
         self.failures = 0;
         self.worked = Some((self.index, now));
         if self.index > 0 && self.return_at.is_none() {
@@ -86,9 +94,31 @@ impl TransportSelector {
         }
     }
 
-    /// Reports that the server does not offer the current transport, or that the transport does not get through. Returns whether the next
-    /// transport should be tried at once: the list has one that has not been tried.
-    pub(crate) fn on_unsuitable(&mut self) -> bool {
+    /// Reports that the server does not offer the current transport.
+    pub(crate) fn on_unsuitable(&mut self) -> NextTransport {
+        if self.select_next() {
+            return NextTransport::AtOnce;
+        }
+        let Some(index) = self.silent.take() else {
+            return NextTransport::None;
+        };
+        self.index = index;
+        self.is_patient = true;
+        NextTransport::AfterDelay
+    }
+
+    /// Reports that nothing arrives over the current transport.
+    pub(crate) fn on_silence(&mut self) -> NextTransport {
+        self.silent.get_or_insert(self.index);
+        if self.select_next() {
+            return NextTransport::AtOnce;
+        }
+        self.silent = None;
+        NextTransport::AfterDelay
+    }
+
+    /// Selects the next transport of the list. Returns whether it has not been tried since one has worked.
+    fn select_next(&mut self) -> bool {
         let has_untried_transport = self.has_untried_transport();
         self.unsuitable = if has_untried_transport {
             self.unsuitable + 1
@@ -96,6 +126,7 @@ impl TransportSelector {
             0
         };
         self.index = (self.index + 1) % self.transports.len();
+        self.is_patient = false;
         self.failures = 0;
         self.return_at = None;
         has_untried_transport
@@ -108,9 +139,20 @@ impl TransportSelector {
         }
         self.failures += 1;
         if self.failures >= MAX_FAILURES {
-            self.on_unsuitable();
+            self.on_silence();
         }
     }
+}
+
+/// When the next transport can be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NextTransport {
+    /// At once: it has not been tried since one has worked.
+    AtOnce,
+    /// After a delay: all were tried, and one of them may work later.
+    AfterDelay,
+    /// Never: the server offers none of the list.
+    None,
 }
 
 #[cfg(test)]
@@ -124,12 +166,38 @@ mod tests {
     #[test]
     fn unsuitable_transports_are_tried_once_each() {
         let (mut selector, now) = (selector(), Instant::now());
-        assert!(selector.on_unsuitable());
+        assert_eq!(selector.on_unsuitable(), NextTransport::AtOnce);
         assert_eq!(selector.select(now), Transport::Ndjson);
-        assert!(selector.on_unsuitable());
+        assert_eq!(selector.on_unsuitable(), NextTransport::AtOnce);
         assert_eq!(selector.select(now), Transport::LongPoll);
-        assert!(!selector.on_unsuitable());
+        assert_eq!(selector.on_unsuitable(), NextTransport::None);
         assert_eq!(selector.select(now), Transport::Sse);
+    }
+
+    /// The server offers one transport, over which nothing has arrived yet.
+    #[test]
+    fn silent_transport_is_kept_if_it_is_the_only_one() {
+        let (mut selector, now) = (selector(), Instant::now());
+        assert_eq!(selector.on_unsuitable(), NextTransport::AtOnce);
+        assert!(selector.may_switch_transport());
+        assert_eq!(selector.on_silence(), NextTransport::AtOnce);
+        assert_eq!(selector.on_unsuitable(), NextTransport::AfterDelay);
+        assert_eq!(selector.select(now), Transport::Ndjson);
+        assert!(!selector.may_switch_transport());
+        // The server has become another one.
+        assert_eq!(selector.on_unsuitable(), NextTransport::AtOnce);
+        assert!(selector.may_switch_transport());
+    }
+
+    #[test]
+    fn silent_transports_are_tried_again() {
+        let (mut selector, now) = (selector(), Instant::now());
+        for _ in 0..2 {
+            assert_eq!(selector.on_silence(), NextTransport::AtOnce);
+            assert_eq!(selector.on_silence(), NextTransport::AtOnce);
+            assert_eq!(selector.on_silence(), NextTransport::AfterDelay);
+            assert_eq!(selector.select(now), Transport::Sse);
+        }
     }
 
     #[test]
