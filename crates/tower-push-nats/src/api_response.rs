@@ -133,7 +133,6 @@ pub(crate) struct PublishAck {
 pub(crate) struct ConsumerInfo {
     pub(crate) name: String,
     /// The number of messages that the consumer will deliver at once.
-    #[serde(default)]
     pub(crate) num_pending: u64,
 }
 
