@@ -5,6 +5,7 @@ mod broker;
 mod broker_gaps;
 mod broker_hub;
 mod broker_model;
+mod broker_polls;
 mod client_patterns;
 mod client_topics;
 mod commands;

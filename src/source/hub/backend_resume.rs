@@ -7,7 +7,8 @@ use std::{
 use super::{
     HubEvent, TopicPattern,
     hub_broker::HubBroker,
-    hub_state::{HubState, JoinError, JoinedTopics, RequestedTopic, copy_for_topic},
+    hub_reader::HubReader,
+    hub_state::{HubState, JoinError, JoinedTopic, JoinedTopics, RequestedTopic, copy_for_topic},
     pattern_table::RequestedPattern,
     reader_request::AllowedPattern,
     resumed_events::ResumedEvents,
@@ -43,8 +44,15 @@ pub(super) struct BackendResume {
     resume: UpstreamResume<HubEvent>,
     topics: BackendResumeTopics,
     waiter: WaiterKey,
+    /// The logs of the topics and patterns, which stay in the hub so that the client can join them at the end of the resume.
+    reserved: Vec<Arc<TopicState>>,
+    /// The reader of the first events of new topics, which precede the pages.
+    first_events: Option<Box<HubReader>>,
     resumed_events: ResumedEvents,
-    is_cursor_held: bool,
+    /// The cursor after which the client does not get a cursor. `None` if there is no such limit.
+    cursor_limit: Option<EventId>,
+    /// The cursor that the client has after the last item.
+    last_cursor: EventId,
 }
 
 /// The end of a client's resume from the broker: says where the client continues.
@@ -67,7 +75,6 @@ struct HubLogs<'a> {
     topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
-    resumed_events: &'a mut ResumedEvents,
 }
 
 impl BackendResumeTopics {
@@ -75,18 +82,6 @@ impl BackendResumeTopics {
     fn requested_topics(&self) -> Option<TopicSet> {
         let topics = || TopicSet::new(self.topics.iter().cloned());
         self.patterns.is_empty().then(topics)
-    }
-
-    /// Checks that the hub has room for the topics and allows the patterns. The client joins the topics and patterns later: by then, other
-    /// clients may have taken the room.
-    ///
-    /// # Errors
-    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
-    pub(super) fn check_room(&self, hub: &HubState) -> Result<(), JoinError> {
-        let (topics, patterns) = self.join_requests(TopicStart::Now);
-        let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
-        hub.leave(joined.logs());
-        Ok(())
     }
 
     /// Returns the topics for which the client gets an event.
@@ -112,19 +107,46 @@ impl BackendResumeTopics {
 
 impl BackendResume {
     /// Creates a resume from the broker. Returns `None` if the hub has no broker.
-    pub(super) fn new(hub: Arc<HubState>, topics: BackendResumeTopics) -> Option<Self> {
-        let broker = hub.broker()?;
-        broker.counters.add_upstream_resume();
+    ///
+    /// # Errors
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
+    pub(super) fn new(
+        hub: Arc<HubState>,
+        topics: BackendResumeTopics,
+    ) -> Result<Option<Self>, JoinError> {
+        let Some(broker) = hub.broker() else {
+            return Ok(None);
+        };
         let requested = topics.requested_topics();
         let cursor = topics.cursor.clone();
-        Some(Self {
-            resume: UpstreamResume::new(broker.upstream.clone(), requested, cursor),
+        let (requests, patterns) = topics.join_requests(TopicStart::Now);
+        let reserved = hub.join(&requests, &patterns, &mut DeferredDrops::default())?;
+        broker.counters.add_upstream_resume();
+        Ok(Some(Self {
+            resume: UpstreamResume::new(broker.upstream.clone(), requested, cursor.clone()),
             waiter: broker.waiting_resumes.register(0),
+            reserved: reserved
+                .topics
+                .into_iter()
+                .map(|joined| joined.topic)
+                .collect(),
             hub,
             topics,
+            first_events: None,
             resumed_events: ResumedEvents::default(),
-            is_cursor_held: false,
-        })
+            cursor_limit: None,
+            last_cursor: cursor,
+        }))
+    }
+
+    /// Lets the client get the events of another reader before those of the pages.
+    pub(super) fn set_first_events(&mut self, reader: Box<HubReader>) {
+        self.first_events = Some(reader);
+    }
+
+    /// Returns the reader of the events that precede those of the pages.
+    pub(super) fn first_events(&mut self) -> &mut Option<Box<HubReader>> {
+        &mut self.first_events
     }
 
     /// Returns the topics, without the patterns, that the client joins at the end of the resume.
@@ -133,9 +155,59 @@ impl BackendResume {
         &self.topics.topics
     }
 
-    /// From now on, the client's cursor stays where it was when the client returned, until the end of the resume.
+    /// From now on, the client's cursor stays where it is, until the end of the resume.
     pub(super) fn hold_cursor(&mut self) {
-        self.is_cursor_held = true;
+        self.cursor_limit = Some(self.last_cursor.clone());
+    }
+
+    pub(super) fn is_cursor_held(&self) -> bool {
+        self.cursor_limit.is_some()
+    }
+
+    /// Returns an item of a page with the cursor that the client has after the item. Returns `None` if nothing is left of the item.
+    pub(super) fn with_cursor(&mut self, item: Item) -> Option<Item> {
+        if self.cursor_limit.is_none() {
+            if let Some(cursor) = item.cursor() {
+                self.last_cursor = cursor.clone();
+            }
+            return Some(item);
+        }
+        match item {
+            Item::Event(event) => {
+                let Some(id) = event.id() else {
+                    return Some(Item::Event(event));
+                };
+                self.move_cursor(id);
+                Some(match self.last_cursor == *id {
+                    true => Item::Event(event),
+                    false => Item::EventWithCursor {
+                        event,
+                        cursor: self.last_cursor.clone(),
+                    },
+                })
+            }
+            Item::Gap(mut gap) => {
+                gap.resumed = gap.resumed.and_then(|id| self.move_cursor(&id));
+                Some(Item::Gap(gap))
+            }
+            Item::Cursor(id) => self.move_cursor(&id).map(Item::Cursor),
+            other => Some(other),
+        }
+    }
+
+    /// Moves the client's cursor to an id up to which the client has the events of the resume, but not past the limit. Returns the cursor if it
+    /// has moved.
+    fn move_cursor(&mut self, id: &EventId) -> Option<EventId> {
+        let limit = self.cursor_limit.as_ref()?;
+        let cursor = match self.resume.compare_ids(id, limit)? {
+            Ordering::Less | Ordering::Equal => id,
+            Ordering::Greater => limit,
+        };
+        if *cursor == self.last_cursor {
+            return None;
+        }
+        self.last_cursor = cursor.clone();
+        Some(self.last_cursor.clone())
     }
 
     /// Compares the end of the gap that [`poll_next`](Self::poll_next) has just returned with the hub's feed. The result is `Greater` if the hub
@@ -152,16 +224,7 @@ impl BackendResume {
         self.hub.counters.add_missed_on_resume(missed);
     }
 
-    pub(super) fn is_cursor_held(&self) -> bool {
-        self.is_cursor_held
-    }
-
-    /// Returns the cursor with which the client has returned.
-    pub(super) fn requested_cursor(&self) -> &EventId {
-        &self.topics.cursor
-    }
-
-    /// Returns the record of the events to several topics that the client has already got from pages.
+    /// Returns the record of the events of pages that are also in logs which the client has joined.
     pub(super) fn resumed_events(&mut self) -> &mut ResumedEvents {
         &mut self.resumed_events
     }
@@ -170,6 +233,7 @@ impl BackendResume {
     #[cfg(feature = "json")]
     pub(super) fn remove_topic(&mut self, topic: &Topic) {
         self.topics.topics.retain(|other| other != topic);
+        self.release(|log| log.topic_name() == Some(topic));
         self.resume.set_topics(self.topics.requested_topics());
     }
 
@@ -177,7 +241,17 @@ impl BackendResume {
     #[cfg(feature = "json")]
     pub(super) fn remove_pattern(&mut self, pattern: &TopicPattern) {
         self.topics.patterns.retain(|other| other != pattern);
+        self.release(|log| log.pattern() == Some(pattern));
         self.resume.set_topics(self.topics.requested_topics());
+    }
+
+    /// Lets the hub remove logs that the client does not join.
+    #[cfg(feature = "json")]
+    fn release(&mut self, is_left: impl Fn(&TopicState) -> bool) {
+        let reserved = std::mem::take(&mut self.reserved).into_iter();
+        let (left, kept): (Vec<_>, Vec<_>) = reserved.partition(|log| is_left(log));
+        self.reserved = kept;
+        self.hub.leave(left.iter().map(|log| &**log));
     }
 
     /// Returns the next item of the pages, or where the client continues. The client does not get the events that were published with `sender`
@@ -196,7 +270,6 @@ impl BackendResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
-            resumed_events: &mut self.resumed_events,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
@@ -208,6 +281,7 @@ impl BackendResume {
 
 impl Drop for BackendResume {
     fn drop(&mut self) {
+        self.hub.leave(self.reserved.iter().map(|log| &**log));
         if let Some(broker) = self.hub.broker() {
             broker.waiting_resumes.deregister(&self.waiter);
         }
@@ -300,9 +374,6 @@ impl UpstreamResumeLog for HubLogs<'_> {
         if !others.is_empty() {
             item = item.with_topics([first].into_iter().chain(others).cloned());
         }
-        if event.topics().len() > 1 {
-            self.resumed_events.insert(&item, event.topics().as_slice());
-        }
         Some(Item::Event(item))
     }
 }
@@ -316,11 +387,31 @@ fn event_for_topic(event: &HubEvent, topic: &Topic) -> Event {
     }
 }
 
+impl JoinedTopic {
+    /// Returns whether this is the log of the pattern, or of a topic that matches it.
+    pub(super) fn is_covered_by(&self, pattern: &TopicPattern) -> bool {
+        let name = self.topic.topic_name();
+        self.topic.pattern() == Some(pattern) || name.is_some_and(|name| pattern.matches(name))
+    }
+}
+
 impl JoinedTopics {
     /// Returns whether a log no longer has an event that the reader has not got.
     pub(super) fn has_missed_events(&self) -> bool {
         let mut topics = self.topics.iter();
         topics.any(|joined| joined.missed.is_some())
+    }
+
+    /// Returns the number of missing events in those logs for which `is_counted` returns `true`. Returns `None` if no event is missing there, and
+    /// `Some(None)` if the number is not known.
+    pub(super) fn missed_events(
+        &self,
+        is_counted: impl Fn(&JoinedTopic) -> bool,
+    ) -> Option<Option<u64>> {
+        let counted = self.topics.iter().filter(|joined| is_counted(joined));
+        let missed = counted.filter_map(|joined| joined.missed);
+        let counts = missed.map(|missed| missed.count);
+        counts.reduce(|sum, count| Some(sum? + count?))
     }
 
     /// Returns the logs that the reader has joined.

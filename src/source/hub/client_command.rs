@@ -24,6 +24,13 @@ pub(super) struct ClientCommand {
     pub(super) reference: Option<Value>,
 }
 
+impl ClientCommand {
+    /// Returns whether this is a subscription.
+    pub(super) fn subscribes(&self) -> bool {
+        matches!(self.action, CommandAction::Subscribe { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum CommandAction {
     Subscribe {

@@ -76,6 +76,8 @@ pub(super) struct CommandProcessor {
     rate_limiter: RateLimiter,
     subscribed: SubscribedTopics,
     pending: Option<PendingCommand>,
+    /// A subscription that waits until the reader has read its earlier topics from the broker.
+    delayed: Option<ClientCommand>,
 }
 
 /// A command that waits for a decision about the client's access, or for the hub's broker.
@@ -131,6 +133,7 @@ impl CommandProcessor {
             },
             subscribed,
             pending: None,
+            delayed: None,
         }
     }
 
@@ -147,6 +150,14 @@ impl CommandProcessor {
                 self.finish(answer, reader);
                 continue;
             }
+            if let Some(command) = self.delayed.take_if(|_| !reader.is_resuming_from_broker()) {
+                self.begin(command, reader);
+                continue;
+            }
+            if self.delayed.is_some() {
+                // The reader wakes the task at the end of the resume.
+                return Poll::Pending;
+            }
             let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
                 return Poll::Ready(());
             };
@@ -156,6 +167,8 @@ impl CommandProcessor {
                 continue;
             }
             match ClientCommand::parse(&message) {
+                // While the client reads pages, its cursor is not valid for other topics.
+                Ok(command) if command.subscribes() => self.delayed = Some(command),
                 Ok(command) => self.begin(command, reader),
                 Err(invalid) => {
                     let answer =

@@ -76,6 +76,9 @@ pub trait HubBackend: Send + Sync + 'static {
     /// A hub also calls this function for a client with a list of members, when a page has a gap: the list must be newer than the gap. If the
     /// result is `None`, and the hub does not know the id after the gap, the cursor of the client moves on only at the end of the pages. A
     /// client whose polls end before that gets the same events again, so a backend with members should compare ids.
+    ///
+    /// A hub also calls this function for a client whose cursor is not in the hub's logs, and that has new topics. If the result is `None`, the
+    /// new topics begin with a gap, and then with their events after the cursor.
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
         None

@@ -1,5 +1,4 @@
 use std::{
-    cmp,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -174,15 +173,6 @@ impl HubState {
         let broker = self.broker().filter(|broker| broker.is_writer_gone())?;
         let retry = broker.random_retry_delay();
         Some(Item::Ended { retry })
-    }
-
-    /// Returns whether the writer has yet to push this event of a page, or may have to.
-    pub(super) fn is_ahead_of_writer(&self, event: &Event) -> bool {
-        let (Some(broker), Some(id)) = (self.broker(), event.id()) else {
-            return false;
-        };
-        let order = broker.compare_with_writer(id, self.published_position());
-        order.is_none_or(cmp::Ordering::is_gt)
     }
 
     /// Returns the id of the event at `position`. Returns `None` if a broker has given the id, and the hub does not remember it.

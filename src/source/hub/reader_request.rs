@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 #[cfg(feature = "json")]
 use serde_json::Value;
@@ -6,16 +6,16 @@ use serde_json::Value;
 use super::{
     backend_resume::{BackendResume, BackendResumeTopics},
     hub_reader::HubReader,
-    hub_state::{HubCursor, HubState, JoinError, JoinedTopics, RequestedTopic},
+    hub_state::{HubCursor, HubState, JoinError, JoinedTopic, JoinedTopics, RequestedTopic},
     pattern_table::RequestedPattern,
-    topic_log::TopicStart,
+    topic_log::{TopicLogEntry, TopicStart},
     topic_pattern::TopicPattern,
     topic_table::DeferredDrops,
 };
 #[cfg(feature = "json")]
 use super::{control_events, topic_access::PresenceAccess};
 use crate::{
-    event::{Event, Gap, GapReason, Item, Topic},
+    event::{Event, EventId, Gap, GapReason, Item, Topic},
     source::{StartPosition, TopicSet},
 };
 
@@ -99,61 +99,101 @@ struct ClientJoinPlan {
     backend_resume: Option<BackendResumePlan>,
 }
 
-/// The topics and patterns whose events a client with a cursor first reads from the hub's broker.
+/// How a client with a cursor reads its events from the hub's broker.
 struct BackendResumePlan {
     topics: BackendResumeTopics,
-    /// The topics whose history is limited for the client. The client joins the logs of these topics at once, and may have missed earlier
-    /// events.
-    limited_topics: Vec<Topic>,
-    /// Whether the request has patterns whose history is limited for the client. The client joins the logs of these patterns at once, and may
-    /// have missed earlier events.
-    has_limited_patterns: bool,
+    /// The topics that are new for the client. They are also among `topics`.
+    new_topics: Vec<RequestedTopic>,
+    /// The gaps of which the client is told first: those of the topics and patterns whose history is limited for the client. The client joins the logs
+    /// of these at once, and their events do not move its cursor.
+    gaps: Vec<Gap>,
 }
 
 impl ClientJoinPlan {
+    /// Returns whether the stream begins with the list of members of a topic: the topic is new for the client, and has no gap, which would follow
+    /// another list.
     #[cfg(feature = "json")]
-    fn is_resumed_from_broker(&self, topic: &Topic) -> bool {
-        let resume = self.backend_resume.as_ref();
-        resume.is_some_and(|resume| resume.topics.topics.contains(topic))
+    fn begins_with_members(&self, request: &ReaderRequest, topic: &Topic) -> bool {
+        let Some(resume) = &self.backend_resume else {
+            return self.cursor.is_none() || request.is_fresh(topic);
+        };
+        let has_gap = |gap: &Gap| gap.topic.as_ref() == Some(topic);
+        match resume.topics.topics.contains(topic) {
+            // A client that resumes from the broker gets the changes after its cursor.
+            true => request.is_fresh(topic),
+            false => !resume.gaps.iter().any(has_gap),
+        }
     }
 
-    /// Changes the plan so that the client gets its events from the broker first. Returns `false` if the hub has no broker, or if the history of
-    /// each topic and pattern is limited for the client or begins with the request.
-    fn read_from_broker(&mut self, request: &ReaderRequest, hub: &HubState) -> bool {
-        let (StartPosition::After(cursor), Some(_)) = (&request.start, hub.broker()) else {
+    /// Changes the plan so that the client gets its events from the broker first. `joined` are the topics that the client has joined with the plan so
+    /// far. Returns `false` if the hub has no broker, or if the history of each topic and pattern is limited for the client or begins with the
+    /// request.
+    fn read_from_broker(
+        &mut self,
+        request: &ReaderRequest,
+        hub: &HubState,
+        joined: Option<&JoinedTopics>,
+    ) -> bool {
+        let (StartPosition::After(requested), Some(_)) = (&request.start, hub.broker()) else {
             return false;
         };
-        let is_topic_from_broker =
-            |topic: &RequestedTopic| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
-        let is_pattern_from_broker = |pattern: &RequestedPattern| pattern.max_history.is_none();
-        if !self.patterns.iter().any(is_pattern_from_broker)
-            && !self.requests.iter().any(is_topic_from_broker)
+        let cursor = self.cursor.as_ref();
+        let cursor = cursor.map_or(requested, |known| &known.id).clone();
+        let gap = |log: &dyn Fn(&JoinedTopic) -> bool| {
+            let missed = joined.map(|joined| joined.missed_events(log));
+            missed.unwrap_or(Some(None)).map(|count| {
+                let mut gap = Gap::new(GapReason::Expired).requested(cursor.clone());
+                gap.missed = count;
+                gap
+            })
+        };
+        let topic_gap = |topic: &RequestedTopic| {
+            topic.max_history?;
+            let name = &topic.topic;
+            let gap = match request.is_fresh(name) {
+                true => Some(Gap::new(GapReason::Expired).requested(cursor.clone())),
+                false => gap(&|joined| joined.topic.topic_name() == Some(name)),
+            };
+            gap.map(|gap| gap.topic(name.clone()))
+        };
+        let pattern_gap = |pattern: &RequestedPattern| {
+            pattern.max_history?;
+            gap(&|joined| joined.is_covered_by(&pattern.pattern))
+        };
+        let is_resumed =
+            |topic: &RequestedTopic| topic_gap(topic).is_none() && !request.is_fresh(&topic.topic);
+        if !self
+            .patterns
+            .iter()
+            .any(|pattern| pattern_gap(pattern).is_none())
+            && !self.requests.iter().any(is_resumed)
         {
             return false;
         }
-        let (from_broker, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
+        let mut gaps: Vec<_> = self.requests.iter().filter_map(topic_gap).collect();
+        // Gaps of patterns name no topic, so one stands for all.
+        gaps.extend(self.patterns.iter().filter_map(pattern_gap).take(1));
+        let (limited, from_broker): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
             .into_iter()
-            .partition(is_topic_from_broker);
-        self.requests = kept;
-        let (patterns, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
+            .partition(|topic| topic_gap(topic).is_some());
+        self.requests = limited;
+        let (limited, patterns): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
             .into_iter()
-            .partition(is_pattern_from_broker);
-        self.patterns = kept;
-        let may_have_lost = |topic: &&RequestedTopic| {
-            self.cursor.is_none() && topic.max_history.is_some() && !request.is_fresh(&topic.topic)
-        };
-        let limited = self.requests.iter().filter(may_have_lost);
+            .partition(|pattern| pattern_gap(pattern).is_some());
+        self.patterns = limited;
+        let topics = from_broker.iter().map(|topic| topic.topic.clone());
+        let patterns = patterns.into_iter().map(|request| request.pattern);
         self.backend_resume = Some(BackendResumePlan {
-            limited_topics: limited.map(|topic| topic.topic.clone()).collect(),
-            has_limited_patterns: self.cursor.is_none() && !self.patterns.is_empty(),
             topics: BackendResumeTopics {
-                cursor: cursor.clone(),
-                topics: from_broker.into_iter().map(|topic| topic.topic).collect(),
-                patterns: patterns
-                    .into_iter()
-                    .map(|request| request.pattern)
-                    .collect(),
+                topics: topics.collect(),
+                patterns: patterns.collect(),
+                cursor,
             },
+            new_topics: from_broker
+                .into_iter()
+                .filter(|topic| request.is_fresh(&topic.topic))
+                .collect(),
+            gaps,
         });
         true
     }
@@ -166,13 +206,16 @@ impl ReaderRequest {
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
         let mut plan = self.join_plan(&hub);
-        if let Some(resume_plan) = &plan.backend_resume {
-            resume_plan.topics.check_room(&hub)?;
-        }
         let (mut joined, mut member_lists) = self.join(&hub, &plan)?;
-        if joined.has_missed_events() && plan.read_from_broker(&self, &hub) {
+        if joined.has_missed_events() && plan.read_from_broker(&self, &hub, Some(&joined)) {
             hub.leave(joined.logs());
             (joined, member_lists) = self.join(&hub, &plan)?;
+        }
+        if plan.backend_resume.is_some() {
+            // The client is told of these events first.
+            for joined in &mut joined.topics {
+                joined.missed = None;
+            }
         }
         let ClientJoinPlan {
             cursor,
@@ -192,17 +235,7 @@ impl ReaderRequest {
             reader.push_item(Item::Event(list));
         }
         if let Some(resume_plan) = backend_resume {
-            for topic in &resume_plan.limited_topics {
-                let gap = Gap::new(GapReason::Expired).requested(resume_plan.topics.cursor.clone());
-                reader.push_item(Item::from(gap.topic(topic.clone())));
-            }
-            if resume_plan.has_limited_patterns {
-                let gap = Gap::new(GapReason::Expired).requested(resume_plan.topics.cursor.clone());
-                reader.push_item(Item::from(gap));
-            }
-            if let Some(resume) = BackendResume::new(hub, resume_plan.topics) {
-                reader.begin_backend_resume(resume);
-            }
+            reader.begin_resume_of_plan(resume_plan, cursor_position)?;
         } else if let Some(position) = cursor_position {
             reader.raise_catch_up_end(position);
         } else if let StartPosition::After(id) = self.start {
@@ -221,11 +254,7 @@ impl ReaderRequest {
     /// Returns which logs the client joins at once, and which after a resume from the broker.
     fn join_plan(&self, hub: &HubState) -> ClientJoinPlan {
         let cursor = match &self.start {
-            StartPosition::After(id) => {
-                let position = hub.position_of(id);
-                let id = id.clone();
-                position.map(|position| HubCursor { id, position })
-            }
+            StartPosition::After(id) => self.known_cursor(id, hub),
             _ => None,
         };
         let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
@@ -250,14 +279,37 @@ impl ReaderRequest {
             cursor,
             backend_resume: None,
         };
-        if has_unknown_cursor && plan.read_from_broker(self, hub) {
-            for request in &mut plan.requests {
+        if has_unknown_cursor && plan.read_from_broker(self, hub, None) {
+            let resume = plan.backend_resume.iter_mut();
+            let new_topics = resume.flat_map(|resume| &mut resume.new_topics);
+            for request in plan.requests.iter_mut().chain(new_topics) {
                 if self.is_fresh(&request.topic) {
                     request.start = first_start;
                 }
             }
         }
         plan
+    }
+
+    /// Returns the cursor from which the client resumes, if the hub knows a position for it.
+    ///
+    /// If the hub lags behind the cursor, and has new topics for the client, the client resumes from the hub's last event. Otherwise the client
+    /// would miss the events of its new topics between this event and the cursor.
+    fn known_cursor(&self, id: &EventId, hub: &HubState) -> Option<HubCursor> {
+        let id = id.clone();
+        if let Some(position) = hub.position_of(&id) {
+            return Some(HubCursor { id, position });
+        }
+        let has_new_topics = self
+            .topics
+            .iter()
+            .any(|allowed| self.is_fresh(&allowed.topic));
+        let broker = hub.broker().filter(|_| has_new_topics)?;
+        let position = hub.published_position();
+        let order = broker.compare_with_writer(&id, position)?;
+        let last_id = || hub.id_at(position);
+        let id = order.is_gt().then(last_id)??;
+        Some(HubCursor { id, position })
     }
 
     /// Returns whether the client begins in this topic like a client without a cursor.
@@ -274,9 +326,7 @@ impl ReaderRequest {
     ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         #[cfg(feature = "json")]
         return self.join_and_list_members(hub, &plan.requests, &plan.patterns, |topic| {
-            // A client that resumes from the broker gets the changes after its cursor.
-            let is_resumed = plan.cursor.is_some() || plan.is_resumed_from_broker(topic);
-            !is_resumed || self.is_fresh(topic)
+            plan.begins_with_members(self, topic)
         });
         #[cfg(not(feature = "json"))]
         {
@@ -323,6 +373,81 @@ impl ReaderRequest {
         Ok((joined, lists.collect()))
     }
 }
+
+impl HubReader {
+    /// Tells the client of the gaps of a plan, and begins to read the other events from the broker. `cursor_position` is the position of the
+    /// client's cursor, if the hub knows it.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the hub has no room for a new topic.
+    fn begin_resume_of_plan(
+        &mut self,
+        plan: BackendResumePlan,
+        cursor_position: Option<u64>,
+    ) -> Result<(), JoinError> {
+        let hub = self.hub().clone();
+        let BackendResumePlan {
+            topics,
+            new_topics,
+            gaps,
+        } = plan;
+        let cursor = topics.cursor.clone();
+        for gap in gaps {
+            hub.counters.add_missed_on_resume(gap.missed.unwrap_or(0));
+            self.push_member_lists_and_gap(gap);
+        }
+        let Some(mut resume) = BackendResume::new(hub.clone(), topics)? else {
+            return Ok(());
+        };
+        if !new_topics.is_empty() {
+            match self.first_events(&new_topics, &cursor, cursor_position)? {
+                Ok(reader) => resume.set_first_events(Box::new(reader)),
+                Err(UnknownOrder) => {
+                    for request in new_topics {
+                        let gap = Gap::new(GapReason::Expired).requested(cursor.clone());
+                        self.push_item(Item::from(gap.topic(request.topic)));
+                    }
+                }
+            }
+        }
+        self.begin_backend_resume(resume);
+        Ok(())
+    }
+
+    /// Returns a reader of those first events of new topics that are not after the client's cursor.
+    fn first_events(
+        &self,
+        new_topics: &[RequestedTopic],
+        cursor: &EventId,
+        cursor_position: Option<u64>,
+    ) -> Result<Result<HubReader, UnknownOrder>, JoinError> {
+        let (hub, sender) = (self.hub(), self.sender().cloned());
+        let compare = |id: &EventId| hub.broker()?.upstream.compare_ids(id, cursor);
+        let last_id = hub.id_at(hub.published_position());
+        if cursor_position.is_none() && last_id.and_then(|id| compare(&id)).is_none() {
+            return Ok(Err(UnknownOrder));
+        }
+        let is_before = |entry: &TopicLogEntry| match cursor_position {
+            Some(position) => entry.position <= position,
+            None => entry
+                .event
+                .id()
+                .and_then(compare)
+                .is_some_and(Ordering::is_le),
+        };
+        let joined = hub.join(new_topics, &[], &mut DeferredDrops::default())?;
+        let ends = joined
+            .logs()
+            .map(|topic| topic.log().last_position_before(is_before));
+        let end = ends.max().unwrap_or(0);
+        let mut reader = HubReader::new(hub.clone(), joined, None, sender);
+        reader.raise_catch_up_end(end);
+        Ok(Ok(reader))
+    }
+}
+
+/// The error if a broker does not order the client's cursor and the events of the hub, so that the first events of a new topic cannot precede it.
+struct UnknownOrder;
 
 /// Returns where a reader with this `start` begins to read one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`], if the hub knows it.
 pub(super) fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStart {

@@ -354,6 +354,14 @@ impl TopicLog {
         last.max(self.last_dropped_position)
     }
 
+    /// Returns the position of the last event up to which `is_before` returns `true`; 0 if there is none. `is_before` is `true` for each event before
+    /// a certain one, and `false` for the others.
+    pub(super) fn last_position_before(&self, is_before: impl Fn(&TopicLogEntry) -> bool) -> u64 {
+        let len = self.entries.partition_point(is_before);
+        let last = len.checked_sub(1).map(|index| &self.entries[index]);
+        last.map_or(0, |entry| entry.position)
+    }
+
     /// Returns the position of the newest event that the log does not have any more; 0 if there is none.
     pub(super) fn last_dropped_position(&self) -> u64 {
         self.last_dropped_position

@@ -54,7 +54,7 @@ use super::{
 };
 use crate::{
     Error,
-    event::{Event, EventId, GapReason, Item},
+    event::{Event, EventId, GapReason, Item, Topic},
     source::log::ReadBuffer,
 };
 
@@ -93,14 +93,16 @@ pub(super) struct HubReader {
     revocable: Option<Box<RevocableSubscription>>,
     /// Whether the last poll was pending.
     is_parked: bool,
+    /// Whether the client was told of a gap in each topic that the reader has yet to read up to `catch_up_end`. Each item then moves the cursor to
+    /// `catch_up_end`.
+    is_gap_told: bool,
     /// Items that are yielded before the events in `buffer`.
     items: LazyDeque<Item>,
     /// The reader reads the events up to this position, even those that a [`FlushWindow`](crate::source::log::FlushWindow) holds back.
     held_events_end: u64,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
-    /// The events that the client has got during its resume from the broker, and that the logs of its other topics may have, too. `None` after
-    /// `catch_up_end`.
+    /// The events of pages that are also in logs which the client has joined before. `None` after `catch_up_end`.
     resumed_events: Option<Box<ResumedEvents>>,
     /// `None` if the client is no member of a topic and gets no lists of members.
     #[cfg(feature = "json")]
@@ -139,6 +141,7 @@ impl HubReader {
             sender,
             history_end_position: 0,
             is_parked: false,
+            is_gap_told: false,
             backend_resume: None,
             resumed_events: None,
             revocable: None,
@@ -219,13 +222,11 @@ impl HubReader {
         self.position
     }
 
-    #[cfg(any(feature = "json", feature = "server"))]
     pub(super) fn hub(&self) -> &Arc<HubState> {
         &self.hub
     }
 
     /// Returns the name under which the client publishes.
-    #[cfg(feature = "json")]
     pub(super) fn sender(&self) -> Option<&Arc<str>> {
         self.sender.as_ref()
     }
@@ -241,6 +242,18 @@ impl HubReader {
             self.cursor_position = self.position;
         }
         self.items.push_back(item);
+    }
+
+    /// Returns whether the reader has yielded everything up to the end of the catch-up.
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.has_yielded_all_up_to(self.catch_up_end) && self.buffer.len() == 0
+    }
+
+    /// Returns the names of the topics, without the patterns.
+    fn topic_names(&self) -> Vec<Topic> {
+        let topics = self.topics.iter();
+        let names = topics.filter_map(|reader| reader.topic.topic_name().cloned());
+        names.collect()
     }
 
     /// Returns whether the reader has yielded everything up to `position`.
@@ -273,7 +286,7 @@ impl HubReader {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
             if self.backend_resume.is_some() {
-                match ready!(self.poll_backend_resume(cx)) {
+                match ready!(self.poll_backend_resume(cx))? {
                     Some(item) => return Poll::Ready(Ok(item)),
                     None => continue,
                 }

@@ -13,6 +13,9 @@
 //!
 //! # The cursors of records while a gap is owed
 //! While the client has not got a gap, no item gets the cursor `catch_up_end`, and an event has its own id as the cursor.
+//!
+//! # The cursors of records after a gap of limited topics
+//! If the client was told of a gap in all topics that the reader has yet to read up to `catch_up_end`, every item has the cursor `catch_up_end`.
 
 use std::{collections::VecDeque, ops::RangeInclusive};
 
@@ -66,16 +69,32 @@ impl HubReader {
         let mut queue = VecDeque::with_capacity(events.len());
         let mut events = events.into_iter().peekable();
         let mut last_missing_position = 0;
+        let told_gap_cursor = match self.is_gap_told && start_position < self.catch_up_end {
+            true => self.hub.id_at(self.catch_up_end),
+            false => None,
+        };
         loop {
             let gap_position = self.gaps.front().map(TopicGap::position);
             let gap_position = gap_position.filter(|position| *position <= end_position);
             let next_event =
                 events.next_if(|(position, _)| gap_position.is_none_or(|gap| *position < gap));
             if let Some((position, event)) = next_event {
-                if event.id().is_some() {
-                    self.cursor_position = position;
-                }
-                queue.push_back(Item::Event(event));
+                let item = match &told_gap_cursor {
+                    Some(cursor) if event.id().is_some() => {
+                        self.cursor_position = self.catch_up_end;
+                        Item::EventWithCursor {
+                            event,
+                            cursor: cursor.clone(),
+                        }
+                    }
+                    _ => {
+                        if event.id().is_some() {
+                            self.cursor_position = position;
+                        }
+                        Item::Event(event)
+                    }
+                };
+                queue.push_back(item);
             } else if gap_position.is_some() {
                 let Some(gap) = self.gaps.pop_front() else {
                     break;
@@ -86,6 +105,7 @@ impl HubReader {
                     .filter(|(_, event)| event.id().is_some())
                     .map(|(position, _)| *position);
                 self.cursor_position = match gap.precedes_all_events {
+                    true if told_gap_cursor.is_some() => self.catch_up_end,
                     true => start_position,
                     false => self.position_before_next(gap.position(), next_event_position),
                 };
@@ -135,7 +155,9 @@ impl HubReader {
         };
         self.cursor_position = position;
         match queue.pop_back() {
-            Some(Item::Event(event)) if event.id().is_some() => {
+            Some(Item::Event(event) | Item::EventWithCursor { event, .. })
+                if event.id().is_some() =>
+            {
                 queue.push_back(Item::EventWithCursor { event, cursor });
             }
             Some(Item::Gap(mut gap)) => {
@@ -163,7 +185,7 @@ impl HubReader {
     }
 
     /// Queues a gap, and before it the lists of members of its topics.
-    pub(super) fn push_member_lists_and_gap(&mut self, gap: Gap) {
+    pub(in crate::source::hub) fn push_member_lists_and_gap(&mut self, gap: Gap) {
         self.push_member_lists(gap.topic.as_ref());
         self.items.push_back(Item::from(gap));
     }

@@ -81,6 +81,8 @@ impl HubReader {
     /// Adds topics that the reader has joined after others. The client has the events of its other topics up to the reader's position.
     pub(super) fn add_further_topics(&mut self, joined: JoinedTopics, cursor: Option<&EventId>) {
         self.raise_catch_up_end(self.position());
+        // The client was not told of a gap in these topics.
+        self.is_gap_told = false;
         self.held_events_end = joined.published_position;
         self.history_end_position = joined.published_position;
         for mut topic in joined.topics {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use crate::{
-    event::{Event, Topic},
+    event::Topic,
     source::{
         hub::{
             topic_log::{HistoryEnd, ReaderOrdinals, TopicLogEntry},
@@ -61,15 +61,6 @@ impl TopicReader {
         let pattern = self.topic.pattern();
         self.topic.topic_name() == Some(topic)
             || pattern.is_some_and(|pattern| pattern.matches(topic))
-    }
-
-    /// Returns whether the reader will find an event in this log, which has the event already.
-    pub(super) fn has_unread(&self, event: &Event) -> bool {
-        let mut ordinals = self.ordinals;
-        let log = self.topic.log();
-        log.skip_missed(&mut ordinals);
-        let mut entries = log.unread_entries(&mut ordinals);
-        entries.any(|(entry, _)| entry.event.id() == event.id())
     }
 
     /// Takes events up to the position `bound` from the topic's log.
