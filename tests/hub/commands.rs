@@ -1,17 +1,22 @@
 //! Commands on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
 use testkit::{
-    HttpConnection, HttpVersion, TestServer, wait_until, websocket::WebSocketConnection,
+    HttpConnection, HttpVersion, TestServer, next_item, wait_until, websocket::WebSocketConnection,
 };
 use tower_push::{
-    EventId, Hub,
+    EventId, Hub, Item,
     event::Topic,
     source::{
         Rejection, StartPosition, Subscription,
-        hub::{ClientTopicsSource, HubCommands, TopicAccess, Topics},
+        hub::{ClientTopicsSource, HubCommands, PublishOptions, TopicAccess, Topics},
     },
 };
+
+use crate::requests::subscribe_with_commands;
 
 /// A client that sends commands.
 pub(crate) struct Client {
@@ -194,6 +199,89 @@ async fn further_topic_catches_up_with_resumable_cursors() {
         gap.contains(r#""reason":"epoch","requested":"7""#) && gap.contains(r#""topic":"c""#),
         "{gap}"
     );
+}
+
+/// Returns a hub of last values, in which the value of `b` is far older than that of `a`, and the id of the newest event.
+fn hub_of_last_values(b: &PublishOptions) -> (Hub, EventId) {
+    let hub = Hub::builder().last_value_only().build();
+    hub.publish("a", "first").unwrap();
+    hub.publish_with("b", "value", b).unwrap();
+    let publish = |number: u32| hub.publish("a", number.to_string()).unwrap();
+    let ids: Vec<_> = (0..100).map(publish).collect();
+    (hub, ids[99].clone())
+}
+
+/// Connects a client of `a` that has everything, and adds `b`. Returns the cursor that the client has after this.
+async fn add_older_value(hub: &Hub, last: &EventId) -> (Vec<String>, EventId) {
+    let topics = Topics::from_query("topic").sender_from_query("sender");
+    let source = hub.subscribe(topics).without_authorization();
+    let source = source.commands(HubCommands::new());
+    let query = format!("topic=a&sender=tab&last_event_id={last}");
+    let mut client = Client::connect_to(source, &query).await;
+    for command in ["subscribe", "unsubscribe"] {
+        client
+            .send(&format!(r#"{{"{command}":{{"topic":"b"}}}}"#))
+            .await;
+        // The topic is answered, and has caught up, before the second command arrives.
+        if command == "subscribe" {
+            client.next().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let (mut texts, mut cursor) = (Vec::new(), last.clone());
+    loop {
+        let message = client.next().await;
+        if message.contains("hub.unsubscribed") {
+            return (texts, cursor);
+        }
+        let record: Value = serde_json::from_str(&message).unwrap();
+        texts.extend(record["data"].as_str().map(str::to_owned));
+        let id = record["cursor"].as_str().or(record["id"].as_str());
+        cursor = EventId::new(id.unwrap()).unwrap();
+    }
+}
+
+/// After the older value of a new topic, the cursor is where it was. A client whose connection breaks then gets neither a gap nor an event.
+#[tokio::test]
+async fn cursor_comes_forward_after_older_value() {
+    for (options, expected) in [
+        (PublishOptions::new(), vec!["value"]),
+        (PublishOptions::new().except("tab"), Vec::new()),
+    ] {
+        let (hub, last) = hub_of_last_values(&options);
+        let (texts, cursor) = add_older_value(&hub, &last).await;
+        assert_eq!(
+            (texts, &cursor),
+            (expected.iter().map(ToString::to_string).collect(), &last)
+        );
+        let source = hub.topics(["a", "b"]).unwrap();
+        let mut returned = source.subscribe_from(StartPosition::After(cursor)).unwrap();
+        assert!(returned.next().now_or_never().is_none());
+    }
+}
+
+/// A client leaves the new topic while its older events come. The cursor then comes forward, although no event follows.
+#[tokio::test]
+async fn cursor_comes_forward_after_topic_is_left() {
+    let hub = Hub::builder().start(StartPosition::Oldest).build();
+    (0..100).for_each(|number| drop(hub.publish("b", number.to_string()).unwrap()));
+    let last = hub.publish("a", "last").unwrap();
+    let source = hub.subscribe(Topics::from_query("topic"));
+    let uri = format!("/?topic=a&last_event_id={last}");
+    let source = source.without_authorization();
+    let mut client = subscribe_with_commands(source, &uri, None).unwrap();
+    client.send(r#"{"subscribe":{"topic":"b"}}"#);
+    let answer = next_item(&mut client.items).await;
+    assert!(matches!(answer, Item::Event(event) if event.id().is_none()));
+    let first = next_item(&mut client.items).await;
+    assert_ne!(first.cursor(), Some(&last));
+    client.send(r#"{"unsubscribe":{"topic":"b"}}"#);
+    let mut cursor = None;
+    while let Some(item) = client.items.next().now_or_never() {
+        let item = item.unwrap().unwrap();
+        cursor = item.cursor().cloned().or(cursor);
+    }
+    assert_eq!(cursor, Some(last));
 }
 
 #[tokio::test]

@@ -120,7 +120,8 @@ impl HubReader {
         }
         self.gaps.free_if_empty();
         // A later gap may begin before the end of the catch-up, and precedes the cursor that says that the client has everything up to there.
-        if !queue.is_empty() && self.gaps.is_empty() {
+        let is_cursor_behind = ends_catch_up && self.cursor_position < self.catch_up_end;
+        if self.gaps.is_empty() && (is_cursor_behind || !queue.is_empty()) {
             if ends_catch_up {
                 self.set_cursor_of_last(&mut queue, self.catch_up_end);
             } else if self.cursor_position < last_missing_position
