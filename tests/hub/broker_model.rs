@@ -236,7 +236,7 @@ struct Client {
     open_gaps: HashSet<&'static str>,
     /// Where the new topics of the subscription begin.
     fresh_from: HashMap<&'static str, Place>,
-    /// For each limited topic: the first event that the client may get.
+    /// For each limited topic of the request: the first event that the client may get.
     allowed_from: HashMap<&'static str, Place>,
     /// The last event that the subscription has got for each topic, since the last gap (`epoch`).
     last: HashMap<&'static str, Place>,
@@ -454,7 +454,6 @@ impl Model {
         };
         for name in new {
             let first_load = self.first_load(node, name).filter(|_| !has_stopped);
-            let allowed_from = self.allowed_from(node, name).filter(|_| !has_stopped);
             let client = &mut self.clients[client];
             let cursor = client.cursor.as_ref().map(split_id);
             // A server that has stopped does not get the later events of the broker.
@@ -475,10 +474,8 @@ impl Model {
             client.last.remove(name);
             client.open_gaps.remove(name);
             client.unconfirmed.insert(name);
+            // The server's log may have gone on since the command.
             client.allowed_from.remove(name);
-            client
-                .allowed_from
-                .extend(allowed_from.map(|from| (name, from)));
         }
         let client = &mut self.clients[client];
         match name {
