@@ -100,11 +100,12 @@ impl From<StatusCode> for Rejection {
     }
 }
 
-/// The status is that of the fault:
+/// The status is that of the fault. An invalid topic counts as the client's fault, because most names of topics come from requests. An invalid id or
+/// type counts as the program's.
 ///
 /// | error | status |
 /// |---|---|
-/// | [`is_invalid_topic`](Error::is_invalid_topic) | 400 |
+/// | [`is_invalid_topic`](Error::is_invalid_topic), [`is_no_topic`](Error::is_no_topic) | 400 |
 /// | [`is_too_long`](Error::is_too_long) | 413 |
 /// | [`is_patterns_disabled`](Error::is_patterns_disabled), [`is_publisher_id_unsupported`](Error::is_publisher_id_unsupported) | 501 |
 /// | [`is_full`](Error::is_full) | 503, with `Retry-After: 10` |
@@ -122,7 +123,7 @@ impl From<StatusCode> for Rejection {
 /// ```
 impl From<&Error> for Rejection {
     fn from(error: &Error) -> Self {
-        if error.is_invalid_topic() {
+        if error.is_invalid_topic() || error.is_no_topic() {
             Self::new(StatusCode::BAD_REQUEST).message(error.to_string())
         } else if error.is_too_long() {
             StatusCode::PAYLOAD_TOO_LARGE.into()
@@ -184,6 +185,8 @@ mod tests {
     fn rejection_has_the_status_of_the_error() {
         let cases = [
             (Error::invalid_topic(), 400, None),
+            (Error::no_topic(), 400, None),
+            (Error::invalid_id(), 500, None),
             (Error::too_long("x"), 413, None),
             (Error::patterns_disabled(), 501, None),
             (Error::publisher_id_unsupported(), 501, None),

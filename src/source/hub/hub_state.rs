@@ -279,6 +279,7 @@ impl HubState {
             .is_some()
             .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
+        debug_assert!(!topics.is_empty(), "`Hub::publish` refuses an empty set");
         let [first_topic, other_topics @ ..] = topics else {
             return UnfinishedPublication::of_earlier_event(self.last_id());
         };
@@ -396,7 +397,6 @@ impl HubState {
     /// Removes a reader from topics that it has joined.
     pub(super) fn leave<'a>(&self, topics: impl Iterator<Item = &'a TopicState>) {
         let mut deferred_drops = DeferredDrops::default();
-        let mut cleared = Vec::new();
         let table = &mut *lock(&self.table);
         let now = self.now();
         for topic in topics {
@@ -407,9 +407,6 @@ impl HubState {
                 continue;
             }
             table.remove_subscriber(topic, now, &mut deferred_drops);
-            if table.subscriber_count(topic.index) == 0 {
-                cleared.extend(topic.log_for_writing().take_ephemeral());
-            }
         }
         table.sweep(1, now, &self.config, &mut deferred_drops);
     }
@@ -582,19 +579,16 @@ impl EventAppender<'_> {
         if !self.table.patterns.is_empty() {
             self.append_to_patterns(&event);
         }
+        let config = &self.hub.config;
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
             if self.table.subscriber_count(topic.index) == 0 {
                 return None;
             }
             let entry = TopicLogEntry::new(position, event, except, self.now);
-            topic
-                .log_for_writing()
-                .append_ephemeral(entry, &mut self.deferred_drops.events);
-            topic.set_last_position(position);
+            (self.table).append_ephemeral(&topic, entry, config, self.deferred_drops);
             return Some(topic);
         }
-        let config = &self.hub.config;
         let hinted = hint.and_then(|hint| self.table.index_by_hint(name, hint));
         let index = hinted.or_else(|| {
             let drops = &mut *self.deferred_drops;

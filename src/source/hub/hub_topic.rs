@@ -139,7 +139,8 @@ impl HubTopic {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids, types and topics in the topic's log.
+    /// Returns the number of bytes of payloads, ids, types and topics in the topic's log, as [`HubBuilder::max_bytes`](super::HubBuilder::max_bytes)
+    /// counts them. [`HubCounts::bytes`](super::HubCounts::bytes) also counts the rest of the memory of each event.
     pub fn byte_len(&self) -> usize {
         self.inspect_log(TopicLog::byte_len).unwrap_or(0)
     }

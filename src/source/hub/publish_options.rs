@@ -28,8 +28,8 @@ impl PublishOptions {
 
     /// Sets the id of the event, which clients get and resume from. By default the hub makes the id.
     ///
-    /// The hub remembers the newest [65 536 ids](super::HubBuilder::max_publisher_ids). A client that resumes from an older id gets a gap. Each id
-    /// should be used once. If two events have the same id, a client that resumes from the id gets the events after the first of them: it may get
+    /// The hub remembers the newest [65 536 ids](super::HubBuilder::max_publisher_ids). The id of an event in several topics counts as several ids. A
+    /// client that resumes from an older id gets a gap. Each id should be used once. If two events have the same id, a client that resumes from the id gets the events after the first of them: it may get
     /// events twice, and misses none. An id that begins with `~`, or that looks like an id of the hub itself, is not used, and the hub makes
     /// another id. So a publisher cannot change the meaning of other cursors.
     ///

@@ -34,9 +34,9 @@ impl PublisherIds {
     }
 
     /// Remembers the id of an event. If an older event has the same id, that event stays the one that the id names: a client that resumes from
-    /// the id may get events twice, and misses none.
+    /// the id may get events twice, and misses none. The id of an event with more topics than there is room for is not remembered.
     pub(super) fn insert(&mut self, id: EventId, position: u64, topics: TopicSet) {
-        if self.max_ids == 0 || self.events.contains_key(&id) {
+        if topics.len() > self.max_ids || self.events.contains_key(&id) {
             return;
         }
         self.topic_count += topics.len();

@@ -50,6 +50,12 @@ impl EphemeralEvents {
         self.last_ordinal - self.entries.len() as u64
     }
 
+    fn trim_oldest(&mut self) -> Option<Event> {
+        let entry = self.entries.pop_front()?;
+        self.byte_len -= entry.byte_len;
+        Some(entry.event)
+    }
+
     /// Returns the events after `ordinal` that were not dropped, oldest first.
     fn entries_after(&self, ordinal: u64) -> vec_deque::Iter<'_, TopicLogEntry> {
         let index = ordinal.saturating_sub(self.last_dropped_ordinal());
@@ -71,6 +77,13 @@ pub(super) struct TopicLogEntry {
 
 /// The bytes of memory that an event in a log takes besides its [`event_byte_len`]: its fields, its place in the log, and what the allocator adds.
 const EVENT_OVERHEAD_LEN: usize = 384;
+
+/// Frees the places of events that a log does not have any more, if most of its places are such.
+fn free_unused_places(entries: &mut VecDeque<TopicLogEntry>) {
+    if entries.capacity() > 4 * entries.len() + 16 {
+        entries.shrink_to(2 * entries.len());
+    }
+}
 
 /// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,19 +228,18 @@ impl TopicLog {
             && (ephemeral.entries.len() >= EPHEMERAL_LIMITS.max_events
                 || ephemeral.byte_len + entry.byte_len > EPHEMERAL_LIMITS.max_bytes)
         {
-            trimmed.extend(ephemeral.entries.pop_front().map(|oldest| {
-                ephemeral.byte_len -= oldest.byte_len;
-                oldest.event
-            }));
+            trimmed.extend(ephemeral.trim_oldest());
         }
         ephemeral.last_ordinal += 1;
         ephemeral.byte_len += entry.byte_len;
         ephemeral.entries.push_back(entry);
     }
 
-    /// Takes the events without history out of the log of a topic without readers, so that the caller can drop the events outside of its lock.
-    pub(super) fn take_ephemeral(&mut self) -> Option<impl Send + use<>> {
-        self.ephemeral.take()
+    /// Drops the events without history, because the topic has no readers.
+    pub(super) fn drop_ephemeral(&mut self, dropped: &mut Vec<Event>) {
+        let entries = self.ephemeral.take().map(|ephemeral| ephemeral.entries);
+        let entries = entries.into_iter().flatten();
+        dropped.extend(entries.map(|entry| entry.event));
     }
 
     /// Trims the events that are too old at `now`.
@@ -244,18 +256,31 @@ impl TopicLog {
         while self.entries.front().is_some_and(is_expired) {
             trimmed.extend(self.trim_oldest());
         }
+        free_unused_places(&mut self.entries);
     }
 
-    /// Trims the older half of the events, and at least one.
-    pub(super) fn trim_older_half(&mut self, trimmed: &mut Vec<Event>) {
-        for _ in 0..self.entries.len().div_ceil(2) {
+    /// Trims the older half of the events with and without history. Trims the only event of a kind, too, unless `keeps_newest`.
+    pub(super) fn trim_older_half(&mut self, keeps_newest: bool, trimmed: &mut Vec<Event>) {
+        let half_of = |len: usize| match keeps_newest {
+            true => len / 2,
+            false => len.div_ceil(2),
+        };
+        for _ in 0..half_of(self.entries.len()) {
             trimmed.extend(self.trim_oldest());
+        }
+        free_unused_places(&mut self.entries);
+        if let Some(ephemeral) = &mut self.ephemeral {
+            for _ in 0..half_of(ephemeral.entries.len()) {
+                trimmed.extend(ephemeral.trim_oldest());
+            }
+            free_unused_places(&mut ephemeral.entries);
         }
     }
 
     /// Drops all events, because the feed of the hub has a gap at `position`: events of this topic may be missing.
     pub(super) fn restart_after_gap(&mut self, position: u64, trimmed: &mut Vec<Event>) {
-        trimmed.extend(self.entries.drain(..).map(|entry| entry.event));
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        trimmed.extend(entries.map(|entry| entry.event));
         self.byte_len = 0;
         self.first_position = u64::MAX;
         self.last_dropped_position = position;
@@ -338,9 +363,11 @@ impl TopicLog {
         self.byte_len
     }
 
-    /// Returns about how many bytes of memory the log takes, without the encodings of its events.
+    /// Returns about how many bytes of memory the events with and without history take, without their encodings.
     pub(super) fn memory_len(&self) -> usize {
-        self.byte_len + self.entries.len() * EVENT_OVERHEAD_LEN
+        let ephemeral = self.ephemeral.as_deref();
+        let (count, byte_len) = ephemeral.map_or((0, 0), |log| (log.entries.len(), log.byte_len));
+        self.byte_len + byte_len + (self.entries.len() + count) * EVENT_OVERHEAD_LEN
     }
 
     /// Returns the entries of the log, oldest first.
@@ -530,5 +557,32 @@ impl<'a> Iterator for UnreadEntries<'a> {
             return Some((entry, true));
         }
         retained.map(|entry| (entry, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trimmed_log_frees_places_of_its_events() {
+        let limits = EventLogLimits {
+            max_events: 10_000,
+            max_bytes: usize::MAX,
+            max_age: None,
+        };
+        let (mut log, mut trimmed) = (TopicLog::new(0), Vec::new());
+        for position in 1..=8000 {
+            let entry = TopicLogEntry::new(position, Event::text("x"), None, Duration::ZERO);
+            log.append(entry, &limits, &mut trimmed);
+            let entry = TopicLogEntry::new(position, Event::text("x"), None, Duration::ZERO);
+            log.append_ephemeral(entry, &mut trimmed);
+        }
+        for _ in 0..14 {
+            log.trim_older_half(true, &mut trimmed);
+        }
+        let ephemeral = &log.ephemeral.as_ref().unwrap().entries;
+        assert_eq!((log.len(), ephemeral.len()), (1, 1));
+        assert!(log.entries.capacity() <= 20 && ephemeral.capacity() <= 20);
     }
 }

@@ -215,6 +215,27 @@ impl TopicTable {
         woken
     }
 
+    /// Appends an event without history to the log of a topic with subscribers, and trims the logs to the hub's limits.
+    pub(super) fn append_ephemeral(
+        &mut self,
+        topic: &TopicState,
+        entry: TopicLogEntry,
+        config: &HubConfig,
+        deferred_drops: &mut DeferredDrops,
+    ) {
+        let position = entry.position;
+        {
+            let mut log = topic.log_for_writing();
+            let before = log.memory_len();
+            log.append_ephemeral(entry, &mut deferred_drops.events);
+            self.memory_len = self.memory_len - before + log.memory_len();
+        }
+        topic.set_last_position(position);
+        if self.memory_len > config.max_total_bytes {
+            self.trim_to_max_total_bytes(topic.index, config, deferred_drops);
+        }
+    }
+
     /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
     pub(super) fn last_position_of_removed(&self, topic: &Topic) -> u64 {
         self.evicted.last_position(topic)
@@ -257,10 +278,19 @@ impl TopicTable {
         };
         slot.subscribers -= 1;
         slot.last_used_at = now;
-        if slot.subscribers == 0 && topic.log().is_empty() {
-            self.evict_topic(topic.index, deferred_drops);
-        } else {
-            self.queue_if_idle(topic.index);
+        if slot.subscribers > 0 {
+            return;
+        }
+        let is_empty = {
+            let mut log = topic.log_for_writing();
+            let before = log.memory_len();
+            log.drop_ephemeral(&mut deferred_drops.events);
+            self.memory_len = self.memory_len - before + log.memory_len();
+            log.is_empty()
+        };
+        match is_empty {
+            true => self.evict_topic(topic.index, deferred_drops),
+            false => self.queue_if_idle(topic.index),
         }
     }
 
@@ -364,7 +394,7 @@ impl TopicTable {
     }
 
     /// Removes idle topics and trims logs until the logs have at most the hub's number of bytes. The topic at `published_index` keeps its newest
-    /// event.
+    /// event with history, and its newest event without history.
     fn trim_to_max_total_bytes(
         &mut self,
         published_index: usize,
@@ -386,8 +416,8 @@ impl TopicTable {
             let topic = slot.topic.clone();
             let mut log = topic.log_for_writing();
             let before = log.memory_len();
-            if before > 0 && (index != published_index || log.len() > 1) {
-                log.trim_older_half(&mut deferred_drops.events);
+            log.trim_older_half(index == published_index, &mut deferred_drops.events);
+            if log.memory_len() < before {
                 self.memory_len = self.memory_len - before + log.memory_len();
                 visits_without_effect = 0;
             }
@@ -413,6 +443,7 @@ impl TopicTable {
             let topic = slot.topic.clone();
             let is_idle = slot.subscribers == 0;
             topic.restart_after_gap(position, &mut deferred_drops.events);
+            self.memory_len += topic.log().memory_len();
             match is_idle {
                 true => self.evict_topic(index, deferred_drops),
                 false => woken.push(topic),
