@@ -1,6 +1,9 @@
 //! Commands on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
@@ -374,6 +377,38 @@ async fn revocation_ends_socket_with_commands() {
     client.next().await; // the end
     assert_eq!(client.socket.read_close().await.unwrap().0, 3005);
     assert_eq!(hub.topic("a").unwrap().subscriber_count(), 0);
+}
+
+/// Access is revoked while a program decides about a publication.
+#[tokio::test]
+async fn publication_is_decided_anew_after_revocation() {
+    let hub = Hub::new();
+    let (revoking_hub, decisions) = (hub.clone(), AtomicUsize::new(0));
+    let authorize = move |_: Subscription, _: Topic| {
+        let hub = revoking_hub.clone();
+        let is_first = decisions.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            if is_first {
+                hub.revoke("room", |_| true).unwrap();
+                return Ok(TopicAccess::allow().with_publishing());
+            }
+            Err(Rejection::new(http::StatusCode::FORBIDDEN))
+        }
+    };
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .authorize(authorize);
+    let mut client = Client::connect_to(source.commands(HubCommands::new()), "").await;
+    client.next().await; // the cursor
+    client
+        .send(r#"{"publish":{"topic":"room","data":1},"ref":1}"#)
+        .await;
+    let answer = client.next().await;
+    assert!(
+        answer.contains("hub.refused") && answer.contains("403"),
+        "{answer}"
+    );
+    assert_eq!(hub.counts().published, 0);
 }
 
 /// A client subscribes and unsubscribes as fast as it can, to other topics each time. Nothing of it remains.

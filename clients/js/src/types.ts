@@ -40,7 +40,7 @@ export interface PushEvent<T = any> {
 
 /** Events that the client will never receive. A page that gets a gap should load its data again. */
 export interface Gap {
-  /** `expired`, `lagged` or `epoch`; or `unknown` if the connection was lost and the source gives no ids to resume from. */
+  /** `expired`, `lagged`, `epoch` or `unsupported`; or `unknown` if the connection was lost and the source gives no ids to resume from. */
   reason: string;
   /** The cursor that the client has sent, if any. */
   requested?: string | null;

@@ -275,6 +275,12 @@ impl CommandProcessor {
                 let rejection = StatusCode::FORBIDDEN.into();
                 refuse(reader, requested, &rejection, command.reference);
             }
+            // Access may have been revoked while the decision was made.
+            CommandAction::Publish { .. }
+                if reader.hub().revocable_subscriptions.count() != decided_after =>
+            {
+                self.decide(command, reader);
+            }
             CommandAction::Publish { .. } => self.pending = publish(command, reader),
             CommandAction::Unsubscribe => {}
             CommandAction::Subscribe { .. } => {
