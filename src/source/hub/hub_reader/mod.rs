@@ -67,7 +67,7 @@ use crate::{
 /// While the reader reads the logs from different places, some topics are ahead of the reader's position: up to `catch_up_end`, the reader
 /// has their events already. An event before this position has its own id as the cursor, from which a client may get events twice and misses
 /// none. After the last of these events, the cursor is `catch_up_end`. If the client does not get the last one, an [`Item::Cursor`] says so.
-// `repr(C)` keeps this order: the fields that each poll reads come first, in two cache lines. With many readers, a poll mostly waits for them.
+// `repr(C)` keeps this order: the fields that each poll reads come first, close together. With many readers, a poll mostly waits for memory.
 #[repr(C)]
 pub(super) struct HubReader {
     hub: Arc<HubState>,
