@@ -1,5 +1,6 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -24,27 +25,41 @@ pub(crate) struct NatsConnection {
     timeout: Duration,
 }
 
-/// The events of the connection: changes of its state, and the newest refusal.
+/// The events of the connection: changes of its state, and refusals.
 #[derive(Debug)]
 struct ConnectionEvents {
     changes: watch::Sender<()>,
-    /// The newest refusal of a subject, as the server has worded it.
-    refusal: Mutex<Option<String>>,
+    refusals: Mutex<Refusals>,
 }
 
-/// Notices that the connection breaks after this value was created.
+/// The newest refusals of subjects by the server of the present connection. A refusal does not say which request it is for, so each request with the
+/// subject that waits at this time fails.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// The number of refusals so far, on all connections.
+    count: u64,
+    /// The last of them, as the server has worded them, oldest first.
+    newest: VecDeque<String>,
+}
+
+/// Notices that the connection breaks, or that the server refuses a subject, after this value was created.
 #[derive(Debug)]
 pub(crate) struct ConnectionLossDetector {
     changes: watch::Receiver<()>,
     connects: u64,
+    /// The number of refusals before this value was created.
+    refusals: u64,
 }
+
+/// The number of refusals that are kept until the requests that wait have read them.
+const MAX_REFUSALS: usize = 64;
 
 impl NatsConnection {
     /// Connects to one of the servers.
     pub(crate) async fn connect(servers: &NatsServers, timeout: Duration) -> Result<Self, Error> {
         let events = Arc::new(ConnectionEvents {
             changes: watch::Sender::new(()),
-            refusal: Mutex::default(),
+            refusals: Mutex::default(),
         });
         let options = servers.connect_options(timeout).event_callback({
             let events = events.clone();
@@ -87,6 +102,7 @@ impl NatsConnection {
             State::Connected => Ok(ConnectionLossDetector {
                 changes,
                 connects: self.connect_count(),
+                refusals: self.events.lock_refusals().count,
             }),
             State::Pending | State::Disconnected => {
                 Err(Error::unavailable("there is no connection"))
@@ -124,7 +140,7 @@ impl NatsConnection {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
-                && let Some(refusal) = self.events.take_refusal_of(subject)
+                && let Some(refusal) = self.events.refusal_of(subject, detector.refusals)
             {
                 return Error::unauthorized(&refusal);
             }
@@ -224,21 +240,85 @@ impl NatsConnection {
 
 impl ConnectionEvents {
     fn record(&self, event: ClientEvent) {
-        if let ClientEvent::ServerError(ServerError::Other(text)) = event {
-            if !text.to_ascii_lowercase().contains("permissions violation") {
-                return;
+        match event {
+            ClientEvent::ServerError(ServerError::Other(text)) => {
+                if !text.to_ascii_lowercase().contains("permissions violation") {
+                    return;
+                }
+                self.lock_refusals().push(text);
             }
-            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+            ClientEvent::Connected => self.lock_refusals().newest.clear(),
+            _ => {}
         }
         self.changes.send_replace(());
     }
 
-    /// Returns the server's newest refusal, if this refusal concerns `subject` or a subscription for answers.
-    fn take_refusal_of(&self, subject: &str) -> Option<String> {
-        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_subject = |text: &mut String| {
-            text.contains(&format!("\"{subject}\"")) || text.contains("Subscription to")
+    /// Returns the newest refusal that concerns `subject` or a subscription for answers, if it came after the first `before` refusals.
+    fn refusal_of(&self, subject: &str, before: u64) -> Option<String> {
+        let refusals = self.lock_refusals();
+        let quoted = format!("\"{subject}\"");
+        let is_subject =
+            |text: &&String| text.contains(&quoted) || text.contains("Subscription to");
+        refusals.after(before).rev().find(is_subject).cloned()
+    }
+
+    fn lock_refusals(&self) -> MutexGuard<'_, Refusals> {
+        // No code panics while it holds the lock.
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Refusals {
+    fn push(&mut self, text: String) {
+        if self.newest.len() == MAX_REFUSALS {
+            self.newest.pop_front();
+        }
+        self.newest.push_back(text);
+        self.count += 1;
+    }
+
+    /// Returns the refusals that came after the first `before`, if they are kept.
+    fn after(&self, before: u64) -> impl DoubleEndedIterator<Item = &String> {
+        let new = usize::try_from(self.count - before).unwrap_or(usize::MAX);
+        self.newest.range(self.newest.len().saturating_sub(new)..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(events: &ConnectionEvents, subject: &str) {
+        let text = format!("Permissions Violation for Publish to \"{subject}\"");
+        events.record(ClientEvent::ServerError(ServerError::Other(text)));
+    }
+
+    #[test]
+    fn refusal_concerns_all_requests_that_wait() {
+        let events = ConnectionEvents {
+            changes: watch::Sender::new(()),
+            refusals: Mutex::default(),
         };
-        refusal.take_if(is_subject)
+        refuse(&events, "a");
+        refuse(&events, "b");
+        for _ in 0..2 {
+            assert!(events.refusal_of("a", 0).unwrap().contains("\"a\""));
+            assert!(events.refusal_of("b", 1).unwrap().contains("\"b\""));
+        }
+        // The request began later, or has another subject.
+        assert_eq!(events.refusal_of("a", 1), None);
+        assert_eq!(events.refusal_of("b", 2), None);
+        assert_eq!(events.refusal_of("c", 0), None);
+        for _ in 0..2 * MAX_REFUSALS {
+            refuse(&events, "c");
+        }
+        assert_eq!(events.refusal_of("a", 0), None);
+        assert_eq!(events.lock_refusals().newest.len(), MAX_REFUSALS);
+        events.record(ClientEvent::Connected);
+        assert_eq!(events.refusal_of("c", 0), None);
+        refuse(&events, "d");
+        let before = events.lock_refusals().count - 1;
+        assert!(events.refusal_of("d", before).is_some());
+        assert_eq!(events.refusal_of("d", before + 1), None);
     }
 }
