@@ -250,19 +250,20 @@ impl StreamApi {
             has_more: true,
         };
         let result = timeout(limit, self.read_batch(&request, &mut read)).await;
+        let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
         match result {
-            Ok(Ok(())) => {
-                let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
-                let is_early = began_at.elapsed() < limit / 4;
-                sized.finish(read.messages.len(), bytes, is_early);
+            Ok(result) => {
+                result?;
+                sized.finish(read.messages.len(), bytes, began_at.elapsed(), limit);
                 Ok(read)
             }
-            Ok(Err(error)) => {
-                sized.cancel();
-                Err(error)
+            Err(_) => {
+                sized.timed_out(read.messages.len(), bytes);
+                match read.messages.is_empty() {
+                    true => Err(self.connection.leave_silent_server().await),
+                    false => Ok(read),
+                }
             }
-            Err(_) if !read.messages.is_empty() => Ok(read),
-            Err(_) => Err(self.connection.leave_silent_server().await),
         }
     }
 

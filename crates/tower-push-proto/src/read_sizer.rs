@@ -1,11 +1,14 @@
 //! The sizes of the reads of servers that read a feed from a broker.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// Chooses the sizes of reads, so that their answers come in time over a slow link, too.
 ///
 /// A read that has taken too long would take too long again. So the next reads ask for half as much at most, down to one entry. When a large answer
-/// comes early, the next read asks for more.
+/// comes in the first half of the time, the next read asks for more.
 #[derive(Debug)]
 pub struct ReadSizer {
     state: Mutex<SizerState>,
@@ -21,15 +24,14 @@ struct SizerState {
     bytes_per_entry: usize,
 }
 
-/// A read whose size a [`ReadSizer`] has chosen. If this value is dropped before [`finish`](Self::finish) or [`cancel`](Self::cancel), the read
-/// has taken too long.
+/// A read whose size a [`ReadSizer`] has chosen. The sizer learns nothing from a read that is dropped: it has failed for another reason than its time,
+/// or nobody has waited for it.
 #[derive(Debug)]
-#[must_use = "a read that is dropped has taken too long"]
+#[must_use = "the sizer learns nothing from a read that is dropped"]
 pub struct SizedRead<'a> {
     sizer: &'a ReadSizer,
     max_entries: usize,
     max_bytes: usize,
-    has_ended: bool,
 }
 
 /// The entries of the first read, if they have the size that is assumed before any answer.
@@ -59,7 +61,6 @@ impl ReadSizer {
             sizer: self,
             max_entries: fitting.min(max_entries).max(1),
             max_bytes: max_bytes.max(1),
-            has_ended: false,
         }
     }
 
@@ -80,36 +81,43 @@ impl SizedRead<'_> {
         self.max_bytes
     }
 
-    /// Learns from the answer, of `entries` and `bytes` in all. The answer `is_early` if one of twice its size would come in time, too.
-    pub fn finish(mut self, entries: usize, bytes: usize, is_early: bool) {
-        self.has_ended = true;
-        let most_bytes = self.sizer.most_bytes;
+    /// Learns from the answer, of `entries` and `bytes` in all, which has come after the time `elapsed`. An answer that takes longer than `limit` is
+    /// too late.
+    pub fn finish(self, entries: usize, bytes: usize, elapsed: Duration, limit: Duration) {
         let state = &mut *self.sizer.lock();
-        if let Some(average) = bytes.checked_div(entries) {
-            state.bytes_per_entry = average.max(state.bytes_per_entry / 2);
-        }
-        if is_early {
-            let next = bytes.saturating_mul(2).min(most_bytes);
-            state.max_bytes = state.max_bytes.max(next);
-        }
+        state.learn_entry_size(entries, bytes);
+        // Twice as much takes less than half of the time. In the second quarter, the round trip can be most of the time, so little more is tried.
+        let growth = if elapsed < limit / 4 {
+            bytes
+        } else if elapsed < limit / 2 {
+            bytes / 4
+        } else {
+            return;
+        };
+        let next = bytes.saturating_add(growth).min(self.sizer.most_bytes);
+        state.max_bytes = state.max_bytes.max(next);
     }
 
-    /// Ends a read that has failed for another reason than its time.
-    pub fn cancel(mut self) {
-        self.has_ended = true;
+    /// Learns that the answer has not come in time, but a part of it, of `entries` and `bytes`: 0 if nothing has come.
+    pub fn timed_out(self, entries: usize, bytes: usize) {
+        let state = &mut *self.sizer.lock();
+        state.learn_entry_size(entries, bytes);
+        let estimate = self.max_entries.saturating_mul(state.bytes_per_entry);
+        let mut too_many = self.max_bytes.min(estimate);
+        if bytes > 0 {
+            // Half of what has come takes half of the time.
+            too_many = too_many.min(bytes);
+        }
+        // Reads at the same time halve their common size once.
+        state.max_bytes = state.max_bytes.min(too_many / 2).max(1);
     }
 }
 
-impl Drop for SizedRead<'_> {
-    fn drop(&mut self) {
-        if self.has_ended {
-            return;
+impl SizerState {
+    fn learn_entry_size(&mut self, entries: usize, bytes: usize) {
+        if let Some(average) = bytes.checked_div(entries) {
+            self.bytes_per_entry = average.max(self.bytes_per_entry / 2);
         }
-        let state = &mut *self.sizer.lock();
-        let estimate = self.max_entries.saturating_mul(state.bytes_per_entry);
-        let asked = self.max_bytes.min(estimate);
-        // Reads at the same time halve their common size once.
-        state.max_bytes = state.max_bytes.min(asked / 2).max(1);
     }
 }
 
@@ -119,67 +127,89 @@ mod tests {
 
     const MOST_BYTES: usize = 1 << 20;
 
-    fn max_entries(sizer: &ReadSizer) -> usize {
-        let read = sizer.begin(512, usize::MAX);
-        let max_entries = read.max_entries();
-        read.cancel();
-        max_entries
+    const LIMIT: Duration = Duration::from_secs(4);
+    const EARLY: Duration = Duration::from_millis(999);
+    const SECOND_QUARTER: Duration = Duration::from_secs(1);
+    const LATE: Duration = Duration::from_secs(2);
+
+    fn begin(sizer: &ReadSizer) -> SizedRead<'_> {
+        sizer.begin(512, usize::MAX)
     }
 
     #[test]
     fn size_follows_size_of_entries() {
         let sizer = ReadSizer::new(MOST_BYTES);
-        assert_eq!(max_entries(&sizer), 64);
-        sizer.begin(512, usize::MAX).finish(1, MOST_BYTES / 4, true);
-        assert_eq!(max_entries(&sizer), 4);
-        sizer.begin(512, usize::MAX).finish(0, 0, true);
-        assert_eq!(max_entries(&sizer), 4);
+        assert_eq!(begin(&sizer).max_entries(), 64);
+        begin(&sizer).finish(1, MOST_BYTES / 4, EARLY, LIMIT);
+        assert_eq!(begin(&sizer).max_entries(), 4);
+        begin(&sizer).finish(0, 0, EARLY, LIMIT);
+        assert_eq!(begin(&sizer).max_entries(), 4);
         for expected in [8, 16, 32, 64, 128, 256, 512, 512] {
-            sizer.begin(512, usize::MAX).finish(9, 90, true);
-            assert_eq!(max_entries(&sizer), expected);
+            begin(&sizer).finish(9, 90, EARLY, LIMIT);
+            assert_eq!(begin(&sizer).max_entries(), expected);
         }
         let read = sizer.begin(7, 3);
         assert_eq!((read.max_entries(), read.max_bytes()), (1, 3));
-        read.cancel();
         let read = sizer.begin(0, 0);
         assert_eq!((read.max_entries(), read.max_bytes()), (1, 1));
-        read.cancel();
     }
 
     #[test]
     fn late_answers_halve_size() {
         let sizer = ReadSizer::new(MOST_BYTES);
         for expected in [32, 16, 8, 4, 2, 1, 1] {
-            drop(sizer.begin(512, usize::MAX));
-            assert_eq!(max_entries(&sizer), expected);
+            begin(&sizer).timed_out(0, 0);
+            assert_eq!(begin(&sizer).max_entries(), expected);
         }
         // A read of few entries, at the same time as another one.
         let sizer = ReadSizer::new(MOST_BYTES);
         let reads = [sizer.begin(10, usize::MAX), sizer.begin(10, usize::MAX)];
-        drop(reads);
-        assert_eq!(max_entries(&sizer), 5);
-        drop(sizer.begin(512, 1));
+        for read in reads {
+            read.timed_out(0, 0);
+        }
+        assert_eq!(begin(&sizer).max_entries(), 5);
+        sizer.begin(512, 1).timed_out(0, 0);
         assert_eq!(sizer.begin(1, usize::MAX).max_bytes(), 1);
     }
 
     #[test]
-    fn early_answers_double_size() {
+    fn dropped_reads_say_nothing() {
+        let sizer = ReadSizer::new(MOST_BYTES);
+        for _ in 0..10 {
+            drop(begin(&sizer));
+        }
+        assert_eq!(begin(&sizer).max_entries(), 64);
+        assert_eq!(begin(&sizer).max_bytes(), MOST_BYTES);
+    }
+
+    #[test]
+    fn part_of_late_answer_says_what_comes_in_time() {
+        let sizer = ReadSizer::new(MOST_BYTES);
+        // The entries are larger than the estimate, and a fourth of them has come.
+        begin(&sizer).timed_out(16, 16 * 40_000);
+        assert_eq!(begin(&sizer).max_bytes(), 8 * 40_000);
+        assert_eq!(begin(&sizer).max_entries(), 8);
+        // No answer is larger than what was asked for.
+        sizer.begin(512, 1000).timed_out(1, 40_000);
+        assert_eq!(begin(&sizer).max_bytes(), 500);
+    }
+
+    #[test]
+    fn early_answers_enlarge_size() {
         let sizer = ReadSizer::new(MOST_BYTES);
         for _ in 0..100 {
-            drop(sizer.begin(512, usize::MAX));
+            begin(&sizer).timed_out(0, 0);
         }
-        let finish = |bytes, is_early| {
-            sizer.begin(512, usize::MAX).finish(1, bytes, is_early);
-            let read = sizer.begin(512, usize::MAX);
-            let max_bytes = read.max_bytes();
-            read.cancel();
-            max_bytes
+        let finish = |bytes, elapsed| {
+            begin(&sizer).finish(1, bytes, elapsed, LIMIT);
+            begin(&sizer).max_bytes()
         };
-        assert_eq!(finish(1000, false), 1);
-        assert_eq!(finish(1000, true), 2000);
+        assert_eq!(finish(1000, LATE), 1);
+        assert_eq!(finish(1000, SECOND_QUARTER), 1250);
+        assert_eq!(finish(1000, EARLY), 2000);
         // A small answer says nothing of the link.
-        assert_eq!(finish(10, true), 2000);
-        assert_eq!(finish(MOST_BYTES, true), MOST_BYTES);
+        assert_eq!(finish(10, EARLY), 2000);
+        assert_eq!(finish(MOST_BYTES, EARLY), MOST_BYTES);
     }
 
     #[test]
@@ -187,7 +217,7 @@ mod tests {
         let sizer = ReadSizer::new(usize::MAX);
         let read = sizer.begin(1000, 10 << 20);
         assert_eq!(read.max_bytes(), 10 << 20);
-        drop(read);
+        read.timed_out(0, 0);
         assert_eq!(sizer.begin(1000, 10 << 20).max_bytes(), 5 << 20);
     }
 }

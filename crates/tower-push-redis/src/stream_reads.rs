@@ -50,10 +50,10 @@ pub(crate) async fn run_sized_read<T: ReadResponse>(
     match &response {
         Ok(response) => {
             let (entries, bytes) = response.size();
-            read.finish(entries, bytes, began_at.elapsed() < limit / 4);
+            read.finish(entries, bytes, began_at.elapsed(), limit);
         }
-        Err(error) if error.is_timeout() => drop(read),
-        Err(_) => read.cancel(),
+        Err(error) if error.is_timeout() => read.timed_out(0, 0),
+        Err(_) => drop(read),
     }
     response
 }
