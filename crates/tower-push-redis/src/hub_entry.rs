@@ -21,7 +21,6 @@ use crate::{
     redis_presence::read_members,
     stream_entry::{Fields, StreamEntry, TOPIC, fields_with_topics},
     stream_reader::EntrySink,
-    stream_reads::read_sizer,
 };
 
 /// The field with the sender whose own subscriptions do not get the event.
@@ -80,15 +79,20 @@ impl StreamEntry {
 pub(crate) struct HubSink {
     writer: HubWriter,
     member_list: MemberListUpdater<Error>,
-    member_sizer: ReadSizer,
+    member_sizer: Arc<ReadSizer>,
 }
 
 impl HubSink {
-    pub(crate) fn new(writer: HubWriter, metrics: Arc<ReaderMetrics>) -> Self {
+    /// Creates the sink of a new hub. `member_sizer` has the sizes of the reads of members, of which the first one is made before this call.
+    pub(crate) fn new(
+        writer: HubWriter,
+        member_sizer: Arc<ReadSizer>,
+        metrics: Arc<ReaderMetrics>,
+    ) -> Self {
         Self {
             writer,
             member_list: MemberListUpdater::new(metrics),
-            member_sizer: read_sizer(),
+            member_sizer,
         }
     }
 

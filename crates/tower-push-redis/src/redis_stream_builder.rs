@@ -175,15 +175,18 @@ impl RedisStreamBuilder {
     /// The same as those of [`connect`](Self::connect).
     pub async fn connect_hub(self, hub: HubBuilder) -> Result<RedisHub, Error> {
         let metrics = Arc::new(ReaderMetrics::new());
+        let member_sizer = Arc::new(read_sizer());
+        let sizer = member_sizer.clone();
         let build = |start, upstream, publisher, members| {
             let backend = StreamBackend::new(publisher, upstream, metrics.clone());
             let (mut writer, hub) = hub.build_with_presence(backend, start);
             if let Some(members) = members {
                 writer.set_members(members);
             }
-            (HubSink::new(writer, metrics.clone()), hub)
+            (HubSink::new(writer, sizer, metrics.clone()), hub)
         };
-        let (hub, connection) = self.connect_sink(metrics.clone(), true, build).await?;
+        let connect = self.connect_sink(metrics.clone(), Some(&member_sizer), build);
+        let (hub, connection) = connect.await?;
         Ok(RedisHub::new(hub, connection))
     }
 
@@ -223,13 +226,14 @@ impl RedisStreamBuilder {
     ) -> Result<(T, StreamConnection), Error> {
         let make_log = |start, upstream, _publisher, _members| make_log(start, upstream);
         let metrics = Arc::new(ReaderMetrics::new());
-        self.connect_sink(metrics, false, make_log).await
+        self.connect_sink(metrics, None, make_log).await
     }
 
+    /// Connects, and fills a log. `member_sizer` has the sizes of the reads of a hub's members.
     async fn connect_sink<S: EntrySink, T>(
         self,
         metrics: Arc<ReaderMetrics>,
-        has_members: bool,
+        member_sizer: Option<&ReadSizer>,
         make_log: impl FnOnce(EventId, RedisUpstream, RedisPublisher, Option<MemberSnapshot>) -> (S, T),
     ) -> Result<(T, StreamConnection), Error> {
         let connector = Connector::new(self.servers, self.key, self.command_timeout);
@@ -240,7 +244,7 @@ impl RedisStreamBuilder {
             &connector,
             limits,
             &sizer,
-            has_members,
+            member_sizer,
             self.connect_wait,
         )
         .await?;
@@ -269,7 +273,7 @@ async fn connect_and_read_initial_entries(
     connector: &Connector,
     limits: InitialEntriesLimits,
     sizer: &ReadSizer,
-    has_members: bool,
+    member_sizer: Option<&ReadSizer>,
     wait: Duration,
 ) -> Result<
     (
@@ -281,22 +285,20 @@ async fn connect_and_read_initial_entries(
 > {
     let ends_at = Instant::now() + wait;
     let mut backoff = FeedBackoff::default();
-    let member_sizer = read_sizer();
     loop {
         let connected = async {
             let mut connection = connector.connect().await?;
             // The initial entries must include all that are newer than the list of members. In the rare case that they do not, the list is read
             // again, after these entries.
             let mut members = None;
-            if has_members {
-                members = Some(read_members(connector, &mut connection, &member_sizer).await?);
+            if let Some(sizer) = member_sizer {
+                members = Some(read_members(connector, &mut connection, sizer).await?);
             }
             let initial = InitialEntries::read(connector, &mut connection, limits, sizer).await?;
-            if members
-                .as_ref()
-                .is_some_and(|members| is_before(members.last_id(), &initial.start))
+            if let (Some(sizer), Some(read)) = (member_sizer, &members)
+                && is_before(read.last_id(), &initial.start)
             {
-                members = Some(read_members(connector, &mut connection, &member_sizer).await?);
+                members = Some(read_members(connector, &mut connection, sizer).await?);
             }
             Ok((connection, members, initial))
         };
