@@ -7,18 +7,27 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// The system gives no outgoing connection a port below 32 768. So a port of this range stays free while its server is killed.
-const PORTS: Range<u16> = 10_000..22_000;
+/// The system gives no outgoing connection a port below 32 768. So a port of this range stays free while its server is killed. The range ends where
+/// the ports of cluster buses begin, so no server gets a port that another one uses for its bus.
+const PORTS: Range<u16> = 10_000..20_000;
 
 /// A node of a Redis cluster uses the port that is this far above its own, too.
 const CLUSTER_BUS_OFFSET: u16 = 10_000;
+
+const _: () = assert!(PORTS.end <= PORTS.start + CLUSTER_BUS_OFFSET);
+
+/// The maximum number of ports that [`free_port`] tries.
+const MAX_ATTEMPTS: usize = 10_000;
 
 /// The UDP sockets on the ports that this process has got. Other tests see by them that the ports are taken, in other processes, too.
 static RESERVATIONS: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
 
 /// Returns a TCP port of 127.0.0.1 that no program uses, and that no other test gets until this process ends. The port 10 000 above it is free, too.
+///
+/// # Panics
+/// If there is no such port among many that are tried.
 pub fn free_port() -> u16 {
-    loop {
+    for _ in 0..MAX_ATTEMPTS {
         let random = RandomState::new().hash_one(()) % u64::from(PORTS.end - PORTS.start);
         let port = PORTS.start + random as u16;
         let Ok(reservation) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) else {
@@ -31,6 +40,7 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+    panic!("none of {MAX_ATTEMPTS} ports of {PORTS:?} is free");
 }
 
 #[cfg(test)]
