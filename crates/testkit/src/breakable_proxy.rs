@@ -108,7 +108,7 @@ async fn accept(
     }
 }
 
-/// Copies bytes both ways until a side closes its connection.
+/// Copies bytes both ways until both sides have closed their directions, or one of them fails.
 async fn forward(mut client: TcpStream, server_port: u16, bytes_per_second: u64) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server_port)).await else {
         return;
@@ -121,10 +121,12 @@ async fn forward(mut client: TcpStream, server_port: u16, bytes_per_second: u64)
     }
     let (mut client_reader, client_writer) = client.split();
     let (server_reader, mut server_writer) = server.split();
-    tokio::select! {
-        _ = copy(&mut client_reader, &mut server_writer) => {}
-        _ = copy_slowly(server_reader, client_writer, bytes_per_second) => {}
-    }
+    let to_server = async {
+        copy(&mut client_reader, &mut server_writer).await?;
+        server_writer.shutdown().await
+    };
+    let to_client = copy_slowly(server_reader, client_writer, bytes_per_second);
+    let _ = tokio::try_join!(to_server, to_client);
 }
 
 async fn copy_slowly(
@@ -137,11 +139,44 @@ async fn copy_slowly(
     loop {
         let len = reader.read(&mut chunk).await?;
         if len == 0 {
-            return Ok(());
+            return writer.shutdown().await;
         }
-        let time = Duration::from_secs(len as u64) / bytes_per_second.max(1) as u32;
+        let time = Duration::from_secs_f64(len as f64 / bytes_per_second.max(1) as f64);
         free_at = free_at.max(Instant::now()) + time;
         sleep_until(free_at).await;
         writer.write_all(&chunk[..len]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Starts a server that reads all of a request, and then answers with as many bytes.
+    async fn start_half_close_server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            connection.read_to_end(&mut request).await.unwrap();
+            connection.write_all(&request).await.unwrap();
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn slow_connection_goes_on_after_half_close() {
+        for rate in [1 << 20, 1 << 32, u64::MAX - 1] {
+            let proxy = BreakableProxy::start(start_half_close_server().await.port()).await;
+            proxy.set_server_rate(rate);
+            let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+            let sent = vec![7; 10 * SLOW_CHUNK_BYTES];
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, sent);
+        }
     }
 }
