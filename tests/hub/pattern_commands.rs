@@ -1,17 +1,17 @@
 //! Commands for patterns on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, task::Poll};
 
-use testkit::Random;
+use testkit::{Random, poll_next, read_ready_items};
 use tower_push::{
-    EventId, Hub,
+    EventId, Hub, Item,
     source::{
         StartPosition,
         hub::{HubCommands, PublishOptions, TopicAccess, TopicPattern, Topics},
     },
 };
 
-use super::commands::Client;
+use super::{commands::Client, requests::subscribe_with_commands};
 
 /// Connects a client that may read every topic, and every pattern except those that begin with `secret`. It has at most two patterns.
 async fn connect(hub: &Hub, query: &str) -> Client {
@@ -111,6 +111,40 @@ async fn pattern_commands_are_refused_in_band() {
     client.expect(&refused("a/", 501, message)).await;
     hub.publish("a", "still open").unwrap();
     assert!(client.next().await.contains("still open"));
+}
+
+/// A client subscribes to a topic with a cursor while it still reads the history of a pattern that matches the topic, from a later cursor.
+#[test]
+fn topic_goes_back_while_history_of_pattern_is_read() {
+    let hub = hub();
+    let ids: Vec<_> = (1..=20)
+        .map(|number: u32| hub.publish("a/1", number.to_string()).unwrap())
+        .collect();
+    let source = hub
+        .subscribe(Topics::from_query("topic").at_most_patterns(2))
+        .authorize(async |_, _| TopicAccess::allow())
+        .authorize_patterns(async |_, _| TopicAccess::allow());
+    let mut client = subscribe_with_commands(source, "/", None).unwrap();
+    read_ready_items(&mut client.items);
+    let (earlier, later) = (&ids[1], &ids[9]);
+    client.send(&format!(
+        r#"{{"subscribe":{{"pattern":{{"prefix":"a/"}},"cursor":"{later}"}}}}"#
+    ));
+    client.send(&format!(
+        r#"{{"subscribe":{{"topic":"a/1","cursor":"{earlier}"}}}}"#
+    ));
+    let mut read = Vec::new();
+    while let Poll::Ready(Some(Ok(item))) = poll_next(&mut client.items) {
+        let (Item::Event(event) | Item::EventWithCursor { event, .. }) = item else {
+            panic!("{item:?}");
+        };
+        read.extend(event.id().cloned());
+    }
+    assert_eq!(read, ids[2..]);
+    hub.publish("a/1", "live").unwrap();
+    assert_eq!(read_ready_items(&mut client.items), ["live"]);
+    drop(client);
+    assert_eq!(hub.topic("a/1").unwrap().subscriber_count(), 0);
 }
 
 #[tokio::test]

@@ -74,8 +74,13 @@ impl HubReader {
         if self.backend_resume_topics().contains(topic) {
             return true;
         }
+        self.index_of(topic).is_some()
+    }
+
+    /// Returns the index of the reader's own log of a topic.
+    fn index_of(&self, topic: &Topic) -> Option<usize> {
         let mut topics = self.topics.iter();
-        topics.any(|reader| reader.topic.topic_name() == Some(topic))
+        topics.position(|reader| reader.topic.topic_name() == Some(topic))
     }
 
     /// Adds topics that the reader has joined after others. The client has the events of its other topics up to the reader's position.
@@ -88,10 +93,19 @@ impl HubReader {
         for mut topic in joined.topics {
             let name = topic.topic.topic_name().cloned();
             if let Some(name) = name.filter(|name| self.has_pattern_for(name)) {
-                if self.has_reader_of(&name) {
-                    // The reader reads the history of this topic already, so it does not join the topic a second time for the new pattern.
-                    self.hub().leave(std::iter::once(&*topic.topic));
-                    continue;
+                if let Some(index) = self.index_of(&name) {
+                    let known = &self.topics[index];
+                    let is_earlier = topic.ordinals.retained < known.ordinals.retained;
+                    if !is_earlier && topic.missed.is_none() {
+                        // The reader reads these events of the topic already.
+                        self.hub().leave(std::iter::once(&*topic.topic));
+                        continue;
+                    }
+                    // The reader goes back in the topic. It still gets later events from the log of the pattern.
+                    let known = self.topics.swap_remove(index);
+                    topic.ordinals.ephemeral = known.ordinals.ephemeral;
+                    topic.history_end = known.history_end.as_deref().copied();
+                    self.leave(slice::from_ref(&known));
                 }
                 let end = || topic.topic.history_end_at(joined.published_position);
                 topic.history_end.get_or_insert_with(end);
