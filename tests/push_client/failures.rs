@@ -8,10 +8,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
-use http::HeaderValue;
+use futures_util::{StreamExt, stream};
+use http::{HeaderValue, StatusCode};
 use testkit::TestServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower_push::{
+    Event, PushSource,
+    source::{Rejection, source_fn},
+};
 use tower_push_client::{Client, ClientItem, Error, RemoteSource, ReqwestService, Transport};
 
 use crate::support::{client_for, errors_to_end, next_item, next_text};
@@ -279,4 +283,27 @@ async fn redirect_to_tls_needs_another_http_client() {
         error.to_string().contains("Client::with_service"),
         "{error}"
     );
+}
+
+/// A server that opens each WebSocket before it refuses the client gets two requests.
+#[tokio::test]
+async fn websocket_that_is_refused_with_401_twice_ends_the_stream() {
+    let subscriptions = Arc::new(AtomicUsize::new(0));
+    let counted = subscriptions.clone();
+    let refusing = source_fn(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let rejection = Rejection::new(StatusCode::UNAUTHORIZED);
+        async { Err::<stream::Empty<Event>, _>(rejection) }
+    });
+    let server = TestServer::start(tower_push::service(refusing.respond_early())).await;
+    let client = client_for(Transport::WebSocket);
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    let error = loop {
+        match stream.next().await.expect("an error is the last item") {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains("4401"), "{error}");
+    assert_eq!(subscriptions.load(Ordering::SeqCst), 2);
 }

@@ -217,7 +217,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::is_invalid_url`] if the URL has no host, an invalid port, or another scheme; or if the URL needs TLS, and the client is one of
-    /// [`Client::new`](Self::new).
+    /// `Client::new`.
     pub fn subscribe(&self, url: impl AsRef<str>) -> Result<EventStream, Error> {
         let (client, uri) = self.for_url(url.as_ref())?;
         Ok(EventStream::new(client, uri))

@@ -147,7 +147,7 @@ impl Error {
     }
 
     /// Whether the URL of the feed is not a valid URL with one of the schemes `http`, `https`, `ws` and `wss`, or needs TLS, which
-    /// [`Client::new`](crate::Client::new) does not have.
+    /// `Client::new` does not have.
     pub fn is_invalid_url(&self) -> bool {
         self.0.kind == ErrorKind::InvalidUrl
     }

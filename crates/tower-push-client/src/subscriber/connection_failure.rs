@@ -119,6 +119,7 @@ impl Subscriber {
         let has_worked = match &self.state {
             SubscriberState::Reading(connection) => {
                 let lasted = now.saturating_duration_since(connection.since);
+                self.has_repeated_401 &= lasted < STABLE_AFTER;
                 if connection.has_input {
                     self.selector.on_success(now);
                     if lasted >= STABLE_AFTER || connection.has_new_items(self.cursor.as_ref()) {

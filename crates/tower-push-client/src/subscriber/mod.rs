@@ -120,7 +120,7 @@ pub struct Subscriber {
     lasting_retry_hint: Option<Duration>,
     /// The last `Stream-Cursor` of a Durable Stream.
     cache_key: Option<Box<str>>,
-    /// Whether a request was repeated because of a 401 since a request has succeeded.
+    /// Whether a request was repeated because of a 401 since a request has succeeded. A WebSocket has succeeded when it has brought an item.
     has_repeated_401: bool,
     /// The rule of the WebSocket protocol that the server has broken, and when. The close frame follows the messages that the application
     /// has sent until the next [`poll_transmit`](Self::poll_transmit).
@@ -456,6 +456,7 @@ impl Subscriber {
                     connection.has_cursors |= is_poll && item.cursor().is_some();
                     connection.has_item_of_input = true;
                     if let Some(item) = self.handle_item(item, &now) {
+                        self.has_repeated_401 = false;
                         return Some(Ok(item));
                     }
                 }

@@ -148,7 +148,8 @@ impl Subscriber {
         batch_cursor: Option<EventId>,
         now: Instant,
     ) {
-        self.has_repeated_401 = false;
+        // A server may open a WebSocket before it refuses the client with a close code.
+        self.has_repeated_401 &= requested.is_websocket();
         self.watchdog.on_connected(now);
         let polled_cursor = match requested.is_long_poll() {
             true => self.cursor.clone(),
