@@ -158,9 +158,9 @@ impl HubBuilder {
 
     /// Sets the maximum number of bytes in the logs of all topics together. The default is 256 MiB.
     ///
-    /// Payload, id, type and topic of an event count, and 384 bytes that an event takes besides. So small events are bounded, too. Events without
-    /// history count while their topic's log keeps them for connected subscribers. The event's encodings, one for each transport in use, do not
-    /// count, and neither do the logs of patterns.
+    /// Payload, id, type and topic of an event count, and 384 bytes that an event takes besides. So small events are bounded, too. The event's
+    /// encodings, one for each transport in use, do not count, and neither do the logs of patterns. Events without history, which a log keeps for
+    /// connected subscribers, may take an eighth of this number besides.
     ///
     /// If the logs exceed the maximum, the hub removes topics without subscribers, and trims the logs of other topics. The newest event stays in
     /// its log even if it alone exceeds the maximum.

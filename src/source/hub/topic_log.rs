@@ -218,6 +218,7 @@ impl TopicLog {
         self.first_position = self.first_position.min(entry.position);
         self.byte_len += entry.byte_len;
         self.entries.push_back(entry);
+        free_unused_places(&mut self.entries);
         self.trim_expired(limits, now, trimmed);
     }
 
@@ -259,22 +260,32 @@ impl TopicLog {
         free_unused_places(&mut self.entries);
     }
 
-    /// Trims the older half of the events with and without history. Trims the only event of a kind, too, unless `keeps_newest`.
-    pub(super) fn trim_older_half(&mut self, keeps_newest: bool, trimmed: &mut Vec<Event>) {
-        let half_of = |len: usize| match keeps_newest {
-            true => len / 2,
-            false => len.div_ceil(2),
-        };
-        for _ in 0..half_of(self.entries.len()) {
+    /// Trims the older half of the events, and at least one.
+    pub(super) fn trim_older_half(&mut self, trimmed: &mut Vec<Event>) {
+        for _ in 0..self.entries.len().div_ceil(2) {
             trimmed.extend(self.trim_oldest());
         }
         free_unused_places(&mut self.entries);
-        if let Some(ephemeral) = &mut self.ephemeral {
-            for _ in 0..half_of(ephemeral.entries.len()) {
-                trimmed.extend(ephemeral.trim_oldest());
-            }
-            free_unused_places(&mut ephemeral.entries);
+    }
+
+    /// Trims the older half of the events without history. Trims the only one, too, unless `keeps_newest`.
+    pub(super) fn trim_older_half_of_ephemeral(
+        &mut self,
+        keeps_newest: bool,
+        trimmed: &mut Vec<Event>,
+    ) {
+        let Some(ephemeral) = &mut self.ephemeral else {
+            return;
+        };
+        let len = ephemeral.entries.len();
+        for _ in 0..if keeps_newest {
+            len / 2
+        } else {
+            len.div_ceil(2)
+        } {
+            trimmed.extend(ephemeral.trim_oldest());
         }
+        free_unused_places(&mut ephemeral.entries);
     }
 
     /// Drops all events, because the feed of the hub has a gap at `position`: events of this topic may be missing.
@@ -363,11 +374,16 @@ impl TopicLog {
         self.byte_len
     }
 
-    /// Returns about how many bytes of memory the events with and without history take, without their encodings.
+    /// Returns about how many bytes of memory the log takes, without the encodings of its events, and without the events without history.
     pub(super) fn memory_len(&self) -> usize {
-        let ephemeral = self.ephemeral.as_deref();
-        let (count, byte_len) = ephemeral.map_or((0, 0), |log| (log.entries.len(), log.byte_len));
-        self.byte_len + byte_len + (self.entries.len() + count) * EVENT_OVERHEAD_LEN
+        self.byte_len + self.entries.len() * EVENT_OVERHEAD_LEN
+    }
+
+    /// Returns the same for the events without history.
+    pub(super) fn ephemeral_memory_len(&self) -> usize {
+        let memory_len =
+            |log: &EphemeralEvents| log.byte_len + log.entries.len() * EVENT_OVERHEAD_LEN;
+        self.ephemeral.as_deref().map_or(0, memory_len)
     }
 
     /// Returns the entries of the log, oldest first.
@@ -579,10 +595,11 @@ mod tests {
             log.append_ephemeral(entry, &mut trimmed);
         }
         for _ in 0..14 {
-            log.trim_older_half(true, &mut trimmed);
+            log.trim_older_half(&mut trimmed);
+            log.trim_older_half_of_ephemeral(true, &mut trimmed);
         }
         let ephemeral = &log.ephemeral.as_ref().unwrap().entries;
-        assert_eq!((log.len(), ephemeral.len()), (1, 1));
+        assert_eq!((log.len(), ephemeral.len()), (0, 1));
         assert!(log.entries.capacity() <= 20 && ephemeral.capacity() <= 20);
     }
 }

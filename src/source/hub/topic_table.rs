@@ -39,6 +39,8 @@ pub(super) struct TopicTable {
     last_position: u64,
     /// The sum of [`TopicLog::memory_len`] over all logs.
     memory_len: usize,
+    /// The sum of [`TopicLog::ephemeral_memory_len`] over all logs.
+    ephemeral_memory_len: usize,
     evicted: EvictedTopics,
     pub(super) idempotency_keys: IdempotencyKeys,
     pub(super) patterns: PatternTable,
@@ -69,6 +71,9 @@ pub(super) struct DeferredDrops {
     pub(super) topics: Vec<Arc<TopicState>>,
 }
 
+/// The events without history take at most this part of the hub's bytes besides: one eighth.
+const EPHEMERAL_SHARE: usize = 8;
+
 impl TopicIndexHint {
     pub(super) fn set(&self, index: usize) {
         self.0.store(index, Ordering::Relaxed);
@@ -91,6 +96,7 @@ impl TopicTable {
             sweep_index: 0,
             last_position: 0,
             memory_len: 0,
+            ephemeral_memory_len: 0,
             evicted: EvictedTopics::new(config.max_evicted_topics, config.max_patterns > 0),
             patterns: PatternTable::new(config.max_patterns),
             publisher_ids: PublisherIds::new(config.max_publisher_ids),
@@ -117,7 +123,7 @@ impl TopicTable {
     }
 
     pub(super) fn memory_len(&self) -> usize {
-        self.memory_len
+        self.memory_len + self.ephemeral_memory_len
     }
 
     pub(super) fn get(&self, topic: &Topic) -> Option<&Arc<TopicState>> {
@@ -215,7 +221,8 @@ impl TopicTable {
         woken
     }
 
-    /// Appends an event without history to the log of a topic with subscribers, and trims the logs to the hub's limits.
+    /// Appends an event without history to the log of a topic with subscribers. The events without history of all topics together have a share of
+    /// the hub's bytes, so that they do not displace history. The topic keeps this event.
     pub(super) fn append_ephemeral(
         &mut self,
         topic: &TopicState,
@@ -223,17 +230,35 @@ impl TopicTable {
         config: &HubConfig,
         deferred_drops: &mut DeferredDrops,
     ) {
-        let position = entry.position;
-        {
-            let mut log = topic.log_for_writing();
-            let before = log.memory_len();
+        topic.set_last_position(entry.position);
+        self.change_ephemeral(topic, |log| {
             log.append_ephemeral(entry, &mut deferred_drops.events);
-            self.memory_len = self.memory_len - before + log.memory_len();
+        });
+        let max_bytes = config.max_total_bytes / EPHEMERAL_SHARE;
+        let mut visits_without_effect = 0;
+        while self.ephemeral_memory_len > max_bytes && visits_without_effect < self.slots.len() {
+            visits_without_effect += 1;
+            let index = self.next_sweep_index();
+            let Some(visited) = self.slot(index).map(|slot| slot.topic.clone()) else {
+                continue;
+            };
+            let before = self.ephemeral_memory_len;
+            self.change_ephemeral(&visited, |log| {
+                let is_published = index == topic.index;
+                log.trim_older_half_of_ephemeral(is_published, &mut deferred_drops.events);
+            });
+            if self.ephemeral_memory_len < before {
+                visits_without_effect = 0;
+            }
         }
-        topic.set_last_position(position);
-        if self.memory_len > config.max_total_bytes {
-            self.trim_to_max_total_bytes(topic.index, config, deferred_drops);
-        }
+    }
+
+    /// Changes the events without history of a topic.
+    fn change_ephemeral(&mut self, topic: &TopicState, change: impl FnOnce(&mut TopicLog)) {
+        let mut log = topic.log_for_writing();
+        let before = log.ephemeral_memory_len();
+        change(&mut log);
+        self.ephemeral_memory_len = self.ephemeral_memory_len - before + log.ephemeral_memory_len();
     }
 
     /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
@@ -281,13 +306,8 @@ impl TopicTable {
         if slot.subscribers > 0 {
             return;
         }
-        let is_empty = {
-            let mut log = topic.log_for_writing();
-            let before = log.memory_len();
-            log.drop_ephemeral(&mut deferred_drops.events);
-            self.memory_len = self.memory_len - before + log.memory_len();
-            log.is_empty()
-        };
+        self.change_ephemeral(topic, |log| log.drop_ephemeral(&mut deferred_drops.events));
+        let is_empty = topic.log().is_empty();
         match is_empty {
             true => self.evict_topic(topic.index, deferred_drops),
             false => self.queue_if_idle(topic.index),
@@ -394,7 +414,7 @@ impl TopicTable {
     }
 
     /// Removes idle topics and trims logs until the logs have at most the hub's number of bytes. The topic at `published_index` keeps its newest
-    /// event with history, and its newest event without history.
+    /// event.
     fn trim_to_max_total_bytes(
         &mut self,
         published_index: usize,
@@ -416,8 +436,8 @@ impl TopicTable {
             let topic = slot.topic.clone();
             let mut log = topic.log_for_writing();
             let before = log.memory_len();
-            log.trim_older_half(index == published_index, &mut deferred_drops.events);
-            if log.memory_len() < before {
+            if before > 0 && (index != published_index || log.len() > 1) {
+                log.trim_older_half(&mut deferred_drops.events);
                 self.memory_len = self.memory_len - before + log.memory_len();
                 visits_without_effect = 0;
             }
@@ -443,7 +463,6 @@ impl TopicTable {
             let topic = slot.topic.clone();
             let is_idle = slot.subscribers == 0;
             topic.restart_after_gap(position, &mut deferred_drops.events);
-            self.memory_len += topic.log().memory_len();
             match is_idle {
                 true => self.evict_topic(index, deferred_drops),
                 false => woken.push(topic),
