@@ -102,10 +102,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        let poll_stream = |stream: Pin<&mut S::Stream>, cx: &mut Context<'_>| {
-            S::poll_next_run(stream, min_len, cx)
-        };
-        stream.poll_with(poll_stream, cx)
+        stream.poll_with(|stream, cx| S::poll_next_run(stream, min_len, cx), cx)
     }
 }
 

@@ -82,11 +82,12 @@ where
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        let poll_stream = |stream: Pin<&mut S::Stream>, cx: &mut Context<'_>| {
-            S::poll_next_run(stream, min_len, cx)
-        };
         let is_gap = |item: &ItemOrRun| matches!(item, ItemOrRun::Item(Item::Gap(_)));
-        stream.poll_with(poll_stream, is_gap, cx)
+        stream.poll_with(
+            |stream, cx| S::poll_next_run(stream, min_len, cx),
+            is_gap,
+            cx,
+        )
     }
 }
 
