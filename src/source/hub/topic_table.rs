@@ -37,10 +37,7 @@ pub(super) struct TopicTable {
     sweep_index: usize,
     /// The position of the newest event of the hub.
     last_position: u64,
-    /// The sum of [`TopicLog::memory_len`] over all logs.
-    memory_len: usize,
-    /// The sum of [`TopicLog::ephemeral_memory_len`] over all logs.
-    ephemeral_memory_len: usize,
+    memory: LogsMemory,
     evicted: EvictedTopics,
     pub(super) idempotency_keys: IdempotencyKeys,
     pub(super) patterns: PatternTable,
@@ -58,6 +55,15 @@ struct TopicSlot {
     is_queued: bool,
 }
 
+/// The memory of the logs of all topics.
+#[derive(Debug, Default)]
+struct LogsMemory {
+    /// The sum of [`TopicLog::memory_len`].
+    retained_len: usize,
+    /// The sum of [`TopicLog::ephemeral_memory_len`].
+    ephemeral_len: usize,
+}
+
 /// The index at which a topic was last found in a [`TopicTable`], so that a publication needs no search by name. The topic may have another index
 /// since, or be removed.
 #[derive(Debug, Default)]
@@ -73,6 +79,18 @@ pub(super) struct DeferredDrops {
 
 /// The events without history take at most this part of the hub's bytes besides: one eighth.
 const EPHEMERAL_SHARE: usize = 8;
+
+impl LogsMemory {
+    /// Changes the log of a topic, and counts the change.
+    #[inline]
+    fn change(&mut self, topic: &TopicState, change: impl FnOnce(&mut TopicLog)) {
+        let mut log = topic.log_for_writing();
+        let (retained, ephemeral) = (log.memory_len(), log.ephemeral_memory_len());
+        change(&mut log);
+        self.retained_len = self.retained_len - retained + log.memory_len();
+        self.ephemeral_len = self.ephemeral_len - ephemeral + log.ephemeral_memory_len();
+    }
+}
 
 impl TopicIndexHint {
     pub(super) fn set(&self, index: usize) {
@@ -95,8 +113,7 @@ impl TopicTable {
             idle_queue: VecDeque::new(),
             sweep_index: 0,
             last_position: 0,
-            memory_len: 0,
-            ephemeral_memory_len: 0,
+            memory: LogsMemory::default(),
             evicted: EvictedTopics::new(config.max_evicted_topics, config.max_patterns > 0),
             patterns: PatternTable::new(config.max_patterns),
             publisher_ids: PublisherIds::new(config.max_publisher_ids),
@@ -123,7 +140,7 @@ impl TopicTable {
     }
 
     pub(super) fn memory_len(&self) -> usize {
-        self.memory_len + self.ephemeral_memory_len
+        self.memory.retained_len + self.memory.ephemeral_len
     }
 
     pub(super) fn get(&self, topic: &Topic) -> Option<&Arc<TopicState>> {
@@ -206,16 +223,13 @@ impl TopicTable {
     ) -> Option<Arc<TopicState>> {
         let slot = self.slots.get_mut(index)?.as_mut()?;
         let position = entry.position;
-        {
-            let mut log = slot.topic.log_for_writing();
-            let before = log.memory_len();
+        self.memory.change(&slot.topic, |log| {
             log.append(entry, &config.topic_limits, &mut deferred_drops.events);
-            self.memory_len = self.memory_len - before + log.memory_len();
-        }
+        });
         slot.topic.set_last_position(position);
         slot.last_used_at = now;
         let woken = (slot.subscribers > 0).then(|| slot.topic.clone());
-        if self.memory_len > config.max_total_bytes {
+        if self.memory.retained_len > config.max_total_bytes {
             self.trim_to_max_total_bytes(index, config, deferred_drops);
         }
         woken
@@ -231,34 +245,26 @@ impl TopicTable {
         deferred_drops: &mut DeferredDrops,
     ) {
         topic.set_last_position(entry.position);
-        self.change_ephemeral(topic, |log| {
+        self.memory.change(topic, |log| {
             log.append_ephemeral(entry, &mut deferred_drops.events);
         });
         let max_bytes = config.max_total_bytes / EPHEMERAL_SHARE;
         let mut visits_without_effect = 0;
-        while self.ephemeral_memory_len > max_bytes && visits_without_effect < self.slots.len() {
+        while self.memory.ephemeral_len > max_bytes && visits_without_effect < self.slots.len() {
             visits_without_effect += 1;
             let index = self.next_sweep_index();
             let Some(visited) = self.slot(index).map(|slot| slot.topic.clone()) else {
                 continue;
             };
-            let before = self.ephemeral_memory_len;
-            self.change_ephemeral(&visited, |log| {
+            let before = self.memory.ephemeral_len;
+            self.memory.change(&visited, |log| {
                 let is_published = index == topic.index;
                 log.trim_older_half_of_ephemeral(is_published, &mut deferred_drops.events);
             });
-            if self.ephemeral_memory_len < before {
+            if self.memory.ephemeral_len < before {
                 visits_without_effect = 0;
             }
         }
-    }
-
-    /// Changes the events without history of a topic.
-    fn change_ephemeral(&mut self, topic: &TopicState, change: impl FnOnce(&mut TopicLog)) {
-        let mut log = topic.log_for_writing();
-        let before = log.ephemeral_memory_len();
-        change(&mut log);
-        self.ephemeral_memory_len = self.ephemeral_memory_len - before + log.ephemeral_memory_len();
     }
 
     /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
@@ -306,7 +312,8 @@ impl TopicTable {
         if slot.subscribers > 0 {
             return;
         }
-        self.change_ephemeral(topic, |log| log.drop_ephemeral(&mut deferred_drops.events));
+        let dropped = &mut deferred_drops.events;
+        self.memory.change(topic, |log| log.drop_ephemeral(dropped));
         let is_empty = topic.log().is_empty();
         match is_empty {
             true => self.evict_topic(topic.index, deferred_drops),
@@ -361,11 +368,11 @@ impl TopicTable {
         if config.topic_limits.max_age.is_none() {
             return topic.log().is_empty();
         }
-        let mut log = topic.log_for_writing();
-        let before = log.memory_len();
-        log.trim_expired(&config.topic_limits, now, &mut deferred_drops.events);
-        self.memory_len = self.memory_len - before + log.memory_len();
-        log.is_empty()
+        let trimmed = &mut deferred_drops.events;
+        self.memory.change(topic, |log| {
+            log.trim_expired(&config.topic_limits, now, trimmed);
+        });
+        topic.log().is_empty()
     }
 
     /// Queues the topic at `index` for [`evict_idle_topic`](Self::evict_idle_topic) if it has no subscriber.
@@ -422,7 +429,8 @@ impl TopicTable {
         deferred_drops: &mut DeferredDrops,
     ) {
         let mut visits_without_effect = 0;
-        while self.memory_len > config.max_total_bytes && visits_without_effect < self.slots.len() {
+        let max_bytes = config.max_total_bytes;
+        while self.memory.retained_len > max_bytes && visits_without_effect < self.slots.len() {
             visits_without_effect += 1;
             let index = self.next_sweep_index();
             let Some(slot) = self.slot(index) else {
@@ -434,11 +442,11 @@ impl TopicTable {
                 continue;
             }
             let topic = slot.topic.clone();
-            let mut log = topic.log_for_writing();
-            let before = log.memory_len();
-            if before > 0 && (index != published_index || log.len() > 1) {
-                log.trim_older_half(&mut deferred_drops.events);
-                self.memory_len = self.memory_len - before + log.memory_len();
+            let len = topic.log().len();
+            if len > 1 || (len == 1 && index != published_index) {
+                let trimmed = &mut deferred_drops.events;
+                self.memory
+                    .change(&topic, |log| log.trim_older_half(trimmed));
                 visits_without_effect = 0;
             }
         }
@@ -455,7 +463,7 @@ impl TopicTable {
             .patterns
             .restart_after_gap(position, deferred_drops)
             .collect();
-        self.memory_len = 0;
+        self.memory.retained_len = 0;
         for index in 0..self.slots.len() {
             let Some(slot) = self.slot(index) else {
                 continue;
@@ -487,7 +495,7 @@ impl TopicTable {
         self.free.push(index);
         {
             let log = slot.topic.log();
-            self.memory_len -= log.memory_len();
+            self.memory.retained_len -= log.memory_len();
             if let Some(name) = slot.topic.topic_name() {
                 self.indexes.remove(name);
                 self.evicted.insert(name, log.last_history_position());
