@@ -49,8 +49,8 @@ pub(super) struct BackendResume {
     /// The reader of the first events of new topics, which precede the pages.
     first_events: Option<Box<HubReader>>,
     resumed_events: ResumedEvents,
-    /// The cursor after which the client does not get a cursor. `None` if there is no such limit.
-    cursor_limit: Option<EventId>,
+    /// Whether the client's cursor stays where it is until the end of the resume.
+    is_cursor_held: bool,
     /// The cursor that the client has after the last item.
     last_cursor: EventId,
 }
@@ -134,7 +134,7 @@ impl BackendResume {
             topics,
             first_events: None,
             resumed_events: ResumedEvents::default(),
-            cursor_limit: None,
+            is_cursor_held: false,
             last_cursor: cursor,
         }))
     }
@@ -157,57 +157,33 @@ impl BackendResume {
 
     /// From now on, the client's cursor stays where it is, until the end of the resume.
     pub(super) fn hold_cursor(&mut self) {
-        self.cursor_limit = Some(self.last_cursor.clone());
+        self.is_cursor_held = true;
     }
 
     pub(super) fn is_cursor_held(&self) -> bool {
-        self.cursor_limit.is_some()
+        self.is_cursor_held
     }
 
     /// Returns an item of a page with the cursor that the client has after the item. Returns `None` if nothing is left of the item.
     pub(super) fn with_cursor(&mut self, item: Item) -> Option<Item> {
-        if self.cursor_limit.is_none() {
+        if !self.is_cursor_held {
             if let Some(cursor) = item.cursor() {
                 self.last_cursor = cursor.clone();
             }
             return Some(item);
         }
         match item {
-            Item::Event(event) => {
-                let Some(id) = event.id() else {
-                    return Some(Item::Event(event));
-                };
-                self.move_cursor(id);
-                Some(match self.last_cursor == *id {
-                    true => Item::Event(event),
-                    false => Item::EventWithCursor {
-                        event,
-                        cursor: self.last_cursor.clone(),
-                    },
-                })
-            }
+            Item::Event(event) => Some(Item::EventWithCursor {
+                event,
+                cursor: self.last_cursor.clone(),
+            }),
             Item::Gap(mut gap) => {
-                gap.resumed = gap.resumed.and_then(|id| self.move_cursor(&id));
+                gap.resumed = None;
                 Some(Item::Gap(gap))
             }
-            Item::Cursor(id) => self.move_cursor(&id).map(Item::Cursor),
+            Item::Cursor(_) => None,
             other => Some(other),
         }
-    }
-
-    /// Moves the client's cursor to an id up to which the client has the events of the resume, but not past the limit. Returns the cursor if it
-    /// has moved.
-    fn move_cursor(&mut self, id: &EventId) -> Option<EventId> {
-        let limit = self.cursor_limit.as_ref()?;
-        let cursor = match self.resume.compare_ids(id, limit)? {
-            Ordering::Less | Ordering::Equal => id,
-            Ordering::Greater => limit,
-        };
-        if *cursor == self.last_cursor {
-            return None;
-        }
-        self.last_cursor = cursor.clone();
-        Some(self.last_cursor.clone())
     }
 
     /// Compares the end of the gap that [`poll_next`](Self::poll_next) has just returned with the hub's feed. The result is `Greater` if the hub

@@ -136,11 +136,6 @@ impl<E: PageEvent> UpstreamResume<E> {
         self.topics = topics;
     }
 
-    /// Compares the order of two events by their ids.
-    pub(crate) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
-        self.upstream.compare_ids(a, b)
-    }
-
     /// Returns the next item of the pages, or where the client continues.
     pub(crate) fn poll_next<L: UpstreamResumeLog<Event = E>>(
         &mut self,
