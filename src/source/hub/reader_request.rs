@@ -160,33 +160,47 @@ impl ClientJoinPlan {
             pattern.max_history?;
             gap(&|joined| joined.is_covered_by(&pattern.pattern))
         };
-        let is_resumed =
-            |topic: &RequestedTopic| topic_gap(topic).is_none() && !request.is_fresh(&topic.topic);
-        if !self
-            .patterns
-            .iter()
-            .any(|pattern| pattern_gap(pattern).is_none())
-            && !self.requests.iter().any(is_resumed)
-        {
+        let topic_gaps: Vec<_> = self.requests.iter().map(topic_gap).collect();
+        let pattern_gaps: Vec<_> = self.patterns.iter().map(pattern_gap).collect();
+        let mut topics = self.requests.iter().zip(&topic_gaps);
+        let resumes_topic =
+            topics.any(|(topic, gap)| gap.is_none() && !request.is_fresh(&topic.topic));
+        if !resumes_topic && !pattern_gaps.iter().any(Option::is_none) {
             return false;
         }
-        let mut gaps: Vec<_> = self.requests.iter().filter_map(topic_gap).collect();
-        // Gaps of patterns name no topic, so one stands for all.
-        gaps.extend(self.patterns.iter().filter_map(pattern_gap).take(1));
-        let (limited, from_broker): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
+        let (mut gaps, mut from_broker, mut patterns) = (Vec::new(), Vec::new(), Vec::new());
+        for (topic, gap) in std::mem::take(&mut self.requests)
             .into_iter()
-            .partition(|topic| topic_gap(topic).is_some());
-        self.requests = limited;
-        let (limited, patterns): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
+            .zip(topic_gaps)
+        {
+            match gap {
+                Some(gap) => {
+                    gaps.push(gap);
+                    self.requests.push(topic);
+                }
+                None => from_broker.push(topic),
+            }
+        }
+        let mut gap_of_patterns = None;
+        for (pattern, gap) in std::mem::take(&mut self.patterns)
             .into_iter()
-            .partition(|pattern| pattern_gap(pattern).is_some());
-        self.patterns = limited;
+            .zip(pattern_gaps)
+        {
+            match gap {
+                Some(gap) => {
+                    // Gaps of patterns name no topic, so one stands for all.
+                    gap_of_patterns.get_or_insert(gap);
+                    self.patterns.push(pattern);
+                }
+                None => patterns.push(pattern.pattern),
+            }
+        }
+        gaps.extend(gap_of_patterns);
         let topics = from_broker.iter().map(|topic| topic.topic.clone());
-        let patterns = patterns.into_iter().map(|request| request.pattern);
         self.backend_resume = Some(BackendResumePlan {
             topics: BackendResumeTopics {
                 topics: topics.collect(),
-                patterns: patterns.collect(),
+                patterns,
                 cursor,
             },
             new_topics: from_broker
