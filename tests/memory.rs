@@ -23,7 +23,8 @@ use tower_push::{
     layer::TransportLayer,
     server::Server,
     source::{
-        StartPosition,
+        PushSource, StartPosition,
+        channel::LagPolicy,
         relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
     },
     transport::{Sse, Transport},
@@ -46,7 +47,7 @@ fn held_bytes(region: &Region<'_, System>) -> usize {
 async fn memory_is_bounded() {
     assert_fast_publisher_is_bounded().await;
     assert_stalled_readers_hold_one_frame_each().await;
-    assert_tiny_event_overhead().await;
+    assert_small_events_are_bounded().await;
     assert_stalled_upstream_readers_hold_no_page().await;
     assert_topic_is_small();
     assert_idle_connection_is_small(EVENT_STREAM_REQUEST, read_channel, 750, 1050).await;
@@ -236,18 +237,21 @@ fn assert_topic_is_small() {
     assert!(bytes < 64 * KIB, "{bytes} bytes are left of removed topics");
 }
 
-/// Opens an event stream of `channel`, and reads its first frame.
-async fn open_stream(channel: Channel) -> PushBody {
+/// Opens an event stream of `source`, and reads its first frame.
+async fn open_stream<S: PushSource + Send + 'static>(source: S) -> PushBody {
     let mut body = Sse::new()
-        .respond(&mut get_request_head("/", &[]), Push::new(channel))
+        .respond(&mut get_request_head("/", &[]), Push::new(source))
         .await
         .into_body();
     next_frame(&mut body).await.expect("a first frame");
     body
 }
 
-async fn open_streams(channel: &Channel, clients: usize) -> Vec<PushBody> {
-    let opening: FuturesUnordered<_> = (0..clients).map(|_| open_stream(channel.clone())).collect();
+async fn open_streams<S: PushSource + Clone + Send + 'static>(
+    source: &S,
+    clients: usize,
+) -> Vec<PushBody> {
+    let opening: FuturesUnordered<_> = (0..clients).map(|_| open_stream(source.clone())).collect();
     opening.collect().await
 }
 
@@ -320,24 +324,56 @@ async fn assert_stalled_readers_hold_one_frame_each() {
     }
 }
 
-/// The log of small events is limited by their number, and the rustdoc says how many bytes each of them takes.
-async fn assert_tiny_event_overhead() {
-    const EVENTS: usize = 4096;
-    // The figures are those in the rustdoc of `ChannelBuilder::max_bytes`: without a subscriber, and with the encoding of one transport.
-    for (readers, bytes_per_event) in [(0, 300), (1, 400)] {
-        let channel = Channel::builder().max_events(EVENTS).build();
-        let mut reading = open_streams(&channel, readers).await;
+/// The memory of a log of the smallest events stays within 1.3 times `max_bytes`, with and without their encodings for one transport.
+async fn assert_small_events_are_bounded() {
+    const LOG_BYTES: usize = 1024 * KIB;
+    for readers in [0, 1] {
+        let builder = Channel::builder().max_events(usize::MAX);
+        let channel = builder.clone().max_bytes(LOG_BYTES).build();
+        let publish = |_| _ = channel.publish("x").unwrap();
+        assert_log_is_bounded("channel", &channel, publish, readers, LOG_BYTES).await;
 
-        let region = Region::new(ALLOCATOR);
-        for n in 0..20_000 {
-            channel.publish("x").unwrap();
-            for reader in reading.iter_mut().filter(|_| n % 100 == 0) {
-                next_frame(reader).await.expect("another frame");
-            }
-            let bytes = held_bytes(&region);
-            let bound = EVENTS * bytes_per_event;
-            assert!(bytes < bound, "{bytes} bytes held after {n} events");
+        // The newest events of keys that the log no longer has take as much as the log.
+        let key = |event: &Event| event.payload().as_text().unwrap_or("").to_owned();
+        let builder = builder.max_bytes(LOG_BYTES / 2);
+        let channel = builder.lag_policy(LagPolicy::conflate(key)).build();
+        let publish = |number: usize| _ = channel.publish(number.to_string()).unwrap();
+        assert_log_is_bounded("conflating", &channel, publish, readers, LOG_BYTES).await;
+
+        let builder = Relay::builder().max_events(usize::MAX).max_trimmed_ids(1);
+        let (mut writer, relay) = builder.max_bytes(LOG_BYTES).build();
+        let publish = |number: usize| {
+            let event = Event::text("x").with_event_id((number as u64).into());
+            writer.push(event).unwrap();
+        };
+        assert_log_is_bounded("relay", &relay, publish, readers, LOG_BYTES).await;
+
+        let builder = Hub::builder().max_events(usize::MAX);
+        let topic = builder.max_bytes(LOG_BYTES).build().topic("news").unwrap();
+        let publish = |_| _ = topic.publish("x").unwrap();
+        assert_log_is_bounded("topic", &topic, publish, readers, LOG_BYTES).await;
+    }
+}
+
+async fn assert_log_is_bounded<S: PushSource + Clone + Send + 'static>(
+    name: &str,
+    source: &S,
+    mut publish: impl FnMut(usize),
+    readers: usize,
+    max_bytes: usize,
+) {
+    let region = Region::new(ALLOCATOR);
+    let mut reading = open_streams(source, readers).await;
+    for number in 0..20_000 {
+        publish(number);
+        for reader in reading.iter_mut().filter(|_| number % 16 == 15) {
+            next_frame(reader).await.expect("another frame");
         }
+        let bytes = held_bytes(&region);
+        assert!(
+            bytes < max_bytes / 10 * 13,
+            "{name}: {bytes} bytes held after {number} events with {readers} readers"
+        );
     }
 }
 

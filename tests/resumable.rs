@@ -224,7 +224,7 @@ async fn ids_are_assigned_in_a_fixed_form() {
 #[tokio::test]
 async fn cursor_older_than_log_gets_gap() {
     let few = Resumable::builder().max_events(3).build();
-    let small = Resumable::builder().max_bytes(3 * 40).build();
+    let small = Resumable::builder().max_bytes(3 * 424).build();
     for resumable in [few, small] {
         let mut first = subscribe(resumable.wrap(numbers(0..10)), None)
             .await
@@ -662,7 +662,7 @@ async fn number_of_parked_streams_is_limited() {
 
 #[tokio::test]
 async fn bytes_of_parked_streams_are_limited() {
-    const EVENT_COST: usize = 1000 + 39;
+    const EVENT_COST: usize = 1000 + 39 + 384;
     let resumable = Resumable::builder()
         .max_parked_bytes(10 * EVENT_COST)
         .build();

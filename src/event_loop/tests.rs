@@ -261,7 +261,10 @@ async fn readers_of_log_miss_no_event() {
     const EVENTS: usize = 20_000;
     const READERS: usize = 200;
     let event_loops = EventLoopSet::default();
-    let channel = Channel::builder().max_events(EVENTS).build();
+    let channel = Channel::builder()
+        .max_events(EVENTS)
+        .max_bytes(usize::MAX)
+        .build();
     let publisher = std::thread::spawn({
         let channel = channel.clone();
         move || {
@@ -363,7 +366,10 @@ async fn readers_of_topics_miss_no_event() {
         _ => vec![format!("own/{}", n % READERS)],
     };
     let event_loops = EventLoopSet::default();
-    let hub = Hub::builder().max_events(EVENTS).build();
+    let hub = Hub::builder()
+        .max_events(EVENTS)
+        .max_bytes(usize::MAX)
+        .build();
     let publisher = std::thread::spawn({
         let hub = hub.clone();
         move || {

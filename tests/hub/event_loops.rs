@@ -262,7 +262,10 @@ async fn sender_gets_no_echo_in_group() {
 /// A poll of a reader that gets none of the events of its topics is bounded, so that the other connections of its event loop can go on.
 #[tokio::test]
 async fn poll_is_bounded_without_events_for_reader() {
-    let hub = Hub::builder().max_events(10_000).build();
+    let hub = Hub::builder()
+        .max_events(10_000)
+        .max_bytes(64 << 20)
+        .build();
     let source = hub.topics(["a", "b"]).unwrap().sender("tab-1");
     let mut subscriber = source.subscribe_from(StartPosition::Now).unwrap();
     assert_eq!(read_ready_items(&mut subscriber), ["cursor"]);

@@ -57,6 +57,7 @@ pub(crate) fn http2_service() -> hyper_util::client::legacy::Client<
 pub(crate) fn numbered_channel(events: u64) -> Channel {
     let channel = Channel::builder()
         .max_events(100_000)
+        .max_bytes(64 << 20)
         .start(StartPosition::Oldest)
         .build();
     for number in 0..events {

@@ -172,11 +172,11 @@ async fn limits_of_log_hold() {
     let minute = Duration::from_secs(60);
     let builder = Relay::builder()
         .max_events(100)
-        .max_bytes(20)
+        .max_bytes(2500)
         .max_age(minute);
     let (mut feed, relay) = builder.build();
     push_numbers(&mut feed, 10..=99);
-    assert_eq!((relay.len(), relay.byte_len()), (5, 20));
+    assert_eq!((relay.len(), relay.byte_len()), (5, 5 * (4 + 384 + 96)));
     tokio::time::advance(minute + Duration::from_nanos(1)).await;
     assert!(relay.is_empty());
     assert_eq!(

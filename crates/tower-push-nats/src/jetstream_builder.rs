@@ -84,7 +84,7 @@ impl JetStreamBuilder {
             relay: Relay::builder(),
             log_limits: InitialEntriesLimits {
                 max_messages: 1024,
-                max_bytes: 4 << 20,
+                max_bytes: 8 << 20,
             },
             request_timeout: Duration::from_secs(3),
             connect_wait: Duration::ZERO,
@@ -127,7 +127,8 @@ impl JetStreamBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes of the events that this process has in memory. The default is 4 MiB.
+    /// Sets the maximum number of bytes of memory that the events take that this process has in memory. The default is 8 MiB. Bytes are counted as
+    /// in a [relay](tower_push::source::relay::RelayBuilder::max_bytes): 480 bytes for each event, besides its payload, id, type and topic.
     pub fn log_bytes(mut self, bytes: usize) -> Self {
         self.log_limits.max_bytes = bytes;
         self

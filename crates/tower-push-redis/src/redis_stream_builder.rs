@@ -68,7 +68,7 @@ impl RedisStreamBuilder {
             relay: Relay::builder(),
             log_limits: InitialEntriesLimits {
                 max_entries: 1024,
-                max_bytes: 4 << 20,
+                max_bytes: 8 << 20,
             },
             command_timeout: Duration::from_secs(3),
             connect_wait: Duration::ZERO,
@@ -89,7 +89,8 @@ impl RedisStreamBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes of the events that this process has in memory. The default is 4 MiB.
+    /// Sets the maximum number of bytes of memory that the events take that this process has in memory. The default is 8 MiB. Bytes are counted as
+    /// in a [relay](tower_push::source::relay::RelayBuilder::max_bytes): 480 bytes for each event, besides its payload, id, type and topic.
     pub fn log_bytes(mut self, bytes: usize) -> Self {
         self.log_limits.max_bytes = bytes;
         self

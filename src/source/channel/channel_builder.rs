@@ -28,13 +28,15 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes in the log, counting payloads, ids, types and topics. The default is 4 MiB. The newest
-    /// event stays in the log even if it alone exceeds the maximum.
+    /// Sets the maximum number of bytes of memory that the events in the log take. The default is 8 MiB. The newest event stays in the log even
+    /// if it alone exceeds the maximum.
     ///
-    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the event's size
-    /// again and about 100 bytes, is not counted, either. The joined encodings of events that were sent together, of up to 256 KiB of events,
-    /// are not counted, either. If events are small, these uncounted bytes are most of the log's memory: bound it with
-    /// [`max_events`](Self::max_events).
+    /// Payload, id, type and topic of an event count, and 384 bytes that an event takes besides. So small events are bounded, too. If the channel
+    /// [conflates](LagPolicy::Conflate), the event's key counts twice, with 32 bytes each time.
+    ///
+    /// The event's encoding for each transport in use, which takes the event's size again and about 100 bytes, does not count. The joined
+    /// encodings of events that were sent together, of up to 256 KiB of events, do not count, either. In a channel
+    /// that conflates, the newest events of keys that the log no longer has may take the maximum once more.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.log.limits.max_bytes = bytes;
         self

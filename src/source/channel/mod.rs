@@ -115,7 +115,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Creates a channel that holds the last 1024 events, and at most 4 MiB of them.
+    /// Creates a channel that holds the last 1024 events, and at most 8 MiB of them.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -247,9 +247,9 @@ impl Channel {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids, types and topics in the log.
+    /// Returns the bytes of memory that the events in the log take, as [`ChannelBuilder::max_bytes`] counts them.
     pub fn byte_len(&self) -> usize {
-        self.log.inspect_log(EventLog::byte_len)
+        self.log.inspect_log(EventLog::memory_len)
     }
 
     /// Returns how many events were published so far, and how many were missed, summed over the subscribers.

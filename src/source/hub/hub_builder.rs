@@ -119,8 +119,9 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes in the log of each topic, counting payloads, ids, types and topics. The default is 1 MiB. The
-    /// newest event stays in the log even if it alone exceeds the maximum.
+    /// Sets the maximum number of bytes of memory that the events in the log of each topic take. The default is 1 MiB. The newest event stays in
+    /// the log even if it alone exceeds the maximum. Bytes are counted as for [`max_total_bytes`](Self::max_total_bytes), so the default has room for
+    /// about 2500 of the smallest events.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.config.topic_limits.max_bytes = bytes;
         self

@@ -28,7 +28,7 @@ use crate::{
     event::{Event, EventId, Item, Topic},
     source::{
         TopicSet,
-        log::{Epoch, LogCounters, event_byte_len},
+        log::{Epoch, LogCounters, event_memory_len},
     },
     sync::{AtomicU64, Mutex, Ordering, lock},
 };
@@ -307,7 +307,7 @@ impl HubState {
                 is_ephemeral,
                 woken_patterns: Vec::new(),
             };
-            let byte_len = event_byte_len(&first);
+            let memory_len = event_memory_len(&first);
             let first_woken = appender.append(first_topic, hint, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
@@ -327,7 +327,7 @@ impl HubState {
                 id,
                 event: TopicEvent {
                     position: table.last_position(),
-                    byte_len,
+                    memory_len,
                 },
                 first_woken,
                 others_woken,
@@ -527,7 +527,7 @@ impl UnfinishedPublication {
             id,
             event: TopicEvent {
                 position: 0,
-                byte_len: 0,
+                memory_len: 0,
             },
             first_woken: None,
             others_woken: Vec::new(),

@@ -139,10 +139,10 @@ impl HubTopic {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids, types and topics in the topic's log, as [`HubBuilder::max_bytes`](super::HubBuilder::max_bytes)
-    /// counts them. [`HubCounts::bytes`](super::HubCounts::bytes) also counts the rest of the memory of each event.
+    /// Returns the bytes of memory that the events in the topic's log take, as [`HubBuilder::max_bytes`](super::HubBuilder::max_bytes) counts them.
+    /// [`HubCounts::bytes`](super::HubCounts::bytes) is the sum over all topics.
     pub fn byte_len(&self) -> usize {
-        self.inspect_log(TopicLog::byte_len).unwrap_or(0)
+        self.inspect_log(TopicLog::memory_len).unwrap_or(0)
     }
 
     /// Returns at most `max_events` events of the topic's log after the event with the id `after`, or from the oldest event.

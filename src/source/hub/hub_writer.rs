@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     event::{EventId, Gap},
-    source::{log::event_byte_len, relay::PushError},
+    source::{log::event_memory_len, relay::PushError},
     sync::{Ordering, lock},
 };
 
@@ -95,7 +95,7 @@ impl HubState {
         let (Some(broker), Some(id)) = (self.broker(), event.id().cloned()) else {
             return Err(PushError::MissingId);
         };
-        let byte_len = event_byte_len(&event);
+        let memory_len = event_memory_len(&event);
         let copies = match topics.as_slice() {
             [] => None,
             [first, others @ ..] => Some(copies_for_topics(event, first, others)),
@@ -136,7 +136,10 @@ impl HubState {
         #[cfg(feature = "json")]
         drop(pushed_change);
         self.counters.add_appended();
-        let event = TopicEvent { position, byte_len };
+        let event = TopicEvent {
+            position,
+            memory_len,
+        };
         woken.iter().for_each(|topic| topic.on_published(event));
         broker.waiting_resumes.wake_all();
         drop_after_publication(deferred_drops);

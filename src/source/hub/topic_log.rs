@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     event::Event,
-    source::log::{EventLogLimits, event_byte_len},
+    source::log::{EVENT_OVERHEAD_LEN, EventLogLimits, event_byte_len, free_unused_places},
 };
 
 /// The events of one topic. The oldest events are trimmed when the log exceeds its limits.
@@ -45,6 +45,11 @@ struct EphemeralEvents {
 }
 
 impl EphemeralEvents {
+    /// See [`TopicLog::memory_len`].
+    fn memory_len(&self) -> usize {
+        self.byte_len + self.entries.len() * EVENT_OVERHEAD_LEN
+    }
+
     /// Returns the ordinal of the newest event that was dropped; 0 if there is none.
     fn last_dropped_ordinal(&self) -> u64 {
         self.last_ordinal - self.entries.len() as u64
@@ -73,16 +78,6 @@ pub(super) struct TopicLogEntry {
     appended_at: Duration,
     /// The event's [`event_byte_len`].
     pub(super) byte_len: usize,
-}
-
-/// The bytes of memory that an event in a log takes besides its [`event_byte_len`]: its fields, its place in the log, and what the allocator adds.
-const EVENT_OVERHEAD_LEN: usize = 384;
-
-/// Frees the places of events that a log does not have any more, if most of its places are such.
-fn free_unused_places(entries: &mut VecDeque<TopicLogEntry>) {
-    if entries.capacity() > 4 * entries.len() + 16 {
-        entries.shrink_to(2 * entries.len());
-    }
 }
 
 /// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
@@ -176,6 +171,11 @@ impl TopicLogEntry {
         }
     }
 
+    /// Returns the event's [`event_memory_len`](crate::source::log::event_memory_len).
+    fn memory_len(&self) -> usize {
+        self.byte_len + EVENT_OVERHEAD_LEN
+    }
+
     /// Returns whether a subscriber with this sender name gets the event.
     #[inline]
     pub(super) fn is_visible_to(&self, sender: Option<&Arc<str>>) -> bool {
@@ -210,7 +210,7 @@ impl TopicLog {
         let now = entry.appended_at;
         while !self.entries.is_empty()
             && (self.entries.len() >= limits.max_events
-                || self.byte_len + entry.byte_len > limits.max_bytes)
+                || self.memory_len() + entry.memory_len() > limits.max_bytes)
         {
             trimmed.extend(self.trim_oldest());
         }
@@ -227,7 +227,7 @@ impl TopicLog {
         let ephemeral = self.ephemeral.get_or_insert_default();
         while !ephemeral.entries.is_empty()
             && (ephemeral.entries.len() >= EPHEMERAL_LIMITS.max_events
-                || ephemeral.byte_len + entry.byte_len > EPHEMERAL_LIMITS.max_bytes)
+                || ephemeral.memory_len() + entry.memory_len() > EPHEMERAL_LIMITS.max_bytes)
         {
             trimmed.extend(ephemeral.trim_oldest());
         }
@@ -369,21 +369,16 @@ impl TopicLog {
         self.entries.is_empty()
     }
 
-    /// Returns the bytes of the events in the log, see [`event_byte_len`].
-    pub(super) fn byte_len(&self) -> usize {
-        self.byte_len
-    }
-
-    /// Returns about how many bytes of memory the log takes, without the encodings of its events, and without the events without history.
+    /// Returns the bytes of memory that the events of the log take, as [`EventLogLimits::max_bytes`] counts them: without their encodings, and
+    /// without the events without history.
     pub(super) fn memory_len(&self) -> usize {
         self.byte_len + self.entries.len() * EVENT_OVERHEAD_LEN
     }
 
     /// Returns the same for the events without history.
     pub(super) fn ephemeral_memory_len(&self) -> usize {
-        let memory_len =
-            |log: &EphemeralEvents| log.byte_len + log.entries.len() * EVENT_OVERHEAD_LEN;
-        self.ephemeral.as_deref().map_or(0, memory_len)
+        let ephemeral = self.ephemeral.as_deref();
+        ephemeral.map_or(0, EphemeralEvents::memory_len)
     }
 
     /// Returns the entries of the log, oldest first.

@@ -56,7 +56,8 @@ struct TopicFlush {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TopicEvent {
     pub(super) position: u64,
-    pub(super) byte_len: usize,
+    /// The event's [`event_memory_len`](crate::source::log::event_memory_len).
+    pub(super) memory_len: usize,
 }
 
 /// The topic or the pattern that has a log.
@@ -159,7 +160,7 @@ impl TopicState {
         (flush.newest_position).fetch_max(event.position, Ordering::AcqRel);
         if flush
             .window
-            .must_flush_after_append(event.byte_len, Instant::now())
+            .must_flush_after_append(event.memory_len, Instant::now())
         {
             self.flush(flush);
         }

@@ -1,8 +1,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    IdIndex, ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
-    newest_trimmed_by_key::NewestTrimmedByKey,
+    EVENT_OVERHEAD_LEN, IdIndex, ReadBuffer, event_log_limits::EventLogLimits, free_unused_places,
+    id_index::INDEXED_ID_LEN, log_entry::LogEntry, newest_trimmed_by_key::NewestTrimmedByKey,
 };
 use crate::event::{Event, EventRun, Gap, GapReason};
 
@@ -18,8 +18,8 @@ pub(crate) struct EventLog {
     entries: VecDeque<LogEntry>,
     /// The position of the newest event that was ever appended, trimmed or not.
     last_position: u64,
-    /// The sum of [`LogEntry::byte_len`] over `entries`.
-    byte_len: usize,
+    /// The sum of [`memory_len_of`](Self::memory_len_of) over `entries`.
+    memory_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
     /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
@@ -84,7 +84,7 @@ impl EventLog {
             limits,
             entries: VecDeque::new(),
             last_position: 0,
-            byte_len: 0,
+            memory_len: 0,
             is_closed: false,
             trimmed: Vec::new(),
             newest_trimmed: conflates.then(NewestTrimmedByKey::default),
@@ -122,10 +122,12 @@ impl EventLog {
                 .extend(newest_trimmed.replace_newest(key, position));
         }
         let entry = LogEntry::new(event, key, now);
-        self.make_room_for(entry.event_byte_len);
+        let memory_len = self.memory_len_of(&entry);
+        self.make_room_for(memory_len);
         self.last_position = position;
-        self.byte_len += entry.event_byte_len;
+        self.memory_len += memory_len;
         self.entries.push_back(entry);
+        free_unused_places(&mut self.entries);
         self.trim_expired(now);
         Ok(())
     }
@@ -146,7 +148,7 @@ impl EventLog {
             missed: gap.missed,
         });
         self.last_position = position;
-        self.byte_len = 0;
+        self.memory_len = 0;
         self.trimmed
             .extend(self.entries.drain(..).map(|entry| entry.event));
         if let Some(newest_trimmed) = &mut self.newest_trimmed {
@@ -164,11 +166,11 @@ impl EventLog {
         self.discontinuity.map_or(0, |last| last.position)
     }
 
-    /// Trims the oldest events until an event of `byte_len` bytes fits in. The caller appends the event after this call, so that
+    /// Trims the oldest events until an entry of `memory_len` bytes fits in. The caller appends the event after this call, so that
     /// the log never exceeds its limit.
-    fn make_room_for(&mut self, byte_len: usize) {
+    fn make_room_for(&mut self, memory_len: usize) {
         while self.entries.len() >= self.limits.max_events.max(1)
-            || (self.byte_len + byte_len > self.limits.max_bytes && !self.entries.is_empty())
+            || (self.memory_len + memory_len > self.limits.max_bytes && !self.entries.is_empty())
         {
             self.trim_oldest();
         }
@@ -209,7 +211,7 @@ impl EventLog {
         let Some(entry) = self.entries.pop_front() else {
             return;
         };
-        self.byte_len -= entry.event_byte_len;
+        self.memory_len -= self.memory_len_of(&entry);
         match &mut self.newest_trimmed {
             Some(newest_trimmed) => {
                 let rejected = newest_trimmed.keep_if_newest(position, entry).err();
@@ -256,9 +258,15 @@ impl EventLog {
         self.entries.len()
     }
 
-    /// Returns the bytes of the events in the log, see [`event_byte_len`](super::event_byte_len).
-    pub(crate) fn byte_len(&self) -> usize {
-        self.byte_len
+    /// Returns the bytes of memory that the events in the log take, as [`EventLogLimits::max_bytes`] counts them.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.memory_len
+    }
+
+    /// Returns the bytes of memory that an entry takes, with its id in the index.
+    fn memory_len_of(&self, entry: &LogEntry) -> usize {
+        let indexed_id_len = self.id_index.as_ref().map_or(0, |_| INDEXED_ID_LEN);
+        entry.memory_len() + indexed_id_len
     }
 
     /// Closes the log. The caller must not append events after this.
@@ -393,7 +401,7 @@ fn fill_buffer<'a>(
     let mut remaining = max_bytes;
     let mut last = None;
     for (position, entry) in entries {
-        let byte_len = entry.event_byte_len + EVENT_OVERHEAD_BYTES;
+        let byte_len = entry.event_byte_len + EVENT_OVERHEAD_LEN;
         if buffer.is_full() || (byte_len > remaining && last.is_some()) {
             break;
         }
@@ -430,9 +438,6 @@ const MAX_RUN_BYTES: usize = 16 * 1024;
 
 /// The maximum sum of the bytes of the events in the history of a run: 32 KiB, the window of DEFLATE.
 const MAX_HISTORY_BYTES: usize = 32 * 1024;
-
-/// Approximate memory of an event in bytes, not counting its payload, id, type and topic.
-const EVENT_OVERHEAD_BYTES: usize = 256;
 
 #[cfg(all(test, not(tower_push_loom)))]
 mod tests {
@@ -485,7 +490,7 @@ mod tests {
             append(&mut log, text);
         }
         assert_eq!(
-            read(&log, 0, 1000).1,
+            read(&log, 0, 2000).1,
             EventLogReadOutcome::Events { up_to: 3 }
         );
         assert_eq!(
@@ -567,7 +572,7 @@ mod tests {
             ..UNLIMITED
         });
         let mut small = log(EventLogLimits {
-            max_bytes: 4,
+            max_bytes: 2 * (EVENT_OVERHEAD_LEN + 2) + 1,
             ..UNLIMITED
         });
         for text in ["aa", "bb", "cc"] {
@@ -576,13 +581,13 @@ mod tests {
         }
         for log in [&mut few, &mut small] {
             assert_eq!(
-                (log.len(), log.byte_len(), log.position_before_oldest()),
-                (2, 4, 1)
+                (log.len(), log.memory_len(), log.position_before_oldest()),
+                (2, 2 * (EVENT_OVERHEAD_LEN + 2), 1)
             );
             assert_trimmed(log, 0, 1);
             assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
-        append(&mut small, "larger than the limit");
+        append(&mut small, &"larger than the limit".repeat(40));
         assert_eq!((small.len(), small.position_before_oldest()), (1, 3));
 
         let minute = Duration::from_secs(60);
@@ -599,7 +604,7 @@ mod tests {
         assert_eq!(read(&young, 1, 100).0, ["b"]);
         young.trim_expired(Duration::MAX);
         assert_eq!(
-            (young.len(), young.byte_len(), young.last_position()),
+            (young.len(), young.memory_len(), young.last_position()),
             (0, 0, 2)
         );
         assert_trimmed(&young, 0, 2);
@@ -642,7 +647,7 @@ mod tests {
         fn reads_return_appended_events(
             sizes in proptest::collection::vec(0_usize..30, 1..60),
             max_events in 1_usize..20,
-            max_bytes in 1_usize..200,
+            max_bytes in 1_usize..5000,
             position in 0_u64..70,
             max_read_bytes in 0_usize..3000,
         ) {
@@ -651,7 +656,7 @@ mod tests {
             for text in &texts {
                 append(&mut log, text);
                 prop_assert!(log.len() <= max_events);
-                prop_assert!(log.byte_len() <= max_bytes || log.len() == 1);
+                prop_assert!(log.memory_len() <= max_bytes || log.len() == 1);
             }
             let (events, result) = read(&log, position, max_read_bytes);
             match result {
@@ -761,7 +766,10 @@ mod tests {
             log.append(numbered(number), None, Duration::ZERO).unwrap();
         }
         log.restart_after_gap(&Gap::new(GapReason::Epoch).missed(10).resumed(13.into()));
-        assert_eq!((log.len(), log.byte_len(), log.last_position()), (0, 0, 4));
+        assert_eq!(
+            (log.len(), log.memory_len(), log.last_position()),
+            (0, 0, 4)
+        );
         assert_eq!(log.take_trimmed().len(), 3);
         let missed = |log: &EventLog, position| {
             assert_eq!(read(log, position, 1000).1, EventLogReadOutcome::Missed);

@@ -7,7 +7,7 @@ use super::log_entry::LogEntry;
 pub(crate) struct EventLogLimits {
     /// The maximum number of events. Values below 1 count as 1.
     pub(crate) max_events: usize,
-    /// The maximum sum of [`event_byte_len`](super::event_byte_len).
+    /// The maximum sum of [`event_memory_len`](super::event_memory_len), of keys, and of ids in the log's index.
     pub(crate) max_bytes: usize,
     /// The age after which an event is trimmed. `None`: age does not trim events.
     pub(crate) max_age: Option<Duration>,
@@ -18,7 +18,7 @@ impl Default for EventLogLimits {
     fn default() -> Self {
         Self {
             max_events: 1024,
-            max_bytes: 4 << 20,
+            max_bytes: 8 << 20,
             max_age: None,
         }
     }

@@ -70,11 +70,11 @@ impl FlushWindow {
         })
     }
 
-    /// Records that an event was appended. Returns whether the caller must flush all events now.
-    pub(crate) fn must_flush_after_append(&self, byte_len: usize, now: Instant) -> bool {
+    /// Records that an event of `memory_len` bytes, see [`event_memory_len`](super::event_memory_len), was appended. Returns whether the caller must flush all events now.
+    pub(crate) fn must_flush_after_append(&self, memory_len: usize, now: Instant) -> bool {
         let mut state = lock(&self.state);
         state.held.events += 1;
-        state.held.bytes = state.held.bytes.saturating_add(byte_len);
+        state.held.bytes = state.held.bytes.saturating_add(memory_len);
         let is_full = state.held.events >= self.max_held_events.events
             || state.held.bytes >= self.max_held_events.bytes;
         let is_over = state.ends_at.is_none_or(|ends_at| ends_at <= now);

@@ -16,6 +16,9 @@ pub(crate) struct IdIndex {
     max_trimmed_ids: u64,
 }
 
+/// The bytes of memory that an id takes in the index: its two places, of which some are unused, and what the allocator adds.
+pub(super) const INDEXED_ID_LEN: usize = 96;
+
 impl IdIndex {
     /// Creates the index of an empty log. `start` is the id of the event before the first one, if this id is known.
     pub(crate) fn new(start: Option<EventId>, max_trimmed_ids: usize) -> Self {

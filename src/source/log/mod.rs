@@ -50,7 +50,7 @@ pub(crate) use self::{
     flush_window::{FlushTarget, FlushWindow, HeldEvents},
     id_index::IdIndex,
     log_counters::{LogCounters, LogCounts},
-    log_entry::event_byte_len,
+    log_entry::{EVENT_OVERHEAD_LEN, event_byte_len, event_memory_len, free_unused_places},
     log_ids::{ExternalIds, LogIds},
     log_reader::{LogReadOutcome, LogReader, LogRunOutcome},
     read_buffer::ReadBuffer,

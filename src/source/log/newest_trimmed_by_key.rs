@@ -12,8 +12,8 @@ pub(super) struct NewestTrimmedByKey {
     entries: BTreeMap<u64, LogEntry>,
     /// The position of the newest event of each key, whether this event is in `entries` or in the log.
     newest_positions: HashMap<Box<str>, u64>,
-    /// The sum of [`LogEntry::byte_len`] over `entries`.
-    byte_len: usize,
+    /// The sum of [`LogEntry::memory_len`] over `entries`.
+    memory_len: usize,
     /// The position of the newest event that was dropped although it was the newest of its key, or after which the log restarted; 0
     /// if there was neither.
     last_dropped_position: u64,
@@ -56,14 +56,14 @@ impl NewestTrimmedByKey {
         if newest != Some(&position) {
             return Err(entry.event);
         }
-        self.byte_len += entry.byte_len();
+        self.memory_len += entry.memory_len();
         self.entries.insert(position, entry);
         Ok(())
     }
 
     fn remove(&mut self, position: u64) -> Option<LogEntry> {
         let entry = self.entries.remove(&position)?;
-        self.byte_len -= entry.byte_len();
+        self.memory_len -= entry.memory_len();
         Some(entry)
     }
 
@@ -79,7 +79,7 @@ impl NewestTrimmedByKey {
     }
 
     pub(super) fn exceeds(&self, limits: EventLogLimits) -> bool {
-        self.entries.len() > limits.max_events || self.byte_len > limits.max_bytes
+        self.entries.len() > limits.max_events || self.memory_len > limits.max_bytes
     }
 
     pub(super) fn oldest(&self) -> Option<&LogEntry> {

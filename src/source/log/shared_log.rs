@@ -7,7 +7,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    DuplicateId, EventLog, EventLogReadOutcome, FlushWindow, ReadBuffer, event_byte_len,
+    DuplicateId, EventLog, EventLogReadOutcome, FlushWindow, ReadBuffer, event_memory_len,
     run_cache::RunCache,
 };
 use crate::{
@@ -107,15 +107,15 @@ impl SharedLog {
             }
             let position = log.next_position();
             let event = event(position);
-            let byte_len = self.flush_window.as_ref().map(|_| event_byte_len(&event));
+            let memory_len = (self.flush_window.as_ref()).map(|_| event_memory_len(&event));
             if let Err(DuplicateId(event)) = log.append(event, key, now) {
                 drop(log);
                 drop(event);
                 return Err(AppendError::DuplicateId);
             }
-            let is_flushed = match (&self.flush_window, byte_len) {
-                (Some(window), Some(byte_len)) => {
-                    window.must_flush_after_append(byte_len, Instant::now())
+            let is_flushed = match (&self.flush_window, memory_len) {
+                (Some(window), Some(memory_len)) => {
+                    window.must_flush_after_append(memory_len, Instant::now())
                 }
                 _ => true,
             };

@@ -215,16 +215,16 @@ impl Relay {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids, types and topics in the log.
+    /// Returns the bytes of memory that the events in the log take, as [`RelayBuilder::max_bytes`] counts them.
     ///
     /// ```
     /// # let (mut writer, relay) = tower_push::Relay::builder().build();
     /// writer.push(tower_push::Event::text("four").with_id(1)?)?;
-    /// assert_eq!(relay.byte_len(), 5);
+    /// assert_eq!(relay.byte_len(), "four".len() + "1".len() + 384 + 96);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn byte_len(&self) -> usize {
-        self.state.log.inspect_log(EventLog::byte_len)
+        self.state.log.inspect_log(EventLog::memory_len)
     }
 
     /// Returns how many events the writer has pushed, how many subscribers missed, and what was read from the upstream.

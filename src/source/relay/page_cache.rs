@@ -7,7 +7,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::upstream::{Page, PageEvent, PageKey};
-use crate::{event::GapReason, source::log::event_byte_len};
+use crate::{event::GapReason, source::log::event_memory_len};
 
 /// The pages that are being read from the upstream, and those that were read recently.
 ///
@@ -22,8 +22,8 @@ pub(super) struct PageCache<E> {
     /// Transient answers of reads with smaller numbers are not used any more.
     min_transient_number: u64,
     pending_reads: usize,
-    /// The sum of the finished entries' `byte_len`.
-    byte_len: usize,
+    /// The sum of the finished entries' `memory_len`.
+    memory_len: usize,
     max_bytes: usize,
 }
 
@@ -39,7 +39,7 @@ enum ReadState<E> {
     Pending(watch::Receiver<()>),
     Finished {
         result: PageResult<E>,
-        byte_len: usize,
+        memory_len: usize,
         /// Whether the answer may soon be wrong: there are no events yet, or the upstream has failed.
         is_transient: bool,
         /// The time up to which clients with this key get this result. A client that asks later causes another read.
@@ -92,7 +92,7 @@ impl<E: PageEvent> PageCache<E> {
             next_number: 0,
             min_transient_number: 0,
             pending_reads: 0,
-            byte_len: 0,
+            memory_len: 0,
             max_bytes,
         }
     }
@@ -135,7 +135,7 @@ impl<E: PageEvent> PageCache<E> {
         self.pending_reads += 1;
         let state = ReadState::Pending(done);
         let replaced = self.entries.insert(key, CacheEntry { number, state });
-        self.byte_len -= replaced.as_ref().map_or(0, CacheEntry::byte_len);
+        self.memory_len -= replaced.as_ref().map_or(0, CacheEntry::memory_len);
         StartedRead {
             number,
             replaced_result: replaced.and_then(CacheEntry::into_finished_result),
@@ -153,10 +153,10 @@ impl<E: PageEvent> PageCache<E> {
         now: Instant,
     ) -> Vec<PageResult<E>> {
         self.pending_reads -= 1;
-        let byte_len = match &result {
+        let memory_len = match &result {
             Ok(page) => {
                 let events = page.events.iter();
-                events.map(|event| event_byte_len(event.event())).sum()
+                events.map(|event| event_memory_len(event.event())).sum()
             }
             Err(_) => 0,
         };
@@ -164,11 +164,11 @@ impl<E: PageEvent> PageCache<E> {
             Ok(page) => page.is_end_of_feed(&key.after),
             Err(error) => *error == PageReadError::Unavailable,
         };
-        let mut dropped = self.make_room_for(byte_len);
-        self.byte_len += byte_len;
+        let mut dropped = self.make_room_for(memory_len);
+        self.memory_len += memory_len;
         let state = ReadState::Finished {
             result,
-            byte_len,
+            memory_len,
             is_transient,
             reusable_until: now
                 + match is_transient {
@@ -186,10 +186,10 @@ impl<E: PageEvent> PageCache<E> {
         dropped
     }
 
-    /// Removes the oldest results until a result of `byte_len` bytes fits in, and returns the removed results.
-    fn make_room_for(&mut self, byte_len: usize) -> Vec<PageResult<E>> {
+    /// Removes the oldest results until a result of `memory_len` bytes fits in, and returns the removed results.
+    fn make_room_for(&mut self, memory_len: usize) -> Vec<PageResult<E>> {
         let mut dropped = Vec::new();
-        while self.byte_len + byte_len > self.max_bytes || self.finished.len() >= MAX_FINISHED {
+        while self.memory_len + memory_len > self.max_bytes || self.finished.len() >= MAX_FINISHED {
             let Some((key, number)) = self.finished.pop_front() else {
                 break;
             };
@@ -199,7 +199,7 @@ impl<E: PageEvent> PageCache<E> {
                 .is_some_and(|entry| entry.number == number)
             {
                 let entry = self.entries.remove(&key);
-                self.byte_len -= entry.as_ref().map_or(0, CacheEntry::byte_len);
+                self.memory_len -= entry.as_ref().map_or(0, CacheEntry::memory_len);
                 dropped.extend(entry.and_then(CacheEntry::into_finished_result));
             }
         }
@@ -208,10 +208,10 @@ impl<E: PageEvent> PageCache<E> {
 }
 
 impl<E> CacheEntry<E> {
-    fn byte_len(&self) -> usize {
+    fn memory_len(&self) -> usize {
         match &self.state {
             ReadState::Pending(_) => 0,
-            ReadState::Finished { byte_len, .. } => *byte_len,
+            ReadState::Finished { memory_len, .. } => *memory_len,
         }
     }
 
@@ -227,7 +227,7 @@ impl<E> CacheEntry<E> {
 #[cfg(all(test, not(tower_push_loom)))]
 mod tests {
     use super::*;
-    use crate::event::Event;
+    use crate::{event::Event, source::log::EVENT_OVERHEAD_LEN};
 
     fn key(after: u64) -> PageKey {
         PageKey {
@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn oldest_pages_are_dropped_beyond_max_bytes() {
         let now = Instant::now();
-        let mut cache = PageCache::new(10);
+        const MAX_BYTES: usize = 2 * (5 + EVENT_OVERHEAD_LEN);
+        let mut cache = PageCache::new(MAX_BYTES);
         for after in 0..3 {
             let number = begin(&mut cache, after);
             assert!(matches!(
@@ -260,22 +261,22 @@ mod tests {
             ));
             let dropped = cache.finish_read(key(after), number, page(5), now);
             assert_eq!(dropped.len(), usize::from(after == 2));
-            assert!(cache.byte_len <= 10);
+            assert!(cache.memory_len <= MAX_BYTES);
         }
         assert!(!is_finished(&cache, 0, now) && is_finished(&cache, 1, now));
         let number = begin(&mut cache, 9);
-        let _ = cache.finish_read(key(9), number, page(50), now);
+        let _ = cache.finish_read(key(9), number, page(MAX_BYTES), now);
         assert!(is_finished(&cache, 9, now), "the newest page stays");
         assert_eq!(
-            (cache.entries.len(), cache.byte_len, cache.pending_reads),
-            (1, 50, 0)
+            (cache.entries.len(), cache.memory_len, cache.pending_reads),
+            (1, MAX_BYTES + EVENT_OVERHEAD_LEN, 0)
         );
     }
 
     #[test]
     fn finished_page_is_reused_for_a_while() {
         let now = Instant::now();
-        let mut cache = PageCache::new(100);
+        let mut cache = PageCache::new(1000);
         let later = now + PAGE_REUSE_TIME + Duration::from_nanos(1);
         let soon = now + TRANSIENT_REUSE_TIME + Duration::from_nanos(1);
         for (result, is_transient) in [
@@ -291,15 +292,18 @@ mod tests {
             assert!(matches!(cache.find(&key(1), later), PageLookup::Absent));
         }
         let number = begin(&mut cache, 1);
-        assert_eq!(cache.byte_len, 0);
+        assert_eq!(cache.memory_len, 0);
         let _ = cache.finish_read(key(1), number, page(7), later);
-        assert_eq!((cache.entries.len(), cache.byte_len), (1, 7));
+        assert_eq!(
+            (cache.entries.len(), cache.memory_len),
+            (1, 7 + EVENT_OVERHEAD_LEN)
+        );
     }
 
     #[test]
     fn transient_answers_are_forgotten() {
         let now = Instant::now();
-        let mut cache = PageCache::new(100);
+        let mut cache = PageCache::new(1000);
         let numbers = [1, 2, 3].map(|after| begin(&mut cache, after));
         let empty = || Ok(Arc::new(Page::default()));
         let _ = cache.finish_read(key(1), numbers[0], empty(), now);
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn number_of_finished_reads_is_bounded() {
         let now = Instant::now();
-        let mut cache = PageCache::new(100);
+        let mut cache = PageCache::new(1000);
         for after in 0..2 * MAX_FINISHED as u64 {
             let number = begin(&mut cache, after % 5000);
             let lost = Err(PageReadError::Lost(GapReason::Epoch));

@@ -59,11 +59,9 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes in the log, counting payloads, ids, types and topics. The default is 4 MiB. The newest event
-    /// stays in the log even if it alone exceeds the maximum.
-    ///
-    /// Each event takes about 400 bytes that are not counted, and its encoding for each transport in use, as in a
-    /// [channel](crate::source::channel::ChannelBuilder::max_bytes).
+    /// Sets the maximum number of bytes of memory that the events in the log take. The default is 8 MiB. The newest event stays in the log even
+    /// if it alone exceeds the maximum. Bytes are counted as in a [channel](crate::source::channel::ChannelBuilder::max_bytes),
+    /// and 96 bytes for each event, because the relay finds events by their ids.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.log.limits.max_bytes = bytes;
         self

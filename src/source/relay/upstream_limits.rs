@@ -82,8 +82,9 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of bytes in the pages that the relay holds, counting payloads, ids, types and topics. The default is 16 MiB.
-    /// All clients share these pages. A slow client whose page is dropped reads the rest of the page anew.
+    /// Sets the maximum number of bytes of memory that the events in the pages take that the relay holds. The default is 16 MiB. Bytes are counted
+    /// as in a [channel](crate::source::channel::ChannelBuilder::max_bytes). All clients share these pages. A slow client whose page is dropped
+    /// reads the rest of the page anew.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self

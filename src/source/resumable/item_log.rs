@@ -2,7 +2,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
     event::{EndWithCloseFrame, Event, EventId, Gap, Item},
-    source::log::event_byte_len,
+    source::log::event_memory_len,
 };
 
 /// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds the limits.
@@ -10,7 +10,7 @@ use crate::{
 pub(super) struct ItemLogLimits {
     /// The maximum number of events and gaps. Values below 1 count as 1.
     pub(super) max_entries: usize,
-    /// The maximum sum of [`event_byte_len`].
+    /// The maximum sum of [`LoggedEventOrGap::memory_len`].
     pub(super) max_bytes: usize,
 }
 
@@ -59,8 +59,8 @@ pub(super) struct ItemLog {
     entries: VecDeque<LoggedEventOrGap>,
     /// The position of the newest entry that was ever appended, trimmed or not.
     last_position: u64,
-    /// The sum of [`LoggedEventOrGap::byte_len`] over `entries`.
-    byte_len: usize,
+    /// The sum of [`LoggedEventOrGap::memory_len`] over `entries`.
+    memory_len: usize,
     /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
     /// position has missed is not known.
     last_dropped_gap: u64,
@@ -78,9 +78,9 @@ impl LoggedEventOrGap {
         }
     }
 
-    fn byte_len(&self) -> usize {
+    fn memory_len(&self) -> usize {
         match self {
-            Self::Event(event) => event_byte_len(event),
+            Self::Event(event) => event_memory_len(event),
             Self::Gap(_) => size_of::<Gap>(),
         }
     }
@@ -99,7 +99,7 @@ impl ItemLog {
             limits,
             entries: VecDeque::new(),
             last_position: 0,
-            byte_len: 0,
+            memory_len: 0,
             last_dropped_gap: 0,
             end: None,
         }
@@ -110,12 +110,12 @@ impl ItemLog {
     #[must_use]
     pub(super) fn append_and_trim(&mut self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
         self.last_position += 1;
-        self.byte_len += entry.byte_len();
+        self.memory_len += entry.memory_len();
         self.entries.push_back(entry);
         let mut trimmed = Vec::new();
         while self.entries.len() > 1
             && (self.entries.len() > self.limits.max_entries
-                || self.byte_len > self.limits.max_bytes)
+                || self.memory_len > self.limits.max_bytes)
         {
             trimmed.extend(self.pop_oldest());
         }
@@ -124,7 +124,7 @@ impl ItemLog {
 
     fn pop_oldest(&mut self) -> Option<LoggedEventOrGap> {
         let oldest = self.entries.pop_front()?;
-        self.byte_len -= oldest.byte_len();
+        self.memory_len -= oldest.memory_len();
         if matches!(oldest, LoggedEventOrGap::Gap(_)) {
             self.last_dropped_gap = self.position_before_oldest();
         }
@@ -150,8 +150,8 @@ impl ItemLog {
         self.last_position
     }
 
-    pub(super) fn byte_len(&self) -> usize {
-        self.byte_len
+    pub(super) fn memory_len(&self) -> usize {
+        self.memory_len
     }
 
     /// Returns the next item or the end after `position`, or `None` if the log has neither yet.
@@ -252,7 +252,7 @@ mod tests {
         fn reads_return_appended_entries(
             sizes in proptest::collection::vec(0_usize..30, 1..60),
             max_entries in 0_usize..20,
-            max_bytes in 0_usize..200,
+            max_bytes in 0_usize..5000,
             position in 0_u64..70,
         ) {
             let mut log = ItemLog::new(ItemLogLimits { max_entries, max_bytes });
@@ -260,7 +260,7 @@ mod tests {
             for text in &texts {
                 let _ = log.append_and_trim(event(text));
                 prop_assert!(log.entries.len() <= max_entries.max(1));
-                prop_assert!(log.byte_len() <= max_bytes || log.entries.len() == 1);
+                prop_assert!(log.memory_len() <= max_bytes || log.entries.len() == 1);
             }
             match log.read(position) {
                 Some(ItemLogReadOutcome::Item(Item::Event(event))) => {

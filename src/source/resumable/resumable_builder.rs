@@ -42,8 +42,8 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes in the logs of all parked streams together, counting payloads, ids, types and topics. The
-    /// default is 64 MiB.
+    /// Sets the maximum number of bytes of memory that the events in the logs of all parked streams take together. The default is 64 MiB. Bytes
+    /// are counted as for [`max_bytes`](Self::max_bytes).
     pub fn max_parked_bytes(mut self, bytes: usize) -> Self {
         self.config.max_parked_bytes = bytes;
         self
@@ -55,8 +55,11 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes in the log of a stream, counting payloads, ids, types and topics. The default is 256 KiB.
-    /// The newest event stays in the log even if it alone exceeds the maximum.
+    /// Sets the maximum number of bytes of memory that the events in the log of a stream take. The default is 256 KiB. The newest event stays in
+    /// the log even if it alone exceeds the maximum.
+    ///
+    /// Payload, id, type and topic of an event count, and 384 bytes that an event takes besides, as in a
+    /// [channel](crate::source::channel::ChannelBuilder::max_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.config.log_limits.max_bytes = bytes;
         self

@@ -36,7 +36,7 @@ struct RegistryState {
     parked: BTreeMap<u64, ParkingRecord>,
     /// The key in `parked` that the next parked stream gets.
     next_parked_key: u64,
-    /// Sum of [`ParkingRecord::byte_len`].
+    /// Sum of [`ParkingRecord::memory_len`].
     parked_bytes: usize,
     /// The task that drops streams that were parked for too long. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
@@ -59,7 +59,7 @@ struct ParkingRecord {
     parked_at: Instant,
     token: StreamToken,
     /// Bytes in the stream's log. The log does not change while the stream is parked.
-    byte_len: usize,
+    memory_len: usize,
 }
 
 /// A reader's right to read a stream of a [`StreamRegistry`]. The stream is parked when its last lease is dropped.
@@ -218,7 +218,7 @@ impl RegistryState {
         registered.readers += 1;
         let parked_key = registered.parked_key.take();
         if let Some(parked) = parked_key.and_then(|key| self.parked.remove(&key)) {
-            self.parked_bytes -= parked.byte_len;
+            self.parked_bytes -= parked.memory_len;
         }
         self.resumed += 1;
         Some(registered.stream.clone())
@@ -236,9 +236,9 @@ impl RegistryState {
         let parked = ParkingRecord {
             parked_at: Instant::now(),
             token: *token,
-            byte_len: registered.stream.inspect_log(|log| log.byte_len()),
+            memory_len: registered.stream.inspect_log(|log| log.memory_len()),
         };
-        self.parked_bytes += parked.byte_len;
+        self.parked_bytes += parked.memory_len;
         registered.parked_key = Some(self.next_parked_key);
         self.parked.insert(self.next_parked_key, parked);
         self.next_parked_key += 1;
@@ -272,7 +272,7 @@ impl RegistryState {
 
     fn remove_first_parked(&mut self) -> Option<Arc<SharedStream>> {
         let (_, first) = self.parked.pop_first()?;
-        self.parked_bytes -= first.byte_len;
+        self.parked_bytes -= first.memory_len;
         let registered = self.streams.remove(&first.token)?;
         if self.streams.is_empty() {
             // The map is replaced by an empty one, to free the memory that many streams needed.
