@@ -23,6 +23,7 @@ async fn main() -> Result<(), BoxError> {
     let client = Client::new()
         .transports([Transport::WebSocket])
         .subprotocols::<String>([])
+        .deflate(true)
         .reconnect(false)
         .max_event_len(32 << 20);
 

@@ -91,7 +91,7 @@ fn feeds() -> Vec<EndlessFeed> {
 /// Opens the response to the first request of a new subscriber.
 fn open(transport: Transport, content_type: &str) -> Subscriber {
     let now = Instant::now();
-    let client = Client::new().transports([transport]);
+    let client = Client::new().transports([transport]).deflate(true);
     let config = client.max_event_len(MAX_EVENT_LEN).subscriber_config();
     let mut subscriber = Subscriber::new(config, "http://host/".parse().unwrap(), None, now);
     let request = subscriber.poll_request(now).unwrap();

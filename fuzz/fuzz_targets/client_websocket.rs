@@ -37,7 +37,7 @@ fuzz_target!(|input: (u8, u8, &[u8], Vec<(u8, &[u8])>)| {
 fn open(extensions: Option<HeaderValue>, is_nchan: bool) -> Option<Subscriber> {
     let now = Instant::now();
     let subprotocols = is_nchan.then_some(("ws+meta.nchan", MessageFormat::Nchan));
-    let client = Client::new().transports([Transport::WebSocket]).max_event_len(MAX_LEN);
+    let client = Client::new().transports([Transport::WebSocket]).max_event_len(MAX_LEN).deflate(true);
     let config = client.subprotocols(subprotocols).subscriber_config();
     let mut subscriber = Subscriber::new(config, "http://host/".parse().unwrap(), None, now);
     let request = subscriber.poll_request(now).unwrap();

@@ -26,7 +26,7 @@ use tower::service_fn;
 use tower_push_client::{ClientItem, Error, EventStream, Transport};
 use tower_push_proto::websocket::{OpCode, deflate, frame, handshake::accept_key};
 
-use crate::support::{client_for, errors_to_end, next_item, next_text};
+use crate::support::{client_for, errors_to_end, full_text, next_item, next_text};
 
 const TRANSPORTS: [Transport; 8] = [
     Transport::Sse,
@@ -203,6 +203,7 @@ fn upgrade(
 async fn final_error(transport: Transport, answer: Answer) -> (Error, usize) {
     let server = BadServer::start(transport, vec![answer]).await;
     let client = client_for(transport).max_event_len(MAX_EVENT_LEN);
+    let client = client.deflate(true);
     let mut stream = client.subscribe(server.server.url("/feed")).unwrap();
     let (error, errors) = errors_to_end(&mut stream).await;
     assert!(errors.is_empty(), "{transport}: {errors:?}");

@@ -204,7 +204,11 @@ impl Client {
         self.map_config(|config| config.subprotocols = subprotocols.collect())
     }
 
-    /// Sets whether compression is offered on a WebSocket: `true` by default.
+    /// Sets whether the client offers compression on a WebSocket: `false` by default. If the server agrees, messages of at least 128 bytes are
+    /// compressed in both directions, each on its own.
+    ///
+    /// Compression saves bandwidth and costs CPU time. It is off by default because the length of a compressed message can reveal a secret in
+    /// it, and because any crate of a program can turn the feature `deflate` on.
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     pub fn deflate(self, is_offered: bool) -> Self {

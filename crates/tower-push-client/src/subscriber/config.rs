@@ -50,7 +50,7 @@ impl SubscriberConfig {
             #[cfg(feature = "websocket")]
             subprotocols: vec![("json.tower-push".to_owned(), MessageFormat::Json)],
             #[cfg(feature = "deflate")]
-            deflate: true,
+            deflate: false,
         }
     }
 }

@@ -660,3 +660,22 @@ fn idle_subscriber_is_small() {
         size_of::<Subscriber>()
     );
 }
+
+/// Another crate of the program can turn the feature on.
+#[cfg(feature = "deflate")]
+#[test]
+fn compression_is_offered_only_if_asked_for() {
+    let now = Instant::now();
+    for is_offered in [false, true] {
+        let mut config = SubscriberConfig::new();
+        config.transports = [Transport::WebSocket].into();
+        if is_offered {
+            config.deflate = true;
+        }
+        let uri = Uri::from_static("http://host/feed");
+        let mut subscriber = Subscriber::new(Arc::new(config), uri, None, now);
+        let request = subscriber.poll_request(now).unwrap();
+        let offer = request.headers().get("sec-websocket-extensions");
+        assert_eq!(offer.is_some(), is_offered);
+    }
+}
