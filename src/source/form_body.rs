@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// The form in the body of a `QUERY` request ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)), in
 /// `application/x-www-form-urlencoded`.
@@ -31,7 +31,7 @@ use std::sync::Arc;
 ///     decode_parameter(form, "topic").map(Into::into).collect()
 /// }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FormBody(Arc<str>);
 
 impl FormBody {
@@ -43,5 +43,12 @@ impl FormBody {
     /// Returns the text of the body. [`decode_parameter`](super::query::decode_parameter) decodes its parameters.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Without the text, which can have passwords and tokens.
+impl fmt::Debug for FormBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FormBody").finish_non_exhaustive()
     }
 }

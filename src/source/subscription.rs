@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{header::SEC_WEBSOCKET_PROTOCOL, request::Parts};
 use tokio::time::Instant;
@@ -46,12 +46,23 @@ pub struct Subscription {
 }
 
 /// The state of a request that all clones of its [`Subscription`] share.
-#[derive(Debug)]
 struct SharedRequestState {
     head: Parts,
     expires_at: Mutex<Option<Instant>>,
     /// The index of the agreed subprotocol in the client's list.
     subprotocol_index: Mutex<Option<usize>>,
+}
+
+/// Without the headers and the query, which can have passwords and tokens.
+impl fmt::Debug for SharedRequestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedRequestState")
+            .field("method", &self.head.method)
+            .field("path", &self.head.uri.path())
+            .field("expires_at", &*lock(&self.expires_at))
+            .field("subprotocol_index", &*lock(&self.subprotocol_index))
+            .finish_non_exhaustive()
+    }
 }
 
 /// The position in a source's events at which a subscriber starts.
@@ -280,5 +291,28 @@ impl Subscription {
     /// `None` if the stream does not expire.
     pub fn expires_at(&self) -> Option<Instant> {
         *lock(&self.shared.expires_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::FormBody;
+
+    #[test]
+    fn debug_shows_no_credentials() {
+        let request = http::Request::get("/feed?token=secret")
+            .header("authorization", "Bearer secret")
+            .header("last-event-id", "7")
+            .extension(FormBody::new("password=secret"))
+            .body(());
+        let head = request.unwrap().into_parts().0;
+        let text = format!(
+            "{:?} {:?}",
+            Subscription::new(&head, "sse"),
+            head.extensions.get::<FormBody>()
+        );
+        assert!(text.contains("/feed") && text.contains('7'), "{text}");
+        assert!(!text.contains("secret"), "{text}");
     }
 }

@@ -210,17 +210,6 @@ async fn final_error(transport: Transport, answer: Answer) -> (Error, usize) {
     (error, server.requests())
 }
 
-/// Returns the text of an error and of the errors that caused it.
-fn full_text(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
-}
-
 /// Bytes that the format of the transport does not allow, and a part of the error's text. Every line is valid in an event stream, so the id
 /// of an event is invalid there.
 fn garbage(transport: Transport) -> (&'static [u8], &'static str) {
@@ -346,7 +335,9 @@ async fn redirects_to_other_places_are_reported() {
     for location in [
         "http://elsewhere.example/feed",
         "//127.0.0.1:1/",
+        "http://me:secret@elsewhere.example/feed?token=secret",
         "ftp://127.0.0.1/feed",
+        "ftp://me:secret@127.0.0.1/feed?token=secret",
         "javascript:alert(1)",
     ] {
         for transport in TRANSPORTS {
@@ -354,6 +345,7 @@ async fn redirects_to_other_places_are_reported() {
             let text = error.to_string();
             assert!(error.is_redirect(), "{transport}, {location}: {text}");
             assert!(text.contains("redirects to"), "{transport}: {text}");
+            assert!(!text.contains("secret"), "{transport}: {text}");
             assert_eq!(requests, 1, "{transport}");
         }
     }

@@ -18,7 +18,7 @@ use tower_push::{
 };
 use tower_push_client::{Client, ClientItem, Error, RemoteSource, ReqwestService, Transport};
 
-use crate::support::{client_for, errors_to_end, next_item, next_text};
+use crate::support::{client_for, errors_to_end, full_text, next_item, next_text};
 
 /// A server that answers the first connections with these bytes, one after the other, and every later one with the last. The connection
 /// closes after the response, unless the response ends with `KEEP_OPEN`.
@@ -188,7 +188,7 @@ async fn failed_preparation_is_retried() {
 #[tokio::test]
 async fn unreachable_server_is_retried() {
     let server = TestServer::start_with(|_| async {}).await;
-    let url = server.url("/");
+    let url = format!("http://me:secret@{}/feed?token=secret", server.address);
     drop(server);
     let reqwest = Client::with_service(ReqwestService::new(reqwest_013::Client::new()));
     for client in [Client::new(), reqwest] {
@@ -252,6 +252,9 @@ fn url_that_cannot_be_requested_is_refused() {
         }
     }
 }
+        let text = format!("{} {error:?} {stream:?}", full_text(&error));
+        assert!(text.contains("/feed"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
 
 #[test]
 fn url_with_tls_needs_another_http_client() {

@@ -1,6 +1,7 @@
 //! Clients, feeds, and a proxy that cuts connections.
 
 use std::{
+    error::Error as _,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     sync::{
@@ -118,6 +119,17 @@ pub(crate) async fn errors_to_end(stream: &mut EventStream) -> (Error, Vec<Error
             None => panic!("the stream ended without an error: {errors:?}"),
         }
     }
+}
+
+/// Returns the text of an error and of the errors that caused it.
+pub(crate) fn full_text(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 /// A server in a process of its own, which prints its URL. Dropping this value ends the process.

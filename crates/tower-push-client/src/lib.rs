@@ -73,6 +73,7 @@
 mod client;
 mod error;
 mod event_stream;
+mod feed_url;
 mod http_service;
 mod item;
 #[cfg(feature = "websocket")]

@@ -24,7 +24,8 @@ use crate::http_service::BoxFuture;
 pub struct ReqwestService(reqwest::Client);
 
 impl ReqwestService {
-    /// Makes the service. The reqwest client must not have a timeout for whole responses, because a feed has no end.
+    /// Makes the service. The reqwest client must not have a timeout for whole responses, because a feed has no end. It should have a
+    /// `connect_timeout`, which reqwest does not set by default.
     pub fn new(client: reqwest::Client) -> Self {
         Self(client)
     }
@@ -42,8 +43,13 @@ impl Service<Request<Body>> for ReqwestService {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let client = self.0.clone();
         Box::pin(async move {
-            let request = reqwest::Request::try_from(request)?;
-            client.execute(request).await.map(Response::from)
+            let response = async {
+                let request = reqwest::Request::try_from(request)?;
+                client.execute(request).await
+            };
+            // The URL can contain a password or a token.
+            let response = response.await.map_err(reqwest::Error::without_url);
+            response.map(Response::from)
         })
     }
 }

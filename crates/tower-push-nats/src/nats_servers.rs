@@ -120,11 +120,18 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("secret"), "{text}");
-        for invalid in ["", "a b", "http://127.0.0.1", "nats://a,,"] {
-            assert!(
-                NatsServers::new(invalid).unwrap_err().is_invalid_servers(),
-                "{invalid}"
-            );
+        for invalid in [
+            "",
+            "a b",
+            "http://me:secret@127.0.0.1",
+            "nats://me:secret@a:port",
+            "nats://me:secret@",
+            "nats://a,,",
+        ] {
+            let error = NatsServers::new(invalid).unwrap_err();
+            assert!(error.is_invalid_servers(), "{invalid}");
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("secret"), "{text}");
         }
     }
 }

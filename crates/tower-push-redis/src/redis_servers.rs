@@ -139,3 +139,27 @@ impl fmt::Debug for RedisServers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn password_is_not_shown() {
+        for server in [
+            "redis://me:secret@host/",
+            "rediss://me:secret@host/?token=secret",
+            "http://me:secret@host/",
+            "redis://me:secret@host:port/",
+            "redis://me:secret@host/database",
+            "redis://me:secret@",
+            "unix:/socket?pass=secret&db=x",
+        ] {
+            let text = match RedisServers::single(server) {
+                Ok(servers) => format!("{servers:?}"),
+                Err(error) => format!("{error} {error:?}"),
+            };
+            assert!(!text.contains("secret"), "{server}: {text}");
+        }
+    }
+}

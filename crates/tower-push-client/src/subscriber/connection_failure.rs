@@ -135,7 +135,7 @@ impl Subscriber {
         };
         self.input = bytes::Bytes::new();
         self.end = None;
-        self.redirected_uri = None;
+        self.redirected_url = None;
         self.redirects = 0;
         has_worked
     }

@@ -43,6 +43,7 @@ use self::{
 };
 use crate::{
     error::{BoxError, Error},
+    feed_url::FeedUrl,
     item::ClientItem,
     transport::Transport,
 };
@@ -98,9 +99,9 @@ use crate::{
 pub struct Subscriber {
     config: Arc<SubscriberConfig>,
     /// The URL of the feed.
-    uri: Uri,
+    url: FeedUrl,
     /// The URL to which the server has redirected the current request.
-    redirected_uri: Option<Uri>,
+    redirected_url: Option<FeedUrl>,
     /// The number of redirects that were followed, one after another.
     redirects: u32,
     cursor: Option<EventId>,
@@ -248,8 +249,8 @@ impl Subscriber {
         now: Instant,
     ) -> Self {
         Self {
-            uri,
-            redirected_uri: None,
+            url: FeedUrl(uri),
+            redirected_url: None,
             redirects: 0,
             cursor,
             state: SubscriberState::Waiting { until: now },
@@ -298,9 +299,9 @@ impl Subscriber {
             return None;
         }
         let transport = self.selector.select(now);
-        let uri = self.redirected_uri.as_ref().unwrap_or(&self.uri).clone();
+        let FeedUrl(uri) = self.redirected_url.as_ref().unwrap_or(&self.url);
         let mut request = Request::new(());
-        *request.uri_mut() = uri;
+        *request.uri_mut() = uri.clone();
         let headers = request.headers_mut();
         if let Some(accept) = transport.accept() {
             headers.insert(http::header::ACCEPT, HeaderValue::from_static(accept));

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     error::{BoxError, Error},
+    feed_url::FeedUrl,
     item::ClientItem,
     transport::{NEEDS_TLS, Transport, has_valid_port, http_scheme, with_http_scheme},
 };
@@ -259,7 +260,7 @@ impl Subscriber {
 
     /// Follows a redirect within the same host. Each reconnect begins with the URL of the feed again.
     fn follow_redirect(&mut self, headers: &HeaderMap, now: Instant) {
-        let from = self.redirected_uri.as_ref().unwrap_or(&self.uri);
+        let FeedUrl(from) = self.redirected_url.as_ref().unwrap_or(&self.url);
         let location = headers.get(LOCATION);
         let target = location.and_then(|value| resolve_reference(from, value.to_str().ok()?));
         let location = location.map(HeaderValue::as_bytes).unwrap_or_default();
@@ -270,7 +271,7 @@ impl Subscriber {
         };
         let error = match target.filter(may_follow) {
             None => {
-                let location = location.escape_ascii();
+                let location = without_user_and_query(location).escape_ascii();
                 let detail =
                     format!("the server redirects to `{location}`, which is no URL of HTTP");
                 Error::redirect(detail)
@@ -284,9 +285,10 @@ impl Subscriber {
             Some(_) if self.redirects >= self.config.max_redirects => {
                 let max = self.config.max_redirects;
                 Error::redirect(format!("the server redirects more than {max} times"))
+                let target = FeedUrl(target);
             }
             Some(target) => {
-                self.redirected_uri = Some(with_http_scheme(target));
+                self.redirected_url = Some(FeedUrl(with_http_scheme(target)));
                 self.redirects += 1;
                 self.state = SubscriberState::Waiting { until: now };
                 return;
@@ -341,6 +343,14 @@ fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
     let directory = base_path.rfind('/').map_or("/", |end| &base_path[..=end]);
     let path = match reference {
         "" => return Some(base.clone()),
+/// Returns the part of a text that is no URL of HTTP without what may be a user, a password or a query.
+fn without_user_and_query(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| b"?#".contains(byte));
+    let text = &text[..end.unwrap_or(text.len())];
+    let user_end = text.iter().rposition(|byte| *byte == b'@');
+    &text[user_end.map_or(0, |end| end + 1)..]
+}
+
         _ if reference.starts_with("//") => {
             return format!("{}:{reference}", base.scheme_str()?).parse().ok();
         }
