@@ -1,6 +1,7 @@
 //! Servers that refuse, fail, stop answering, or send what is no feed.
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +12,10 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode};
 use testkit::TestServer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use tower_push::{
     Event, PushSource,
     source::{Rejection, source_fn},
@@ -185,6 +189,56 @@ async fn failed_preparation_is_retried() {
     assert_eq!(next_text(&mut stream).await, "hi");
 }
 
+/// A hanging preparation says nothing about the transport.
+#[tokio::test(start_paused = true)]
+async fn preparation_that_hangs_is_repeated() {
+    let (server, _) = scripted_server(vec![sse("data: hi\n\n")]).await;
+    let calls = AtomicUsize::new(0);
+    let client = Client::new().prepare_request(move |request| {
+        let hangs = calls.fetch_add(1, Ordering::SeqCst) < 4;
+        async move {
+            if hangs {
+                pending::<()>().await;
+            }
+            assert_eq!(request.headers()["accept"], "text/event-stream");
+            Ok(request)
+        }
+    });
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    for _ in 0..4 {
+        let item = timeout(Duration::from_secs(60), stream.next()).await;
+        let Some(Ok(ClientItem::Reconnecting { error, .. })) = item.unwrap() else {
+            panic!()
+        };
+        assert!(error.unwrap().is_prepare());
+    }
+    assert_eq!(next_text(&mut stream).await, "hi");
+}
+
+/// The time for the response begins when the request is prepared.
+#[tokio::test(start_paused = true)]
+async fn slow_preparation_leaves_the_server_its_time() {
+    let almost = Duration::from_secs(29);
+    let server = TestServer::start_with(move |mut socket| async move {
+        let mut head = Vec::new();
+        socket.read_buf(&mut head).await.unwrap();
+        tokio::time::sleep(almost).await;
+        socket.write_all(&sse("data: hi\n\n")).await.unwrap();
+        pending::<()>().await;
+    })
+    .await;
+    let client = Client::new().prepare_request(move |request| async move {
+        tokio::time::sleep(almost).await;
+        Ok(request)
+    });
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    let connected = timeout(3 * almost, stream.next()).await;
+    let Some(Ok(ClientItem::Connected { .. })) = connected.unwrap() else {
+        panic!()
+    };
+    assert_eq!(next_text(&mut stream).await, "hi");
+}
+
 #[tokio::test]
 async fn unreachable_server_is_retried() {
     let server = TestServer::start_with(|_| async {}).await;
@@ -198,6 +252,9 @@ async fn unreachable_server_is_retried() {
         };
         let error = error.unwrap();
         assert!(error.is_request() && error.is_connect(), "{error:?}");
+        let text = format!("{} {error:?} {stream:?}", full_text(&error));
+        assert!(text.contains("/feed"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
     }
 }
 
@@ -252,9 +309,6 @@ fn url_that_cannot_be_requested_is_refused() {
         }
     }
 }
-        let text = format!("{} {error:?} {stream:?}", full_text(&error));
-        assert!(text.contains("/feed"), "{text}");
-        assert!(!text.contains("secret"), "{text}");
 
 #[test]
 fn url_with_tls_needs_another_http_client() {

@@ -14,7 +14,8 @@ use tower_push::{
 use tower_push_client::{Client, ClientItem, MessageSender, Transport};
 
 use crate::support::{
-    TRANSPORTS, client_for, errors_to_end, http2_service, next_item, next_text, texts_to_end,
+    TRANSPORTS, client_for, errors_to_end, http2_service, next_item, next_text, numbered_channel,
+    texts_to_end,
 };
 
 #[tokio::test]
@@ -215,6 +216,68 @@ async fn messages_go_both_ways() {
         stream.close(CloseFrame::new(CloseCode::NORMAL, "bye"));
         assert!(stream.next().await.is_none());
     }
+}
+
+fn text(message: &str) -> Payload {
+    Payload::Text(message.to_owned())
+}
+
+/// No sender waits for a WebSocket that the server does not offer.
+#[tokio::test]
+async fn sender_fails_if_the_server_offers_no_websocket() {
+    let service = tower_push::service(numbered_channel(1));
+    let server = TestServer::start(service.transport(tower_push::transport::Sse::new())).await;
+    let client = Client::new().transports([Transport::WebSocket, Transport::Sse]);
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    let sender = stream.sender();
+    while sender.try_send(text("hi")).is_ok() {}
+    assert!(sender.try_send(text("hi")).unwrap_err().is_full());
+    let (sent, event) = tokio::join!(sender.send(text("waits")), next_text(&mut stream));
+    let error = sent.unwrap_err();
+    assert!(error.is_unsupported() && !error.is_closed(), "{error}");
+    assert_eq!(error.into_message().as_text(), Some("waits"));
+    assert_eq!(event, "0");
+    assert!(!sender.is_closed());
+    assert!(sender.try_send(text("hi")).unwrap_err().is_unsupported());
+    assert!(
+        stream
+            .sender()
+            .send(text("hi"))
+            .await
+            .unwrap_err()
+            .is_unsupported()
+    );
+    drop(stream);
+    assert!(sender.is_closed());
+    assert!(sender.try_send(text("hi")).unwrap_err().is_closed());
+    assert!(sender.send(text("hi")).await.unwrap_err().is_closed());
+}
+
+/// The client asks for an event stream first, and the server offers only a WebSocket.
+#[tokio::test]
+async fn sender_works_once_the_client_has_a_websocket() {
+    let server = echo_server().await;
+    let client = Client::new().transports([Transport::Sse, Transport::WebSocket]);
+    let mut stream = client
+        .subprotocols::<String>([])
+        .subscribe(server.url("/"))
+        .unwrap();
+    let sender = stream.sender();
+    assert!(
+        sender
+            .send(text("early"))
+            .await
+            .unwrap_err()
+            .is_unsupported()
+    );
+    while !matches!(
+        next_item(&mut stream).await,
+        ClientItem::Connected {
+            transport: Transport::WebSocket
+        }
+    ) {}
+    sender.send(text("hi")).await.unwrap();
+    assert_eq!(next_text(&mut stream).await, "hi");
 }
 
 #[tokio::test]

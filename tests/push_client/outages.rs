@@ -17,9 +17,15 @@ use axum::{
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
 use http::{HeaderValue, StatusCode};
 use testkit::{BreakableProxy, TestServer};
-use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+    time::timeout,
+};
 use tower::ServiceExt;
 use tower_push::{
     Channel, Json, service,
@@ -57,6 +63,59 @@ impl Network {
         .await;
         Self { server, is_up }
     }
+}
+
+/// A listener whose queue of connections is full, so that the kernel drops the packets of further connects, and the queued connections.
+async fn full_listener() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+    {
+        queued.push(connected.unwrap());
+    }
+    (listener, queued)
+}
+
+/// A connect that hangs ends in time, and says nothing about the transport.
+#[tokio::test]
+async fn connect_that_hangs_is_repeated() {
+    let (listener, queued) = full_listener().await;
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let millisecond = Duration::from_millis(1);
+    let client = Client::new().retry_delay(millisecond, millisecond);
+    let mut stream = client.subscribe(url).unwrap();
+    tokio::time::pause();
+    for _ in 0..5 {
+        let item = timeout(Duration::from_secs(20), stream.next()).await;
+        let Some(Ok(ClientItem::Reconnecting { error, .. })) = item.unwrap() else {
+            panic!()
+        };
+        let error = error.unwrap();
+        assert!(error.is_connect(), "{error:?}");
+    }
+    tokio::time::resume();
+    drop(queued);
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while socket.read_buf(&mut head).await.is_ok_and(|n| n > 0) {
+                if head.ends_with(b"\r\n\r\n") {
+                    let head = String::from_utf8(head).unwrap();
+                    assert!(head.contains("accept: text/event-stream"), "{head}");
+                    let response =
+                        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: hi\n\n";
+                    socket.write_all(response.as_bytes()).await.unwrap();
+                    return;
+                }
+            }
+        }
+    });
+    assert_eq!(next_text(&mut stream).await, "hi");
+    serving.await.unwrap();
 }
 
 /// The server of every transport: `/` for all but Durable Streams, and `/durable`.

@@ -36,7 +36,8 @@ type PrepareRequest =
     Arc<dyn Fn(Request<Bytes>) -> BoxFuture<Result<Request<Bytes>, BoxError>> + Send + Sync>;
 
 impl Client {
-    /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. The connections have `TCP_NODELAY`.
+    /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. The connections have `TCP_NODELAY`. Connecting may take
+    /// 10 s: after that, the request fails with an error of [connecting](Error::is_connect).
     ///
     /// For `https`, make a client [with a service](Self::with_service) that has TLS: this one refuses such URLs.
     #[cfg(feature = "hyper-client")]
@@ -49,6 +50,7 @@ impl Client {
 
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new());
         let client = client.build::<_, http_body_util::Full<Bytes>>(connector);
         Self::with_service(client).map_config(|config| config.has_tls = false)
@@ -57,8 +59,9 @@ impl Client {
     /// Makes a client over any HTTP service: hyper-util's client with a connector of your choice,
     /// `ReqwestService`, a service in layers of tower, or a router for tests.
     ///
-    /// The service must not have a timeout for whole responses, because a feed has no end. For WebSockets, the extensions of its responses
-    /// must contain hyper's `OnUpgrade`, as those of hyper and reqwest do.
+    /// The service must not have a timeout for whole responses, because a feed has no end. It should have one for connecting: a connect that
+    /// hangs otherwise ends with the [`response_timeout`](Self::response_timeout), and counts as a failure of the transport. For WebSockets,
+    /// the extensions of its responses must contain hyper's `OnUpgrade`, as those of hyper and reqwest do.
     pub fn with_service<S, B, R>(service: S) -> Self
     where
         S: Service<Request<B>, Response = Response<R>> + Clone + Send + Sync + 'static,
@@ -79,7 +82,9 @@ impl Client {
     /// Sets a function that prepares each request: it adds credentials, other headers or a body, or changes the method.
     ///
     /// The function is called for every request, also for those that reconnect, so that a token can be fresh. After a response with the
-    /// status 401, the request is prepared and sent once more. If the function fails, the client reconnects later.
+    /// status 401, the request is prepared and sent once more. If the function fails, or takes longer than the
+    /// [`response_timeout`](Self::response_timeout), or than the [`poll_timeout`](Self::poll_timeout) for a long poll, the client reconnects
+    /// later.
     ///
     /// ```
     /// use http::HeaderValue;
@@ -323,6 +328,10 @@ impl Client {
         self
     }
 }
+
+/// The longest time for connecting to a server, 10 s. A lost packet of the TCP handshake is sent again after 1 s, 3 s and 7 s.
+#[cfg(feature = "hyper-client")]
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest timeout, 30 days. With this limit the sum of an `Instant` and a timeout cannot overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);

@@ -152,7 +152,7 @@ impl Error {
         self.0.kind == ErrorKind::InvalidUrl
     }
 
-    /// Whether the function of [`Client::prepare_request`](crate::Client::prepare_request) has failed.
+    /// Whether the function of [`Client::prepare_request`](crate::Client::prepare_request) has failed, or has taken too long.
     pub fn is_prepare(&self) -> bool {
         self.0.kind == ErrorKind::Prepare
     }
@@ -162,8 +162,8 @@ impl Error {
         self.0.kind == ErrorKind::Request
     }
 
-    /// Whether no connection to the server could be opened: the server refuses connections, its name or its network is unknown, or the TLS
-    /// handshake fails. Such an error is also [`is_request`](Self::is_request).
+    /// Whether no connection to the server could be opened: the server refuses connections or does not answer, its name or its network is
+    /// unknown, or the TLS handshake fails. Such an error is also [`is_request`](Self::is_request).
     ///
     /// The client knows the errors of hyper-util's client and of reqwest, and `std::io::Error` among the [sources](std::error::Error::source).
     pub fn is_connect(&self) -> bool {

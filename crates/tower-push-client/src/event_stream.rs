@@ -79,24 +79,30 @@ impl EventStream {
 
     /// Returns a sender of messages to the server, for a WebSocket. All senders of a stream share one queue of 64 messages.
     ///
-    /// Messages wait in the queue while no WebSocket is open. A message that is being written when the connection fails is lost, and so are the
-    /// messages in the queue when the stream ends. The senders then [are closed](MessageSender::is_closed), also while the stream is not
-    /// dropped. They are closed from the beginning if none of the stream's transports is a WebSocket.
+    /// Messages wait in the queue while the client opens a WebSocket. A message that is being written when the connection fails is lost, and so
+    /// are the messages in the queue when the stream ends. The senders then [are closed](MessageSender::is_closed), also while the stream is
+    /// not dropped. They are closed from the beginning if none of the stream's transports is a WebSocket.
+    ///
+    /// While the client asks for another transport, or reads one, because the server does not offer a WebSocket, the senders accept no message
+    /// ([`SendMessageError::is_unsupported`](crate::SendMessageError::is_unsupported)). The messages in the queue wait for a WebSocket.
     #[cfg(feature = "websocket")]
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn sender(&mut self) -> MessageSender {
         let sender = self.messages.get_or_insert_default().sender();
-        self.close_unused_queue();
+        self.update_queue();
         sender
     }
 
-    /// Closes the queue of messages if no message will be taken from it any more, so that no sender waits for ever.
+    /// Closes the queue of messages if no message will be taken from it any more, and tells the senders whether the transport is a WebSocket:
+    /// no sender waits for ever.
     #[cfg(feature = "websocket")]
-    fn close_unused_queue(&mut self) {
-        if let Some(messages) = &mut self.messages {
-            if !self.subscriber.may_send_messages() {
-                messages.close();
-            }
+    fn update_queue(&mut self) {
+        let Some(messages) = &mut self.messages else {
+            return;
+        };
+        match self.subscriber.may_send_messages() {
+            true => messages.set_supported(self.subscriber.uses_websocket()),
+            false => messages.close(),
         }
     }
 
@@ -105,7 +111,7 @@ impl EventStream {
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn close(&mut self, frame: CloseFrame) {
         self.subscriber.close(&frame, now());
-        self.close_unused_queue();
+        self.update_queue();
     }
 
     /// Drives the connection until the subscriber may have an item. Pending if nothing is ready.
@@ -116,6 +122,8 @@ impl EventStream {
         match &mut self.connection {
             ConnectionState::Absent => match self.subscriber.poll_request(now()) {
                 Some(request) => {
+                    #[cfg(feature = "websocket")]
+                    self.update_queue();
                     let request = request.map(|()| Bytes::new());
                     self.connection = ConnectionState::Preparing(self.client.prepare(request));
                 }
@@ -123,6 +131,7 @@ impl EventStream {
             },
             ConnectionState::Preparing(prepared) => match ready!(prepared.as_mut().poll(cx)) {
                 Ok(request) => {
+                    self.subscriber.handle_prepared(now());
                     let response = self.client.service().send(request);
                     self.connection = ConnectionState::Requesting(response);
                 }
@@ -166,6 +175,8 @@ impl EventStream {
             }
             _ => ConnectionState::Absent,
         };
+        #[cfg(feature = "websocket")]
+        self.update_queue();
     }
 
     fn handle_end(&mut self, end: Result<(), BoxError>) {
@@ -194,7 +205,13 @@ impl EventStream {
             timer.as_mut().reset(deadline);
         }
         self.timer = None;
-        self.subscriber.handle_timeout(now());
+        match self.connection {
+            ConnectionState::Preparing(_) => {
+                let error = "the request was not prepared in time";
+                self.subscriber.handle_prepare_error(error.into(), now());
+            }
+            _ => self.subscriber.handle_timeout(now()),
+        }
         Poll::Ready(())
     }
 }
@@ -211,12 +228,12 @@ impl Stream for EventStream {
         loop {
             if let Some(item) = this.subscriber.poll_item(now) {
                 #[cfg(feature = "websocket")]
-                this.close_unused_queue();
+                this.update_queue();
                 return Poll::Ready(Some(item));
             }
             if this.subscriber.is_terminated() {
                 #[cfg(feature = "websocket")]
-                this.close_unused_queue();
+                this.update_queue();
                 this.connection = ConnectionState::Absent;
                 this.timer = None;
                 return Poll::Ready(None);

@@ -62,7 +62,15 @@ impl Subscriber {
         }
     }
 
-    /// Handles that the request could not be prepared: no token is available, for example.
+    /// Handles that the request was prepared, if this takes time: the time for the response begins now, and not at
+    /// [`poll_request`](Self::poll_request).
+    pub fn handle_prepared(&mut self, now: Instant) {
+        if let SubscriberState::Requesting { sent, .. } = &mut self.state {
+            *sent = now;
+        }
+    }
+
+    /// Handles that the request could not be prepared: no token is available, for example. Such an error says nothing about the transport.
     pub fn handle_prepare_error(&mut self, error: BoxError, now: Instant) {
         if matches!(self.state, SubscriberState::Requesting { .. }) {
             self.fail(ConnectionFailure::retry(Error::prepare(error)), now);
@@ -277,6 +285,7 @@ impl Subscriber {
                 Error::redirect(detail)
             }
             Some(target) if !is_same_host(from, &target) || is_downgrade_to_http(from, &target) => {
+                let target = FeedUrl(target);
                 Error::redirect(format!("the server redirects to another origin: {target}"))
             }
             Some(target) if http_scheme(&target) == Some("https") && !self.config.has_tls => {
@@ -285,7 +294,6 @@ impl Subscriber {
             Some(_) if self.redirects >= self.config.max_redirects => {
                 let max = self.config.max_redirects;
                 Error::redirect(format!("the server redirects more than {max} times"))
-                let target = FeedUrl(target);
             }
             Some(target) => {
                 self.redirected_url = Some(FeedUrl(with_http_scheme(target)));
@@ -335,14 +343,6 @@ fn is_downgrade_to_http(from: &Uri, target: &Uri) -> bool {
     from.scheme_str() == Some("https") && http_scheme(target) != Some("https")
 }
 
-/// Resolves the `Location` of a redirect ([RFC 3986 §5.2](https://www.rfc-editor.org/rfc/rfc3986#section-5.2)). Dot segments are left for the
-/// server.
-fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
-    let reference = reference.trim().split('#').next().unwrap_or_default();
-    let base_path = base.path();
-    let directory = base_path.rfind('/').map_or("/", |end| &base_path[..=end]);
-    let path = match reference {
-        "" => return Some(base.clone()),
 /// Returns the part of a text that is no URL of HTTP without what may be a user, a password or a query.
 fn without_user_and_query(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|byte| b"?#".contains(byte));
@@ -351,6 +351,14 @@ fn without_user_and_query(text: &[u8]) -> &[u8] {
     &text[user_end.map_or(0, |end| end + 1)..]
 }
 
+/// Resolves the `Location` of a redirect ([RFC 3986 §5.2](https://www.rfc-editor.org/rfc/rfc3986#section-5.2)). Dot segments are left for the
+/// server.
+fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
+    let reference = reference.trim().split('#').next().unwrap_or_default();
+    let base_path = base.path();
+    let directory = base_path.rfind('/').map_or("/", |end| &base_path[..=end]);
+    let path = match reference {
+        "" => return Some(base.clone()),
         _ if reference.starts_with("//") => {
             return format!("{}:{reference}", base.scheme_str()?).parse().ok();
         }

@@ -63,6 +63,12 @@ impl TransportSelector {
         self.transports[self.index]
     }
 
+    /// Returns the transport of the last request, or of the next one after a change.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn current(&self) -> Transport {
+        self.transports[self.index]
+    }
+
     /// Whether the list has a transport that has not been tried since one has worked.
     fn has_untried_transport(&self) -> bool {
         self.unsuitable + 1 < self.transports.len()

@@ -35,6 +35,15 @@ impl Subscriber {
         !is_over && self.config.transports.iter().any(|t| t.is_websocket())
     }
 
+    /// Whether the transport of the connection, or of the next request, is a WebSocket.
+    pub(crate) fn uses_websocket(&self) -> bool {
+        match &self.state {
+            // A server can answer a request for a WebSocket with another transport.
+            SubscriberState::Reading(connection) => connection.reader.body_reader().is_none(),
+            _ => self.selector.current().is_websocket(),
+        }
+    }
+
     /// Sends a message to the server. The message is dropped unless a WebSocket is open.
     pub fn send(&mut self, message: &Payload) {
         if let SubscriberState::Reading(EventConnection {
