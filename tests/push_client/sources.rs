@@ -5,8 +5,8 @@ use futures_util::StreamExt;
 use http::StatusCode;
 use testkit::{TEST_TIMEOUT, TestServer};
 use tokio::time::timeout;
-use tower_push::{Relay, service, source::StartPosition};
-use tower_push_client::{RemoteSource, Transport, relay_into};
+use tower_push::{Event, GapReason, Relay, service, source::StartPosition};
+use tower_push_client::{ClientItem, RemoteSource, Transport, relay_into};
 
 use crate::support::{
     CuttingProxy, TRANSPORTS, client_for, next_text, numbered_channel, texts_to_end,
@@ -64,6 +64,38 @@ async fn relay_survives_cuts_of_its_origin() {
     }
     assert!(proxy.has_cut());
     relaying.await.unwrap().unwrap();
+}
+
+/// An event stream without base64 cannot carry bytes. The relay's log keeps the events before.
+#[tokio::test]
+async fn unsupported_event_leaves_the_log_of_a_relay() {
+    let channel = numbered_channel(2);
+    channel.publish(Event::binary(vec![0xff])).unwrap();
+    channel.publish("last").unwrap();
+    channel.close();
+    let origin = TestServer::start(service(channel)).await;
+    let upstream = client_for(Transport::Sse)
+        .subscribe(origin.url("/"))
+        .unwrap();
+    let (mut feed, relay) = Relay::builder().start(StartPosition::Oldest).build();
+    relay_into(upstream, &mut feed).await.unwrap();
+    feed.close();
+    let edge = TestServer::start(service(relay)).await;
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(edge.url("/")).unwrap();
+        let (mut texts, mut gaps) = (Vec::new(), Vec::new());
+        while let Some(item) = timeout(TEST_TIMEOUT, stream.next()).await.unwrap() {
+            match item.unwrap() {
+                ClientItem::Event { event, .. } => {
+                    texts.push(event.payload().as_text().unwrap().to_owned());
+                }
+                ClientItem::Gap(gap) => gaps.push((texts.len(), gap.reason, gap.missed)),
+                _ => {}
+            }
+        }
+        assert_eq!(texts, ["0", "1", "last"], "{transport}");
+        assert_eq!(gaps, [(2, GapReason::Unsupported, Some(1))], "{transport}");
+    }
 }
 
 /// What the other server answers is for the operator of this server, whose observer gets the error, and not for its clients.

@@ -167,6 +167,68 @@ fn gap_without_id_leaves_cursor_unknown() {
     assert_eq!(read_ready_items(&mut subscriber), ["1"]);
 }
 
+#[test]
+fn missing_event_is_a_gap_in_its_place() {
+    let (mut feed, relay) = Relay::builder().start_after(0.into()).build();
+    let mut up_to_date = relay.subscribe_from(StartPosition::Now);
+    let mut of_news = relay
+        .with_topics(["news".parse().unwrap()])
+        .subscribe_from(after(0));
+    push_numbers(&mut feed, 1..=2);
+    feed.push_missing(3.into(), Some("news".parse().unwrap()))
+        .unwrap();
+    assert_eq!(
+        feed.push_missing(3.into(), None),
+        Err(PushError::DuplicateId)
+    );
+    assert_eq!(
+        feed.push_missing(EventId::FINISHED.parse().unwrap(), None),
+        Err(PushError::ReservedId)
+    );
+    push_numbers(&mut feed, [4]);
+    assert_eq!(feed.last_id(), Some(4.into()));
+
+    let expected = ["cursor", "1", "2", "unsupported Some(1)", "4"];
+    assert_eq!(read_ready_items(&mut up_to_date), expected);
+    let returning = |id| read_ready_items(&mut relay.subscribe_from(after(id)));
+    assert_eq!(returning(0), expected[1..]);
+    assert_eq!(returning(2), ["unsupported Some(1)", "4"]);
+    assert_eq!(returning(3), ["4"]);
+    let mut subscriber = relay.subscribe_from(after(2));
+    let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut subscriber) else {
+        panic!("not a gap")
+    };
+    assert_eq!((gap.requested, gap.resumed), (None, Some(3.into())));
+    assert_eq!(gap.topic.unwrap().as_str(), "news");
+    // The number of missing events of a subscriber with topics is not known.
+    assert_eq!(read_ready_items(&mut of_news), ["unsupported None"]);
+}
+
+/// The subscribers at the same place get their events as runs, except where an event is missing.
+#[tokio::test]
+async fn missing_event_interrupts_a_run() {
+    let (mut feed, relay) = Relay::builder().start(StartPosition::Oldest).build();
+    push_numbers(&mut feed, 1..=40);
+    feed.push_missing(41.into(), None).unwrap();
+    push_numbers(&mut feed, 42..=80);
+    feed.close();
+    let event = |number: u64| {
+        match number {
+        41 => "event: gap\nid: 41\ndata: {\"reason\":\"unsupported\",\"requested\":null,\"resumed\":\"41\",\"missed\":1}\n\n".to_owned(),
+        number => format!("id: {number}\ndata: {number}\n\n"),
+    }
+    };
+    let expected: String = (1..=80).map(event).collect();
+    for _ in 0..2 {
+        let mut head = get_request_head("/", &[]);
+        let response = Sse::new()
+            .respond(&mut head, Push::new(relay.clone()))
+            .await;
+        let body = body_text(response.into_body()).await;
+        assert!(body.contains(&expected), "{body}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn limits_of_log_hold() {
     let minute = Duration::from_secs(60);

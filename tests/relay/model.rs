@@ -25,6 +25,8 @@ enum ModelStep {
     Append(u64),
     /// The feed gets the next events of the store.
     Push(usize),
+    /// The feed cannot get the next event of the store.
+    PushMissing,
     /// The store drops its oldest events.
     Trim(usize),
     /// The store is created anew.
@@ -49,6 +51,7 @@ fn random_step() -> impl Strategy<Value = ModelStep> {
     prop_oneof![
         6 => (1_u64..30).prop_map(ModelStep::Append),
         6 => (1_usize..30).prop_map(ModelStep::Push),
+        1 => Just(ModelStep::PushMissing),
         1 => (1_usize..60).prop_map(ModelStep::Trim),
         1 => Just(ModelStep::Recreate),
         1 => Just(ModelStep::Fail),
@@ -98,6 +101,20 @@ struct StoreReader {
 
 impl StoreReader {
     fn push(&mut self, count: usize) {
+        for event in self.next_events(count) {
+            self.feed.push(event).unwrap();
+        }
+    }
+
+    fn push_missing(&mut self) {
+        for event in self.next_events(1) {
+            let (id, topic) = (event.id().unwrap().clone(), event.topic().cloned());
+            self.feed.push_missing(id, topic).unwrap();
+        }
+    }
+
+    /// Reads the next events of the store, after a gap of the feed if the store has lost events.
+    fn next_events(&mut self, count: usize) -> Vec<Event> {
         let store = self.store.lock();
         if self.epoch != store.epoch {
             // The id before the first event of a new store is not always known.
@@ -115,10 +132,7 @@ impl StoreReader {
         }
         let events: Vec<Event> = store.events_after(self.read).take(count).cloned().collect();
         self.read += events.len() as u64;
-        drop(store);
-        for event in events {
-            self.feed.push(event).unwrap();
-        }
+        events
     }
 }
 
@@ -265,6 +279,7 @@ async fn run_steps(limits: RelayLimits, steps: Vec<ModelStep>) -> Result<(), Tes
         match step {
             ModelStep::Append(count) => store.append(count),
             ModelStep::Push(count) => reader.push(count),
+            ModelStep::PushMissing => reader.push_missing(),
             ModelStep::Trim(count) => store.lock().trim(count),
             ModelStep::Recreate => store.lock().recreate(),
             ModelStep::Fail => store.lock().faults.push_back(Fault::Fail),

@@ -10,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use http::Uri;
 use tower_push::{
-    PushSource,
+    EventId, Gap, GapReason, PushSource,
     event::Item,
     source::{
         Rejection, Subscription,
@@ -118,8 +118,9 @@ impl fmt::Debug for RemoteStream {
 /// Fills the log of a [`Relay`](tower_push::Relay) from another server's feed, until the feed has finished: all clients of the relay share one
 /// subscription to the other server.
 ///
-/// The ids are those of the other server. A gap of the other server's feed is announced to all clients of the relay, and an event whose id the
-/// relay has already is left out. Clients resume from the relay's log. A client with a cursor that is older than this log gets a gap, unless
+/// The ids are those of the other server. A gap of the other server's feed is announced to all clients of the relay, and its log restarts. In
+/// place of one event that the transport from the other server cannot carry, each client gets a gap with the reason `unsupported`, and the log
+/// goes on. An event whose id the relay has already is left out. Clients resume from the relay's log. A client with a cursor that is older than this log gets a gap, unless
 /// the relay has an [`Upstream`](tower_push::source::relay::Upstream).
 ///
 /// ```
@@ -148,11 +149,11 @@ impl fmt::Debug for RemoteStream {
 pub async fn relay_into(mut stream: EventStream, writer: &mut RelayWriter) -> Result<(), Error> {
     while let Some(item) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
         match item? {
-            ClientItem::Event { event, .. } => match writer.push(event) {
-                Ok(()) | Err(PushError::DuplicateId) => {}
-                Err(error) => return Err(Error::malformed(error)),
+            ClientItem::Event { event, .. } => check_push(writer.push(event))?,
+            ClientItem::Gap(gap) => match unsupported_event(&gap) {
+                Some(id) => check_push(writer.push_missing(id.clone(), gap.topic))?,
+                None => writer.gap(&gap),
             },
-            ClientItem::Gap(gap) => writer.gap(&gap),
             ClientItem::Finished
             | ClientItem::Cursor(_)
             | ClientItem::Connected { .. }
@@ -160,4 +161,17 @@ pub async fn relay_into(mut stream: EventStream, writer: &mut RelayWriter) -> Re
         }
     }
     Ok(())
+}
+
+fn check_push(pushed: Result<(), PushError>) -> Result<(), Error> {
+    match pushed {
+        Ok(()) | Err(PushError::DuplicateId) => Ok(()),
+        Err(error) => Err(Error::malformed(error)),
+    }
+}
+
+/// Returns the id of the event in whose place a gap stands, because the transport cannot carry the event. Returns `None` for other gaps.
+fn unsupported_event(gap: &Gap) -> Option<&EventId> {
+    let is_one_event = gap.reason == GapReason::Unsupported && gap.missed == Some(1);
+    gap.resumed.as_ref().filter(|_| is_one_event)
 }

@@ -128,6 +128,12 @@ impl<I: LogIds> LogReader<I> {
         u32::try_from(unread).unwrap_or(u32::MAX)
     }
 
+    /// Takes a run back that [`poll_next_run`](Self::poll_next_run) has returned just now, so that its events are read once more.
+    pub(crate) fn return_run(&mut self, run: &EventRun) {
+        debug_assert_eq!(self.position, run.last_position());
+        self.position = run.first_position() - 1;
+    }
+
     /// Returns the range of positions that the reader reads next.
     #[inline]
     fn unread_range(&self) -> ReadRange {

@@ -56,11 +56,15 @@
 //! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`RelayWriter::gap`].
 //! Every connected client gets a gap, and the log restarts.
 //!
+//! If the task cannot get one event, such as one that its transport cannot carry, it calls [`RelayWriter::push_missing`]. Each client gets a gap
+//! in place of this event, and the log keeps the others.
+//!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) makes the ids of its events, and its clients can resume in the same process only. Everything else of the log
 //! is the same: limits, lag policies, and the cost for each subscriber.
 
 mod event_sink;
+mod missing_event;
 mod page_cache;
 mod reader_status;
 mod relay_builder;

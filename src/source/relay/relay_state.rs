@@ -23,6 +23,8 @@ pub(super) struct RelayState {
     pub(super) counters: Arc<RelayCounters>,
     /// Whether the writer was closed, and not merely dropped. Written before the log is closed.
     is_finished: AtomicBool,
+    /// Whether the log had an entry of [`missing_event`](super::missing_event). Written before the first such entry is appended.
+    had_missing_event: AtomicBool,
 }
 
 /// The time after which clients should return if the writer is gone and there is no upstream with limits of its own.
@@ -39,6 +41,7 @@ impl RelayState {
             upstream,
             counters,
             is_finished: AtomicBool::new(false),
+            had_missing_event: AtomicBool::new(false),
         }
     }
 
@@ -50,6 +53,17 @@ impl RelayState {
 
     pub(super) fn is_finished(&self) -> bool {
         self.is_finished.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_had_missing_event(&self) {
+        self.had_missing_event.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an event that was read from the log can be an entry of [`missing_event`](super::missing_event). The lock of the log orders the
+    /// accesses.
+    #[inline]
+    pub(super) fn had_missing_event(&self) -> bool {
+        self.had_missing_event.load(Ordering::Relaxed)
     }
 
     pub(super) fn counts(&self) -> RelayCounts {

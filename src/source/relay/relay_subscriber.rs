@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::{
+    missing_event::{gap_of_missing_event, is_missing_event},
     relay_state::RelayState,
     upstream_resume::{UpstreamResume, UpstreamResumeLog, UpstreamResumeOutcome},
 };
@@ -20,7 +21,7 @@ use super::{
 use crate::source::EventLoopJoin;
 use crate::{
     BoxError,
-    event::{Event, EventId, GapReason, Item, ItemOrRun},
+    event::{Event, EventId, EventRun, GapReason, Item, ItemOrRun},
     source::{
         StartPosition, TopicSet,
         log::{EventLog, ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
@@ -125,6 +126,12 @@ impl RelaySubscriber {
 
     /// Returns the item for an event from the log: `None` if the event has another topic.
     fn filter_event(&mut self, event: Event) -> Option<Item> {
+        if is_missing_event(&event) {
+            // The event may have had topics that the writer does not know.
+            self.filtered_out = None;
+            let item = Item::from(gap_of_missing_event(&event));
+            return Some(self.remove_count_if_filtered(item));
+        }
         let Some(topics) = &self.topics else {
             return Some(Item::Event(event));
         };
@@ -263,7 +270,13 @@ impl RelaySubscriber {
             return self.poll_next(cx).map_ok(ItemOrRun::Item);
         }
         let item = match ready!(this.reader.poll_next_run(min_len, cx)) {
-            LogRunOutcome::Run(run) => return Poll::Ready(Some(Ok(ItemOrRun::Run(run)))),
+            LogRunOutcome::Run(run) if this.can_yield(&run) => {
+                return Poll::Ready(Some(Ok(ItemOrRun::Run(run))));
+            }
+            LogRunOutcome::Run(run) => {
+                this.reader.return_run(&run);
+                return self.poll_next(cx).map_ok(ItemOrRun::Item);
+            }
             LogRunOutcome::NoRun(outcome) => this.item_for_outcome(outcome),
         };
         match item {
@@ -271,6 +284,11 @@ impl RelaySubscriber {
             // The client has begun an upstream resume.
             None => self.poll_next(cx).map_ok(ItemOrRun::Item),
         }
+    }
+
+    /// Whether the client can get a run as it is, with a gap in place of no event.
+    fn can_yield(&self, run: &EventRun) -> bool {
+        !self.relay.had_missing_event() || !run.events().iter().any(is_missing_event)
     }
 
     /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
@@ -336,7 +354,9 @@ impl Stream for RelaySubscriber {
                 return this.poll_cursor(cx).map(|cursor| Some(Ok(cursor)));
             };
             let item = match outcome {
-                LogReadOutcome::Event(event) if this.topics.is_none() => {
+                LogReadOutcome::Event(event)
+                    if this.topics.is_none() && !this.relay.had_missing_event() =>
+                {
                     return Poll::Ready(Some(Ok(Item::Event(event))));
                 }
                 outcome => this.item_for_outcome(outcome),

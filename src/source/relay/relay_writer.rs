@@ -1,8 +1,8 @@
 use std::{error, fmt, sync::Arc};
 
-use super::relay_state::RelayState;
+use super::{missing_event::missing_event, relay_state::RelayState};
 use crate::{
-    event::{Event, EventId, Gap},
+    event::{Event, EventId, Gap, Topic},
     source::log::AppendError,
 };
 
@@ -80,6 +80,36 @@ impl RelayWriter {
     /// ```
     pub fn push(&mut self, event: Event) -> Result<(), PushError> {
         PushError::check_id(&event)?;
+        self.append(event)
+    }
+
+    /// Appends an entry in place of one event that the writer could not get: the event with this id. `topic` is the event's topic, if it is
+    /// known. Each client gets a [gap](Gap) with the reason [`Unsupported`](crate::GapReason::Unsupported) in place of the event, and the log
+    /// keeps its other events. The entry counts as an event in [`RelayCounts`](super::RelayCounts) and in the limits of the log.
+    ///
+    /// For several missing events, or one whose id is not known, use [`gap`](Self::gap).
+    ///
+    /// # Errors
+    /// [`PushError`] if the id cannot be a cursor of this relay.
+    ///
+    /// ```
+    /// use tower_push::{Event, Relay};
+    ///
+    /// let (mut writer, relay) = Relay::builder().build();
+    /// writer.push(Event::text("21.5").with_id("7")?)?;
+    /// // The transport from the store cannot carry the next event.
+    /// writer.push_missing("8".parse()?, None)?;
+    /// assert_eq!((relay.len(), writer.last_id()), (2, Some("8".parse()?)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn push_missing(&mut self, id: EventId, topic: Option<Topic>) -> Result<(), PushError> {
+        let event = missing_event(id, topic);
+        PushError::check_id(&event)?;
+        self.relay.set_had_missing_event();
+        self.append(event)
+    }
+
+    fn append(&mut self, event: Event) -> Result<(), PushError> {
         match self.relay.log.append(event, |event, _| event) {
             // Only the writer closes the log.
             Ok(_) | Err(AppendError::Closed) => Ok(()),
