@@ -1318,6 +1318,69 @@ mod durable {
         }
     }
 
+    /// Appends have split characters. A client that resumes after any `control` event gets the rest of the text.
+    #[tokio::test]
+    async fn sse_text_has_whole_characters() {
+        let channel = channel_of_numbers([]);
+        let appends = [
+            &b"a\xe2"[..],
+            b"\x82",
+            b"\xac b\xc3",
+            b"\xa9\xf0\x9f",
+            b"\x98\x80",
+        ];
+        for bytes in appends {
+            channel.publish(Event::binary(bytes)).unwrap();
+        }
+        channel.close();
+        let transport = text().max_events(1);
+        let read = async |offset: &str| {
+            let uri = format!("/?live=sse&offset={offset}");
+            let answer = poll(&transport, channel.clone(), &uri, &[]).await;
+            events(answer.text())
+        };
+        let whole = read("-1").await;
+        let data = whole.iter().filter(|event| event.0 == "data");
+        let data: Vec<_> = data.map(|event| &*event.1).collect();
+        assert_eq!(data, ["a€", " bé", "😀"]);
+        for (number, (_, control)) in whole
+            .iter()
+            .filter(|event| event.0 == "control")
+            .enumerate()
+        {
+            let offset = parse_control(control)["streamNextOffset"].clone();
+            let rest = read(offset.as_str().unwrap()).await;
+            let rest = rest.iter().filter(|event| event.0 == "data");
+            let rest: String = rest.map(|event| &*event.1).collect();
+            assert_eq!(rest, data[number + 1..].concat());
+        }
+    }
+
+    /// The rest of the character may still come, until the stream is closed.
+    #[tokio::test]
+    async fn sse_text_waits_for_rest_of_character() {
+        let channel = channel_of_numbers([]);
+        let mut head = get_request_head("/?offset=-1&live=sse", &[]);
+        let response = text().respond(&mut head, Push::new(channel.clone())).await;
+        let mut body = response.into_body();
+        let mut next = async || {
+            let frame = body.frame().await.unwrap().unwrap();
+            let bytes = frame.into_data().unwrap();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+        assert!(next().await.starts_with("event: control\n"));
+        channel.publish(Event::binary(&b"a\xc3"[..])).unwrap();
+        channel.publish(Event::binary(&b"\xa9b\xc3"[..])).unwrap();
+        assert!(next().await.starts_with("event: data\ndata:aé\n\n"));
+        channel.close();
+        let last = next().await;
+        assert!(
+            last.starts_with("event: data\ndata:b\u{fffd}\n\n"),
+            "{last}"
+        );
+        assert!(last.contains("\"streamClosed\":true"), "{last}");
+    }
+
     #[tokio::test]
     async fn sse_text_stream_is_cut_at_binary_payload() {
         let channel = channel_of_numbers([]);

@@ -263,7 +263,8 @@ impl LongPoll {
     /// other content type, a body is the bytes of the payloads, one after another.
     ///
     /// An event stream (`live=sse`) has JSON arrays as data with `application/json`, and text with `text/*`. A payload that is not UTF-8
-    /// cuts an event stream of text. With any other content type, the data is base64, and the response has the header
+    /// cuts an event stream of text. A character that is split between two payloads is sent with the first of them, which waits for the second. If
+    /// the stream is closed without the rest, U+FFFD takes the place of the character. With any other content type, the data is base64, and the response has the header
     /// `stream-sse-data-encoding: base64`.
     ///
     /// ```

@@ -2,6 +2,7 @@
 //! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md).
 
 mod cache_busting_cursor;
+mod character_joiner;
 mod payload_encoder;
 mod read_request;
 mod sse_writer;

@@ -3,7 +3,7 @@ use std::{
     fmt::Write,
     ops::ControlFlow::{Break, Continue},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -11,7 +11,11 @@ use bytes::{BufMut, BytesMut};
 use futures_core::Stream;
 use tower_push_proto::{base64, sse};
 
-use super::{CacheBustingCursor, PayloadEncoder, ReadRequest, offset_of};
+use super::{
+    CacheBustingCursor, PayloadEncoder, ReadOffset, ReadRequest,
+    character_joiner::{CharacterJoiner, StreamValue},
+    offset_of,
+};
 use crate::{
     BoxError,
     event::{EventId, Item},
@@ -38,6 +42,8 @@ pub(super) struct DurableSseWriter<S> {
     stream: Option<SupervisedStream<S>>,
     /// An item or error that the stream has yielded, and for which the last batch had no room.
     lookahead: Option<Result<Item, BoxError>>,
+    /// Joins the characters that are split between events, if the data is text.
+    joiner: Option<CharacterJoiner>,
     data_format: SseDataFormat,
     limits: BatchLimits,
     control: ControlEventState,
@@ -81,9 +87,18 @@ impl<S> DurableSseWriter<S> {
         limits: BatchLimits,
         request: &ReadRequest,
     ) -> Self {
+        let mut lookahead = first_item;
+        let joiner = (data_format == SseDataFormat::Text).then(|| {
+            let mut joiner = CharacterJoiner::new(request.offset != ReadOffset::Oldest);
+            if let Some(first_item) = lookahead.take() {
+                joiner.push(Some(first_item));
+            }
+            joiner
+        });
         Self {
             stream,
-            lookahead: first_item,
+            lookahead,
+            joiner,
             data_format,
             limits,
             control: ControlEventState {
@@ -185,14 +200,34 @@ impl<S> DurableSseWriter<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+    /// Polls the stream for one value. Returns `None` if the value is held back.
+    fn poll_value(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamValue>> {
         if let Some(item) = self.lookahead.take() {
-            return Poll::Ready(Some(item));
+            return Poll::Ready(Some(Some(item)));
         }
-        match &mut self.stream {
-            Some(stream) => Pin::new(stream).poll_next(cx),
-            None => Poll::Ready(None),
+        if let Some(value) = self.joiner.as_mut().and_then(CharacterJoiner::pop) {
+            return Poll::Ready(Some(value));
         }
+        let value = match &mut self.stream {
+            Some(stream) => ready!(Pin::new(stream).poll_next(cx)),
+            None => None,
+        };
+        Poll::Ready(match &mut self.joiner {
+            Some(joiner) => {
+                joiner.push(value);
+                joiner.pop()
+            }
+            None => Some(value),
+        })
+    }
+
+    /// Returns whether all that the stream has yielded is written, and the stream has ended.
+    fn is_over(&self) -> bool {
+        let has_values = self
+            .joiner
+            .as_ref()
+            .is_some_and(CharacterJoiner::has_values);
+        self.stream.is_none() && self.lookahead.is_none() && !has_values
     }
 
     /// Collects the items that are ready into a batch. Drops the stream if it ends with the batch.
@@ -204,8 +239,11 @@ where
         let mut builder =
             BatchBuilder::new(Box::new(encoder), self.limits, self.control.offset.clone());
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let Poll::Ready(item) = self.poll_item(cx) else {
+            let Poll::Ready(value) = self.poll_value(cx) else {
                 return builder.finish(StreamStatus::Idle);
+            };
+            let Some(item) = value else {
+                continue;
             };
             let flow = match &self.stream {
                 Some(stream) => builder.push_and_report_refusal(stream, item),
@@ -246,7 +284,7 @@ where
                     sse::write_retry(after, out.buffer());
                     return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
-                None if self.stream.is_none() && self.lookahead.is_none() => {
+                None if self.is_over() => {
                     return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
                 None => {}
