@@ -300,6 +300,11 @@ async fn bad_input_is_an_error_or_does_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statuses_and_close_codes_have_the_reactions_of_the_table() {
+    run_node_tests("reactions.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn options_do_what_they_say() {
     run_node_tests("options.test.mjs").await;
 }

@@ -7,6 +7,7 @@ mod failures;
 mod feeds;
 mod other_servers;
 mod outages;
+mod reactions;
 mod sources;
 mod support;
 mod tail_example;

@@ -1,15 +1,16 @@
 /** What a failure means for the connection. Not part of the public API. */
-export type Consequence = 
-/** Come back over this transport, with backoff. */
-"retry"
-/** Come back over this transport if it has received something, and else over the next one. */
- | "cut"
-/** This transport is of no use here: try the next one. */
- | "unsuitable"
-/** Ask for new headers once, and come back. */
- | "unauthorized"
-/** Do not come back. */
- | "final";
+export declare const enum Consequence {
+    /** Do not come back. */
+    Final = 0,
+    /** Come back over this transport, with backoff. */
+    Retry = 1,
+    /** Come back over this transport if it has received something, and else over the next one. */
+    Cut = 2,
+    /** This transport is of no use here: try the next one. */
+    Unsuitable = 3,
+    /** Ask for new headers once, and come back. */
+    Unauthorized = 4
+}
 /** Why a transport has failed. */
 export declare class PushError extends Error {
     name: string;
@@ -30,5 +31,5 @@ export declare class PushError extends Error {
     /** @internal */
     constructor(message: string, consequence: Consequence, fields?: Partial<PushError>);
 }
-/** Returns what an HTTP status means. */
-export declare function statusConsequence(status: number): Consequence;
+/** Returns what an HTTP status means. `unsuitable` is what it means that the server does not offer the transport. */
+export declare function statusConsequence(status: number, unsuitable?: Consequence): Consequence;

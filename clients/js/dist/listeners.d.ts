@@ -8,7 +8,10 @@ export declare class ListenerSet {
     emitEvent(event: PushEvent): void;
     /** Calls only the listeners of the event's type. */
     emitOfType(event: PushEvent): void;
-    /** Calls the listeners of this reserved name. An error of one is reported, and does not keep the others from being called. */
-    emit(name: string, value?: unknown, all?: Listeners): void;
+    /**
+     * Calls the listeners of this reserved name. An error of one is reported, and does not keep the others from being called. Returns the number of
+     * listeners, or `undefined` if there was never one.
+     */
+    emit(name: string, value?: unknown, all?: Listeners): number | undefined;
 }
 export {};

@@ -11,6 +11,7 @@ export declare class ItemQueues {
     constructor(onRead: () => void);
     /** The length of the longest queue. */
     get length(): number;
+    get hasLoop(): boolean;
     push(item: PushEvent | PushGap): void;
     /** No item follows. The loops throw `error` after their last item if there is one. */
     end(error?: unknown): void;

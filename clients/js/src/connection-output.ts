@@ -1,3 +1,4 @@
+import { Consequence } from "./error.js";
 import { PushError, type Gap, type PushEvent, type PushGap, type State } from "./index.js";
 import { ListenerSet } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
@@ -79,9 +80,12 @@ export class ConnectionOutput {
   /** Reports an error. A final one ends the connection. */
   emitError({ message, ...fields }: ErrorFields): void {
     if (this.state === "closed") return;
-    const error = new PushError(message, "final", fields);
-    this.#listeners.emit("error", error);
-    if (fields.final) this.#end(undefined, error);
+    const error = new PushError(message, Consequence.Final, fields);
+    const listeners = this.#listeners.emit("error", error);
+    if (!fields.final) return;
+    // Without a listener and a loop, nobody would learn of it.
+    if (!listeners && !this.#queues.hasLoop) console.error(error);
+    this.#end(undefined, error);
   }
 
   setCursor(cursor: string | undefined): void {

@@ -1,6 +1,6 @@
 import { DEFAULTS, type Attempt, type End, type Options, type Receive, type SendMessage, type TransportPlugin } from "./attempt.js";
 import { watchEnvironment, type EnvironmentListener } from "./environment.js";
-import { PushError } from "./error.js";
+import { Consequence, PushError } from "./error.js";
 import { ListenerSet } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
 import { payloadOf, type PushRecord } from "./record.js";
@@ -23,7 +23,13 @@ const POLL_TIMEOUT = 60_000;
 const MAX_DELAY = 2e9;
 
 /** Why the client itself ends an attempt. */
-type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "close";
+const enum AbortReason {
+  Restart = 1,
+  Upgrade,
+  Pause,
+  Silent,
+  Close,
+}
 
 /** What an attempt came to. */
 interface Outcome extends End {
@@ -40,11 +46,11 @@ interface Outcome extends End {
  */
 export class Connection implements PushConnection {
   state: State = "connecting";
-  transport: string | undefined;
-  cursor: string | undefined;
+  declare transport: string | undefined;
+  declare cursor: string | undefined;
 
   /** The address of the next attempt. Only other modules of this package change it. */
-  streamUrl: URL;
+  declare streamUrl: URL;
 
   /** Called when an attempt is open, also if the state was `open` before. Only other modules of this package set it. */
   declare onOpen?: () => void;
@@ -85,19 +91,19 @@ export class Connection implements PushConnection {
     close: () => this.close(),
     suspend: (isSuspended) => {
       this.#isSuspended = isSuspended;
-      if (isSuspended) this.#abort("pause");
+      if (isSuspended) this.#abort(AbortReason.Pause);
       this.#wake();
     },
     // A connection that seems open may be dead, and one that waits need not wait.
     restart: () => {
-      if (this.state === "open" && this.cursor != null) this.#abort("restart");
+      if (this.state === "open" && this.cursor != null) this.#abort(AbortReason.Restart);
       this.#wake();
     },
     tick: (elapsed) => {
       if (this.state !== "open" || this.#whenRoom) return;
       // A late tick alone, as in a page that was not run for a while, does not make a connection dead.
       this.#silence += Math.min(elapsed, this.#maxSilence / 2 || elapsed);
-      if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("silent");
+      if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort(AbortReason.Silent);
       // After a late tick alone, the page may not yet have read what has come.
       const readFor = Math.min(elapsed, STABLE_AFTER / 2);
       this.onTick?.(readFor);
@@ -112,7 +118,7 @@ export class Connection implements PushConnection {
       if (this.#worseFor < this.#options.upgradeAfter * 2 ** Math.min(this.#upgrades, 5)) return;
       this.#worseFor = 0;
       this.#upgrades++;
-      this.#abort("upgrade");
+      this.#abort(AbortReason.Upgrade);
     },
   };
 
@@ -141,7 +147,7 @@ export class Connection implements PushConnection {
 
   /** Ends the attempt that is under way. The next one follows at once, at the cursor. */
   reconnect(): void {
-    this.#abort("restart");
+    this.#abort(AbortReason.Restart);
   }
 
   close(): void {
@@ -180,18 +186,21 @@ export class Connection implements PushConnection {
         // Without a choice, there is nothing to remember.
         if (this.#transports[1]) rememberedTransport(this.streamUrl, this.transport);
       }
-      if (abortReason === "upgrade") {
+      if (abortReason === AbortReason.Upgrade) {
         current = 0;
         this.#isPatient = false;
       }
-      if (again || error?.consequence === "unauthorized" || (abortReason && abortReason !== "silent")) continue;
-      if (!hasWorked && error?.consequence !== "retry") {
+      if (again || error?.consequence === Consequence.Unauthorized || (abortReason && abortReason !== AbortReason.Silent)) continue;
+      if (!hasWorked && error?.consequence !== Consequence.Retry) {
         failed.set(current, error);
         current = this.#transports.findIndex((_, index) => !failed.has(index));
         if (current >= 0) continue;
         const errors = [...failed.values()];
-        const unsuitable = errors.find((error) => error?.consequence === "unsuitable");
-        if (unsuitable && !this.#hasBegun && !errors.includes(undefined)) return this.#close(unsuitable);
+        const refusals = errors.filter((error) => error?.consequence === Consequence.Unsuitable);
+        // A browser does not say why a WebSocket has failed. Before the first event, this counts as a refusal, unless the server answers other
+        // requests with 426: it has only WebSockets.
+        const mayWorkLater = !refusals[errors.length - 1] && (this.#hasBegun || errors.some((error) => !error || error.status === 426));
+        if (refusals[0] && !mayWorkLater) return this.#close(refusals[0]);
         // What is open and silent may be so by right, since no other transport is better.
         this.#isPatient = true;
       }
@@ -212,12 +221,12 @@ export class Connection implements PushConnection {
 
   #isFinal(error: PushError): boolean {
     const { body, resume, headers } = this.#options;
-    if (error.consequence === "unauthorized") {
+    if (error.consequence === Consequence.Unauthorized) {
       const canRenew = !this.#hasRenewed && typeof headers === "function";
       this.#hasRenewed = true;
       return !canRenew;
     }
-    return error.consequence === "final" || (!!body && !(resume && (this.cursor || !this.#hasBegun)));
+    return error.consequence === Consequence.Final || (!!body && !(resume && (this.cursor || !this.#hasBegun)));
   }
 
   async #attempt({ name: transport, receive }: TransportPlugin): Promise<Outcome> {
@@ -258,7 +267,7 @@ export class Connection implements PushConnection {
     const { openTimeout } = this.#options;
     const timer = setTimeout(
       () => {
-        if (isPoll || this.state !== "open" || !this.#isPatient) this.#abort("silent");
+        if (isPoll || this.state !== "open" || !this.#isPatient) this.#abort(AbortReason.Silent);
       },
       // The first byte of a poll may take the poll's wait time. On a slow network, every opening takes long.
       isPoll ? POLL_TIMEOUT : Math.min(openTimeout * (1 + this.#failures), Math.max(openTimeout, 30_000)),
@@ -272,7 +281,7 @@ export class Connection implements PushConnection {
     outcome.abortReason = signal.reason;
     this.#workingTransport = outcome.hasWorked ? transport : undefined;
     // Stops what still runs, such as a response that was not read to its end.
-    controller.abort("close");
+    controller.abort(AbortReason.Close);
     return outcome;
   }
 
@@ -284,7 +293,7 @@ export class Connection implements PushConnection {
   }
 
   #asPushError(error: unknown): PushError {
-    const failure = error instanceof PushError ? error : new PushError(String(error), "retry");
+    const failure = error instanceof PushError ? error : new PushError(String(error), Consequence.Retry);
     failure.transport = this.transport;
     if (failure.retryAfter! > 0) this.#minDelay = +failure.retryAfter!;
     return failure;
@@ -351,7 +360,7 @@ export class Connection implements PushConnection {
 
   /** Until there is room, a response is not read on, and no attempt begins. A WebSocket would be read on, so it is closed. */
   #holdBack(): void {
-    if (this.transport !== "sse" && this.transport !== "long-poll") this.#abort("pause");
+    if (this.transport !== "sse" && this.transport !== "long-poll") this.#abort(AbortReason.Pause);
     this.#whenRoom ??= new Promise((resolve) => (this.#makeRoom = resolve));
   }
 
@@ -380,12 +389,13 @@ export class Connection implements PushConnection {
     this.#stopWatching();
     this.#send = undefined;
     this.#setState("closed");
-    this.#abort("close");
+    this.#abort(AbortReason.Close);
     this.#wake();
     if (isFinished) this.#listeners.emit("finished");
     if (error) {
       error.final = true;
-      this.#listeners.emit("error", error);
+      // Without a listener and a loop, nobody would learn of it.
+      this.#listeners.emit("error", error) || this.#queues.hasLoop || console.error(error);
     }
     this.#queues.end(error);
   }

@@ -1,15 +1,16 @@
 /** What a failure means for the connection. Not part of the public API. */
-export type Consequence =
-  /** Come back over this transport, with backoff. */
-  | "retry"
-  /** Come back over this transport if it has received something, and else over the next one. */
-  | "cut"
-  /** This transport is of no use here: try the next one. */
-  | "unsuitable"
-  /** Ask for new headers once, and come back. */
-  | "unauthorized"
+export const enum Consequence {
   /** Do not come back. */
-  | "final";
+  Final,
+  /** Come back over this transport, with backoff. */
+  Retry,
+  /** Come back over this transport if it has received something, and else over the next one. */
+  Cut,
+  /** This transport is of no use here: try the next one. */
+  Unsuitable,
+  /** Ask for new headers once, and come back. */
+  Unauthorized,
+}
 
 /** Why a transport has failed. */
 export class PushError extends Error {
@@ -36,11 +37,9 @@ export class PushError extends Error {
   }
 }
 
-/** Returns what an HTTP status means. */
-export function statusConsequence(status: number): Consequence {
-  if (status === 401) return "unauthorized";
-  // 426 is the answer of a server that has only WebSockets here.
-  if (status === 426) return "cut";
-  if ([405, 406, 415, 501].includes(status)) return "unsuitable";
-  return status >= 500 || [408, 425, 429].includes(status) ? "retry" : "final";
+/** Returns what an HTTP status means. `unsuitable` is what it means that the server does not offer the transport. */
+export function statusConsequence(status: number, unsuitable = Consequence.Unsuitable): Consequence {
+  if (status === 401) return Consequence.Unauthorized;
+  if ([400, 405, 406, 415, 426, 501, 505].includes(status)) return unsuitable;
+  return status >= 500 || [408, 409, 421, 425, 429].includes(status) ? Consequence.Retry : Consequence.Final;
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import type { End, TransportPlugin } from "./attempt.js";
+import { Consequence } from "./error.js";
 import { PushError } from "./index.js";
 import { recordOf } from "./sse.js";
 
@@ -20,7 +21,7 @@ export function eventSource(types: string[] = []): TransportPlugin {
     name: "event-source",
     async receive({ options, signal, url, cursor, onOpen, onRecord }) {
       const Source = options.EventSource ?? globalThis.EventSource;
-      if (!Source) throw new PushError("no EventSource here", "unsuitable");
+      if (!Source) throw new PushError("no EventSource here", Consequence.Unsuitable);
       const address = new URL(url);
       if (cursor) address.searchParams.set("last_event_id", cursor);
       const source: EventSource = new Source(address.href, { withCredentials: options.credentials === "include" });
@@ -31,7 +32,7 @@ export function eventSource(types: string[] = []): TransportPlugin {
           signal.addEventListener("abort", () => resolve({}));
           source.onopen = () => onOpen();
           // The connection comes back by itself, with its own backoff, and not as the EventSource would.
-          source.onerror = () => reject(new PushError("the EventSource has failed", "cut"));
+          source.onerror = () => reject(new PushError("the EventSource has failed", Consequence.Cut));
           const { gap = "gap", end = "end", finished = "finished" } = options.controlEvents ?? {};
           for (const type of new Set(["message", gap, end, finished, ...types])) {
             source.addEventListener(type, ({ data, lastEventId }: MessageEvent) => {

@@ -1,5 +1,5 @@
 import type { Attempt, Receive } from "./attempt.js";
-import { PushError, statusConsequence } from "./error.js";
+import { Consequence, PushError, statusConsequence } from "./error.js";
 import { createSseParser, recordOf, tooLong } from "./sse.js";
 
 /** The wait time of a poll, in seconds. */
@@ -18,7 +18,7 @@ async function request(attempt: Attempt, accept: string, url = attempt.url): Pro
   try {
     response = await fetch(url, init);
   } catch (error) {
-    throw new PushError(`the request failed: ${(error as Error).message}`, "retry");
+    throw new PushError(`the request failed: ${(error as Error).message}`, Consequence.Retry);
   }
   const { status } = response;
   const type = (response.headers.get("content-type") ?? "").toLowerCase();
@@ -34,14 +34,15 @@ async function request(attempt: Attempt, accept: string, url = attempt.url): Pro
     status !== 200
       ? [`status ${status}`, statusConsequence(status)]
       : // A page of HTML is a login page, or the URL is wrong.
-        [`the response is "${type}" and not ${accept}`, type.startsWith("text/html") ? ("unauthorized" as const) : ("unsuitable" as const)];
+        [`the response is "${type}" and not ${accept}`, type.startsWith("text/html") ? Consequence.Unauthorized : Consequence.Unsuitable];
   throw new PushError(message, consequence, { status, body: text.slice(0, 1000), retryAfter: retryAfterOf(response) });
 }
 
 /** Reads `Retry-After`, in seconds or as a date. Returns milliseconds, or 0. */
 function retryAfterOf({ headers }: Response): number {
   const value = headers.get("retry-after") ?? "";
-  return Math.max(0, /^\d+$/.test(value) ? +value * 1000 : Date.parse(value) - Date.now() || 0);
+  // The date "0" is in the past.
+  return Math.max(0, +value * 1000 || Date.parse(value) - Date.now() || 0);
 }
 
 /** Decodes a body, chunk by chunk. Stops reading when the loop over it ends. */
@@ -56,7 +57,7 @@ async function* chunksOf({ body }: Response): AsyncGenerator<string> {
       yield decoder.decode(value, { stream: true });
     }
   } catch (error) {
-    throw new PushError(`the response was cut: ${(error as Error).message}`, "cut");
+    throw new PushError(`the response was cut: ${(error as Error).message}`, Consequence.Cut);
   } finally {
     reader.cancel().catch(() => {});
   }
@@ -110,7 +111,7 @@ export const receivePoll: Receive = async (attempt) => {
     batch = JSON.parse(text);
     if (!batch.every((record: unknown) => record && typeof record === "object")) throw 0;
   } catch {
-    throw new PushError(`not a batch: ${text.slice(0, 80)}`, "unsuitable");
+    throw new PushError(`not a batch: ${text.slice(0, 80)}`, Consequence.Unsuitable);
   }
   attempt.onOpen();
   const retryAfter = retryAfterOf(response);

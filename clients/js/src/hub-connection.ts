@@ -1,4 +1,5 @@
 import type { Connection } from "./connection.js";
+import { Consequence } from "./error.js";
 import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
 import { plainJson } from "./json.js";
 import { randomKey } from "./random-key.js";
@@ -151,8 +152,8 @@ export class HubConnection implements TopicConnection {
 
   publish(topic: string, data: unknown, { event, key = randomKey(), echo }: PublicationOptions = {}): Promise<string> {
     return new Promise((resolve, reject) => {
-      if (this.state === "closed") return reject(new PushError("the connection is closed", "final"));
-      if (this.#commands.size >= MAX_UNANSWERED_COMMANDS) return reject(new PushError("too many commands have no answer", "final"));
+      if (this.state === "closed") return reject(new PushError("the connection is closed", Consequence.Final));
+      if (this.#commands.size >= MAX_UNANSWERED_COMMANDS) return reject(new PushError("too many commands have no answer", Consequence.Final));
       const ref = ++this.#lastRef;
       // Made JSON now, so that no command is kept that cannot be sent.
       const message = { publish: { topic, event, data: plainJson(data), key, echo }, ref };
@@ -229,7 +230,7 @@ export class HubConnection implements TopicConnection {
   #rejectPublications(reason: string): void {
     for (const [ref, { promise }] of this.#commands) {
       if (promise) this.#commands.delete(ref);
-      promise?.reject(new PushError(reason, "final"));
+      promise?.reject(new PushError(reason, Consequence.Final));
     }
   }
 
@@ -310,7 +311,7 @@ export class HubConnection implements TopicConnection {
     if (type === "hub.published") promise?.resolve(id!);
     else if (type === "hub.subscribed" && isCurrent) Object.assign(progress, { step: "streaming", ref: undefined, streamedFor: 0 });
     else if (type === "hub.refused") {
-      promise?.reject(new PushError(`refused: ${status} ${message}`, "final", { status }));
+      promise?.reject(new PushError(`refused: ${status} ${message}`, Consequence.Final, { status }));
       if (!isCurrent) return;
       this.#progress.delete(topic!);
       this.#updateUrl();

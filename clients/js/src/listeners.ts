@@ -29,10 +29,13 @@ export class ListenerSet {
     this.emit(event.type, event, this.#ofTypes);
   }
 
-  /** Calls the listeners of this reserved name. An error of one is reported, and does not keep the others from being called. */
-  emit(name: string, value?: unknown, all = this.#reserved): void {
+  /**
+   * Calls the listeners of this reserved name. An error of one is reported, and does not keep the others from being called. Returns the number of
+   * listeners, or `undefined` if there was never one.
+   */
+  emit(name: string, value?: unknown, all = this.#reserved): number | undefined {
     const listeners = all.get(name);
-    if (!listeners) return;
+    if (!listeners) return undefined;
     for (const listener of listeners) {
       try {
         listener(value);
@@ -42,5 +45,6 @@ export class ListenerSet {
         });
       }
     }
+    return listeners.size;
   }
 }

@@ -1,3 +1,4 @@
+import { Consequence } from "./error.js";
 import { PushError } from "./index.js";
 import type { Publication, PublicationResult } from "./shared-hub-messages.js";
 
@@ -23,7 +24,7 @@ export class PendingPublications {
 
   publish(publication: Publication): Promise<string> {
     return new Promise((resolve, reject) => {
-      if (this.#pending.size >= MAX_PENDING) return reject(new PushError("too many publications have no answer", "final"));
+      if (this.#pending.size >= MAX_PENDING) return reject(new PushError("too many publications have no answer", Consequence.Final));
       const ref = ++this.#lastRef;
       this.#pending.set(ref, { publication, resolve, reject });
       this.#send(ref, publication);
@@ -39,7 +40,7 @@ export class PendingPublications {
     const pending = this.#pending.get(ref);
     this.#pending.delete(ref);
     if ("id" in result) pending?.resolve(result.id);
-    else pending?.reject(new PushError(result.error.message, "final", result.error));
+    else pending?.reject(new PushError(result.error.message, Consequence.Final, result.error));
   }
 
   rejectAll(error: PushError): void {

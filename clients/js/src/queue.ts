@@ -24,6 +24,10 @@ export class ItemQueues {
     return max;
   }
 
+  get hasLoop(): boolean {
+    return !!this.#queues[0];
+  }
+
   push(item: PushEvent | PushGap): void {
     for (const queue of this.#queues) {
       queue.items.push(item);

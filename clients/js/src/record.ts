@@ -1,4 +1,4 @@
-import { PushError } from "./error.js";
+import { Consequence, PushError } from "./error.js";
 import type { ConnectOptions, Gap } from "./types.js";
 
 /** An envelope as it arrives: an event, a cursor, a gap or an end. */
@@ -23,7 +23,7 @@ export function parseRecord(text: string): PushRecord {
     const record = JSON.parse(text);
     if (record && typeof record === "object" && !Array.isArray(record)) return record;
   } catch {}
-  throw new PushError(`not an envelope: ${text.slice(0, 80)}`, "unsuitable");
+  throw new PushError(`not an envelope: ${text.slice(0, 80)}`, Consequence.Unsuitable);
 }
 
 /** Returns the payload of an event, as the option `parse` makes it. */
@@ -34,7 +34,7 @@ export function payloadOf({ data, data_base64 }: PushRecord, { parse }: ConnectO
   try {
     return (parse ?? JSON.parse)(isText ? data : JSON.stringify(data));
   } catch (error) {
-    if (parse) throw new PushError(`parse failed: ${error}`, "final");
+    if (parse) throw new PushError(`parse failed: ${error}`, Consequence.Final);
     // A text that is not JSON.
     return data;
   }
@@ -44,6 +44,6 @@ function decodeBase64(text: string): Uint8Array {
   try {
     return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   } catch {
-    throw new PushError("not base64", "unsuitable");
+    throw new PushError("not base64", Consequence.Unsuitable);
   }
 }

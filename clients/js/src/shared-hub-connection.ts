@@ -1,4 +1,5 @@
 import { ConnectionOutput } from "./connection-output.js";
+import { Consequence } from "./error.js";
 import { PushError, type PushEvent, type PushGap, type State } from "./index.js";
 import { plainJson, sendable } from "./json.js";
 import { PendingPublications } from "./pending-publications.js";
@@ -261,4 +262,4 @@ export class SharedHubConnection implements TopicConnection {
 
 const noTopic = () => new TypeError("a shared connection needs a topic in each tab");
 
-const closedError = () => new PushError("the connection is closed", "final");
+const closedError = () => new PushError("the connection is closed", Consequence.Final);

@@ -1,5 +1,5 @@
 import type { Options } from "./attempt.js";
-import { PushError } from "./error.js";
+import { Consequence, PushError } from "./error.js";
 import type { PushRecord } from "./record.js";
 import type { ConnectOptions } from "./types.js";
 
@@ -74,7 +74,7 @@ export function createSseParser(
   };
 }
 
-export const tooLong = ({ maxEventLength }: Options) => new PushError(`an event is longer than ${maxEventLength}`, "final");
+export const tooLong = ({ maxEventLength }: Options) => new PushError(`an event is longer than ${maxEventLength}`, Consequence.Final);
 
 /** Turns a block of an event stream into a record. An event whose name and data are those of a gap or an end is one. */
 export function recordOf(block: SseBlock, { controlEvents }: ConnectOptions, isBase64?: boolean): PushRecord {

@@ -69,7 +69,7 @@ export interface Listeners {
   state: (state: State) => void;
   /** The source has finished: no event follows, and the connection is closed. */
   finished: () => void;
-  /** Why a transport has failed. `error.final` says whether the connection comes back. */
+  /** Why a transport has failed. `error.final` says whether the connection comes back. Without a listener and a loop, the console shows a final error. */
   error: (error: PushError) => void;
 }
 
@@ -133,7 +133,10 @@ export interface ConnectOptions {
   EventSource?: new (url: string, options?: any) => any;
 }
 
-/** A connection to a source. `for await` yields the events and gaps, ends when the source has finished, and throws a final error. */
+/**
+ * A connection to a source. `for await` yields the events and gaps that arrive after the loop has begun, ends when the source has finished, and throws
+ * a final error. A loop that begins in the task that has called `connect` misses nothing.
+ */
 export interface PushConnection extends AsyncIterable<PushEvent | PushGap> {
   /** The cursor: the id of the last event. `undefined` before the first id. */
   readonly cursor: string | undefined;

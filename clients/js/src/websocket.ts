@@ -1,5 +1,5 @@
 import type { End, Receive } from "./attempt.js";
-import { PushError, statusConsequence } from "./error.js";
+import { Consequence, PushError, statusConsequence } from "./error.js";
 import { parseRecord } from "./record.js";
 import { tooLong } from "./sse.js";
 import type { ConnectOptions } from "./types.js";
@@ -10,7 +10,7 @@ const ENVELOPES = "json.tower-push";
 /** Opens a WebSocket, and receives its messages. */
 export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, headers, onOpen, onRecord }) => {
   const Socket = options.WebSocket ?? (globalThis as ConnectOptions).WebSocket;
-  if (!Socket) throw new PushError("no WebSocket here", "unsuitable");
+  if (!Socket) throw new PushError("no WebSocket here", Consequence.Unsuitable);
   let { protocols = [ENVELOPES] } = options;
   if (typeof protocols === "function") protocols = await protocols();
   const address = new URL(url);
@@ -53,12 +53,13 @@ export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, 
 };
 
 function closeError(code: number, reason: string, wasOpen: boolean): PushError {
-  const error = new PushError(`WebSocket closed: ${code} ${reason}`, code === 1006 || !wasOpen ? "cut" : "retry", { code });
+  const error = new PushError(`WebSocket closed: ${code} ${reason}`, code === 1006 || !wasOpen ? Consequence.Cut : Consequence.Retry, { code });
   try {
     error.retryAfter = JSON.parse(reason).retry;
   } catch {}
-  if ([1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 3500 && code < 4000)) error.consequence = "final";
-  // A server that refuses an open WebSocket closes it with 4000 and the HTTP status.
-  if (code >= 4400 && code < 4600) error.consequence = statusConsequence((error.status = code - 4000));
+  // 1002, 1003, and 1007 to 1010 say that this client, or what it has sent, is wrong.
+  if ((code > 1001 && code < 1004) || (code > 1006 && code < 1011) || (code > 3499 && code < 4000)) error.consequence = Consequence.Final;
+  // A server that refuses an open WebSocket closes it with 4000 and the HTTP status. It does offer WebSockets.
+  if (code > 4399 && code < 4600) error.consequence = statusConsequence((error.status = code - 4000), Consequence.Final);
   return error;
 }

@@ -4,31 +4,84 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { connect as connectTopics } from "../../../clients/js/dist/topics.js";
 import { finished, read, respond, serve, serveSockets, sse } from "./servers.mjs";
-import { next, open, skipDelays } from "./support.mjs";
+import { next, open, readAll, skipDelays } from "./support.mjs";
 
-for (const status of [405, 406, 415, 501]) {
-  test(`status ${status} leads to the next transport, and is final if there is none`, async () => {
-    const batch = respond(200, { "content-type": "application/json" }, '[{"id":"1","data":"x"},{"end":{"finished":true}}]');
-    const isPoll = (request) => request.url.includes("long-poll");
-    const { url } = await serve((request, response) => (isPoll(request) ? batch : respond(status))(request, response));
-    const { items, errors } = await read(url, { transports: ["sse", "long-poll"] });
-    assert.deepEqual(items.map(({ data }) => data), ["x"]);
-    assert.deepEqual(errors.map((error) => [error.status, error.final]), [[status, false]]);
-    for (const transport of ["sse", "long-poll"]) {
-      const alone = await read((await serve(respond(status))).url, { transports: [transport] });
-      const error = alone.errors.at(-1);
-      assert.deepEqual([error.status, error.final], [status, true]);
-    }
-  });
-}
+test("a refused transport leads to the next one, and to the end if there is none", async () => {
+  const batch = respond(200, { "content-type": "application/json" }, '[{"id":"1","data":"x"},{"end":{"finished":true}}]');
+  const isPoll = (request) => request.url.includes("long-poll");
+  const { url } = await serve((request, response) => (isPoll(request) ? batch : respond(405))(request, response));
+  const { items, errors } = await read(url, { transports: ["sse", "long-poll"] });
+  assert.deepEqual(items.map(({ data }) => data), ["x"]);
+  assert.deepEqual(errors.map((error) => [error.status, error.final]), [[405, false]]);
+  for (const transports of [["sse"], ["long-poll"], ["websocket", "sse", "long-poll"]]) {
+    const alone = await read((await serve(respond(405))).url, { transports });
+    const error = alone.errors.at(-1);
+    assert.deepEqual([error.status, error.final], [405, true], `${transports}`);
+  }
+});
 
-test("status 426 of a server that has only WebSockets is no reason to give up", async () => {
+test("a source that has begun ends if the server refuses all transports, but not if a WebSocket has failed", async () => {
+  const event = sse("id: 1\ndata: x\n\n");
+  const ended = await read((await serve(event, respond(405))).url, { transports: ["sse"] });
+  assert.deepEqual([ended.errors.at(-1).status, ended.errors.at(-1).final], [405, true]);
+  // The server restarts, and has only WebSockets afterwards.
+  const { url } = await serve(event, respond(405), finished);
+  const { items, errors } = await read(url, { transports: ["websocket", "sse"] });
+  assert.deepEqual(items.map(({ data }) => data), ["x"]);
+  assert.ok(errors.every((error) => !error.final), `${errors}`);
+});
+
+test("a WebSocket that fails is tried again if the server answers all other requests with 426", async () => {
   let isReady = false;
   const { url } = await serve((request, response) => (isReady ? finished : respond(426))(request, response));
-  const push = open(url, { transports: ["sse", "long-poll"] });
+  const push = open(url, { transports: ["websocket", "sse", "long-poll"] });
   await next(push, "state", (state) => state === "waiting");
   isReady = true;
   await next(push, "finished");
+  const { errors } = await read((await serve(respond(426))).url, { transports: ["sse", "long-poll"] });
+  assert.deepEqual([errors.at(-1).status, errors.at(-1).final], [426, true]);
+});
+
+test("a final error that nobody would learn of is on the console", async () => {
+  const { error: original } = console;
+  const shown = [];
+  console.error = (error) => shown.push(error.status);
+  try {
+    const { url } = await serve(respond(403));
+    const options = { transports: ["sse"] };
+    const close = (push) => next(push, "state", (state) => state === "closed");
+    await close(open(url, options));
+    assert.deepEqual(shown.splice(0), [403]);
+
+    const heard = open(url, options);
+    heard.on("error", () => {});
+    await close(heard);
+    await assert.rejects(readAll(open(url, options)), { status: 403 });
+    open(url, options).close();
+    assert.deepEqual(shown, []);
+
+    // A listener that was removed hears nothing.
+    const removed = open(url, options);
+    removed.on("error", () => {})();
+    await close(removed);
+    assert.deepEqual(shown, [403]);
+  } finally {
+    console.error = original;
+  }
+});
+
+test("a loop gets what arrives after it has begun", async () => {
+  let response;
+  const { url } = await serve((_, opened) => sse("id: 1\ndata: early\n\n")(_, Object.assign((response = opened), { end: (text) => opened.write(text) })));
+  const push = open(url, { transports: ["sse"] });
+  const early = push[Symbol.asyncIterator]();
+  assert.equal((await early.next()).value.data, "early");
+  const late = push[Symbol.asyncIterator]();
+  const first = late.next();
+  response.write("id: 2\ndata: late\n\n");
+  assert.equal((await first).value.data, "late");
+  assert.equal((await early.next()).value.data, "late");
+  push.close();
 });
 
 test("the delays are random, below a bound that doubles with each failure up to the longest one", async () => {

@@ -95,3 +95,20 @@ for (const transport of ["websocket", "sse", "long-poll"]) {
     }
   });
 }
+
+test("a final error of a shared connection that nobody would learn of is on the console", async () => {
+  const { error: original } = console;
+  const shown = [];
+  console.error = (error) => shown.push(error.status);
+  try {
+    const fetch = async () => new Response(null, { status: 403 });
+    for (const listens of [false, true]) {
+      const push = connect(new URL("/channel", SERVER), { shared: `refused ${RUN} ${listens}`, transports: ["sse"], fetch });
+      if (listens) push.on("error", () => {});
+      await next(push, "state", (state) => state === "closed");
+      assert.deepEqual(shown.splice(0), listens ? [] : [403]);
+    }
+  } finally {
+    console.error = original;
+  }
+});

@@ -312,33 +312,3 @@ fn reaction_to_close_code(code: Option<u16>) -> FailureReaction {
         _ => FailureReaction::Retry,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The table in `docs/clients.md`.
-    #[test]
-    fn statuses_have_the_documented_reactions() {
-        for status in 300..600 {
-            let expected = match status {
-                401 => FailureReaction::RetryOnceAtOnce,
-                400 | 405 | 406 | 415 | 426 | 501 | 505 => FailureReaction::NextTransport,
-                408 | 409 | 421 | 425 | 429 => FailureReaction::Retry,
-                500.. => FailureReaction::Retry,
-                _ => FailureReaction::Stop,
-            };
-            let reaction = reaction_to_status(StatusCode::from_u16(status).unwrap());
-            assert_eq!(reaction, expected, "{status}");
-            #[cfg(feature = "websocket")]
-            if status >= 400 {
-                let expected = match expected {
-                    FailureReaction::NextTransport => FailureReaction::Stop,
-                    reaction => reaction,
-                };
-                let reaction = reaction_to_close_code(Some(4000 + status));
-                assert_eq!(reaction, expected, "{status}");
-            }
-        }
-    }
-}
