@@ -69,15 +69,17 @@ pub trait MembersBroker {
 const NODES: usize = 3;
 
 /// A client that keeps the list of members, as a page does.
-struct MemberObserver {
+pub(crate) struct MemberObserver {
     subscriber: HubSubscriber,
     node: usize,
-    list: ObservedMembers,
+    pub(crate) list: ObservedMembers,
     cursor: Option<String>,
+    /// The keys that were added to the list, with a `+`, and removed from it, with a `-`.
+    pub(crate) changes: Vec<String>,
 }
 
 impl MemberObserver {
-    fn subscribe(nodes: &[Hub], node: usize, cursor: Option<String>) -> Self {
+    pub(crate) fn subscribe(nodes: &[Hub], node: usize, cursor: Option<String>) -> Self {
         let cursor_parameter = cursor
             .iter()
             .map(|cursor| format!("&last_event_id={cursor}"));
@@ -97,6 +99,7 @@ impl MemberObserver {
             node,
             list: ObservedMembers::default(),
             cursor,
+            changes: Vec::new(),
         }
     }
 
@@ -105,6 +108,7 @@ impl MemberObserver {
         let new = Self::subscribe(nodes, node, self.cursor.clone());
         let old = std::mem::replace(self, new);
         self.list.is_exact = old.list.is_exact;
+        self.changes = old.changes;
         if self.cursor.is_some() {
             self.list = old.list;
             // The list of a client whose cursor the server does not know can be newer than the next events.
@@ -113,7 +117,7 @@ impl MemberObserver {
     }
 
     /// Reads all items that are ready. Subscribes again after the end.
-    fn read(&mut self, nodes: &[Hub]) {
+    pub(crate) fn read(&mut self, nodes: &[Hub]) {
         while let Poll::Ready(item) = poll_next(&mut self.subscriber) {
             let Some(item) = item else {
                 self.move_to(nodes, self.node);
@@ -123,7 +127,14 @@ impl MemberObserver {
             if let Some(cursor) = item.cursor() {
                 self.cursor = Some(cursor.to_string());
             }
+            let before = self.list.members.clone();
             self.list.apply(&item);
+            let after = &self.list.members;
+            let removed = before.keys().filter(|key| !after.contains_key(*key));
+            let added = after.keys().filter(|key| !before.contains_key(*key));
+            let removed = removed.map(|key| format!("-{key}"));
+            self.changes
+                .extend(removed.chain(added.map(|key| format!("+{key}"))));
         }
     }
 }

@@ -1,18 +1,22 @@
 //! What members of topics on several nodes of a hub do, over any broker.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 use tower_push::{
     Hub,
     source::hub::{MemberConnection, PresenceOptions},
 };
 
-use crate::{BrokerServer, MembersBroker, enter, expect_members, members, wait_until};
+use crate::{
+    BrokerServer, MembersBroker, TEST_TIMEOUT, enter, expect_members, hub_members::MemberObserver,
+    members, wait_until,
+};
 
 /// A broker whose server can be away, and whose requests are counted.
 pub trait MembersServer: MembersBroker {
@@ -149,6 +153,75 @@ pub async fn members_stay_while_broker_is_away<B: MembersServer>(broker: &mut B)
         assert_eq!(of_key.count(), 1, "{events:?}");
     }
     assert_eq!(hubs[0].counts().pending_members, 0);
+}
+
+/// After the broker has lost the members, each connected client sees the changes that follow, each once, and nobody leaves who is connected. A
+/// member whose node has died with the broker's members leaves, too. `lose` deletes what the broker has stored.
+pub async fn lists_outlive_loss_of_members<B: MembersServer>(broker: &B, lose: impl AsyncFn(&B)) {
+    // On a busy machine, a node that lives renews its lease within this time.
+    let node_timeout = NODE_TIMEOUT * 6;
+    let options = presence_options().node_timeout(node_timeout);
+    // The third node has no members.
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(broker.start_node_with(options.clone()).await);
+    }
+    let hubs = hubs_of::<B>(&nodes);
+    let dead = broker.start_node_with(options).await;
+    let _ada = enter(&hubs[0], "ada", 1);
+    let bob = enter(&hubs[1], "bob", 1);
+    let dan = enter(B::hub(&dead), "dan", 1);
+    expect_members(&hubs, &["ada", "bob", "dan"]).await;
+    let mut observers = [0, 1, 2].map(|node| MemberObserver::subscribe(&hubs, node, None));
+    for observer in &mut observers {
+        observer.list.is_exact = false;
+        observer.read(&hubs);
+        assert_eq!(observer.changes, ["+ada", "+bob", "+dan"]);
+        observer.changes.clear();
+    }
+    // Each node has renewed its lease, and knows all members.
+    sleep(node_timeout / 2).await;
+    // The node is dropped before its connection, so it does not tell the broker of its end.
+    drop((dead, dan));
+    lose(broker).await;
+    let _eve = enter(&hubs[0], "eve", 1);
+    // A client that gets a list after a gap may get the earlier events of its members, too. So nobody leaves before all clients have got their list.
+    read_until(&mut observers, &hubs, |members| members.contains_key("eve")).await;
+    bob.leave_now();
+    let is_right = |members: &BTreeMap<String, Value>| members.keys().eq(["ada", "eve"]);
+    read_until(&mut observers, &hubs, is_right).await;
+    let ends_at = Instant::now() + node_timeout;
+    while Instant::now() < ends_at {
+        read_until(&mut observers, &hubs, is_right).await;
+    }
+    for observer in &mut observers {
+        observer.changes.sort();
+        let events = broker.published().await;
+        assert_eq!(observer.changes, ["+eve", "-bob", "-dan"], "{events:?}");
+    }
+    let late = broker.start_node().await;
+    expect_members(&hubs_of::<B>([&late]), &["ada", "eve"]).await;
+}
+
+/// Lets the observers read until this is true of their lists and of those of the nodes.
+async fn read_until(
+    observers: &mut [MemberObserver],
+    hubs: &[Hub],
+    is_right: impl Fn(&BTreeMap<String, Value>) -> bool,
+) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    loop {
+        sleep(Duration::from_millis(5)).await;
+        observers
+            .iter_mut()
+            .for_each(|observer| observer.read(hubs));
+        let lists = observers.iter().map(|observer| &observer.list.members);
+        if lists.clone().all(&is_right) && hubs.iter().all(|hub| is_right(&members(hub))) {
+            return;
+        }
+        let lists: Vec<_> = lists.collect();
+        assert!(Instant::now() < deadline, "{lists:?}");
+    }
 }
 
 /// The limits are those of all nodes together.

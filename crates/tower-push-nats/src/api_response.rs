@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tower_push_proto::fingerprint::Fingerprint;
 
-use crate::{error::Error, fingerprint::fingerprint_of_bytes};
+use crate::{error::Error, fingerprint::fingerprint_of_bytes, message_time::parse_utc_nanoseconds};
 
 /// The answer of the server: the value, or an error.
 #[derive(Deserialize)]
@@ -68,9 +68,22 @@ pub(crate) struct StreamInfo {
     /// The time at which the stream was created, as RFC 3339 writes it. A stream that was deleted and created anew has another creation time.
     pub(crate) created: String,
     pub(crate) state: StreamContents,
+    /// The time of this description, as RFC 3339 writes it.
+    #[serde(default)]
+    pub(crate) ts: String,
 }
 
 impl StreamInfo {
+    /// Returns for how long the stream has existed, or since the later time `since`, in milliseconds since 1970. The times are those of the servers.
+    pub(crate) fn age_since(&self, since: Option<i64>) -> Duration {
+        let milliseconds = |time| parse_utc_nanoseconds(time).map(|time| time / 1_000_000);
+        let since = milliseconds(&self.created).max(since);
+        let age = milliseconds(&self.ts)
+            .zip(since)
+            .map(|(now, since)| now - since);
+        Duration::from_millis(age.and_then(|age| age.try_into().ok()).unwrap_or(0))
+    }
+
     /// The fingerprint of the stream. A stream of the same name that existed earlier, or is created later, has another fingerprint.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         fingerprint_of_bytes(self.created.as_bytes())

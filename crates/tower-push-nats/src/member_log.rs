@@ -275,43 +275,52 @@ impl<S: LogStore> MemberLog<S> {
         }
     }
 
-    /// Reads the members of all topics. If the stream is missing, returns those that this node knows.
-    pub(crate) async fn read_members(&self) -> Result<Vec<(MemberId, Value)>, Error> {
+    /// Reads the members of all topics, and how long the log has them without a loss. The time is zero if the log is missing or has no entries: then
+    /// nobody has become a member yet, or all is lost. What this node has read of a lost log can be older than the events, and is not returned.
+    pub(crate) async fn read_members(&self) -> Result<(Vec<(MemberId, Value)>, Duration), Error> {
         // A request of this node can take longer. Events do not wait for it: then the log is read anew.
         let lock = timeout(self.store.timeout(), self.state.lock());
         let (mut locked, mut unshared) = (lock.await.ok(), Replica::default());
-        let (replica, is_own) = match locked.as_deref_mut() {
-            Some(state) => (&mut state.replica, true),
-            None => (&mut unshared, false),
+        let replica = match locked.as_deref_mut() {
+            Some(state) => &mut state.replica,
+            None => &mut unshared,
         };
-        match self.read_all(replica).await {
+        let info = match self.read_all(replica).await {
             // The ledger of a lost stream is kept until it is in a new one: see `open`.
-            Err(error) if error.is_not_found() && is_own => {
+            Err(error) if error.is_not_found() => {
                 if replica.ledger().len() > 0 {
                     replica.leave_stream(true);
                 }
+                None
             }
             read => read?,
-        }
-        if replica.must_restart() {
+        };
+        let is_incomplete = replica.must_restart();
+        if is_incomplete {
             // Nodes that have members restart the log. Without permission, or a server, the list stays incomplete until this node has a member.
             let subject = &self.subjects.incomplete;
             let message = to_json(&NodeNotice::Incomplete);
             let _ = self.store.append(subject, message, None).await;
         }
+        let Some(info) = info else {
+            return Ok((Vec::new(), Duration::ZERO));
+        };
+        let age = match is_incomplete || replica.waits_for_lost_members() {
+            true => Duration::ZERO,
+            false => info.age_since(replica.last_restart_at()),
+        };
         let members = replica.ledger().members();
-        Ok(members
-            .map(|(member, value)| (member.clone(), value.clone()))
-            .collect())
+        let members = members.map(|(member, value)| (member.clone(), value.clone()));
+        Ok((members.collect(), age))
     }
 
-    /// Reads the whole log, if its stream exists.
-    async fn read_all(&self, replica: &mut Replica) -> Result<(), Error> {
-        let info = self.store.describe().await?;
+    /// Reads the whole log. Returns the description of its stream, or `None` if it has no entries.
+    async fn read_all(&self, replica: &mut Replica) -> Result<Option<StreamInfo>, Error> {
+        let mut info = self.store.describe().await?;
         if replica.stream() != Some(info.fingerprint()) {
             // The ledger of a lost stream is kept until it is in the new one: see `open`.
             if replica.ledger().len() > 0 && self.last_entry().await?.is_none() {
-                return Ok(());
+                return Ok(None);
             }
             let new = self.first_replica(&info).await?;
             replica.replace(new);
@@ -328,17 +337,19 @@ impl<S: LogStore> MemberLog<S> {
                 recoveries += 1;
                 replica.leave_stream(true);
                 if last.is_some() {
-                    let info = self.store.describe().await?;
+                    info = self.store.describe().await?;
                     let new = self.first_replica(&info).await?;
                     replica.replace(new);
                 }
             }
             // Without entries, the ledger is kept until it is in the log again: see `open`.
-            let Some(last) = last else { break };
+            let Some(last) = last else {
+                return Ok(None);
+            };
             let before = replica.position();
             self.catch_up(replica, None).await?;
             if replica.last_sequence() >= last.sequence {
-                break;
+                return Ok(Some(info));
             }
             if replica.position() != before {
                 ends_at = Instant::now() + self.store.timeout();
@@ -348,7 +359,6 @@ impl<S: LogStore> MemberLog<S> {
                 sleep(REREAD_DELAY).await;
             }
         }
-        Ok(())
     }
 
     async fn last_entry(&self) -> Result<Option<StreamMessage>, Error> {

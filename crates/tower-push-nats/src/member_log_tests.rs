@@ -134,6 +134,7 @@ impl BrokerState {
                 first_seq: oldest.copied().unwrap_or(self.last_sequence + 1),
                 last_seq: self.last_sequence,
             },
+            ts: String::new(),
         }
     }
 
@@ -388,15 +389,16 @@ impl MembersBroker for MemoryBroker {
     async fn start_node(&self) -> MemoryNode {
         let log = Arc::new(MemberLog::new(self.clone(), SUBJECT, LIMITS));
         let mut event_count = self.lock().event_count.subscribe();
-        let (members, mut read) = loop {
+        let ((members, age), mut read) = loop {
             let read = *event_count.borrow_and_update();
             match log.read_members().await {
-                Ok(members) => break (members, read),
+                Ok(listed) => break (listed, read),
                 // The next attempt may find a server.
                 Err(error) => assert!(error.is_unavailable(), "{error}"),
             }
         };
-        let mut snapshot = MemberSnapshot::new(EventId::from(read as u64));
+        let snapshot = MemberSnapshot::new(EventId::from(read as u64));
+        let mut snapshot = snapshot.storage_age(age);
         for (member, value) in members {
             snapshot.insert(Topic::new(member.topic).unwrap(), member.key, value);
         }
@@ -555,7 +557,7 @@ async fn newest_message_may_be_removed() {
     broker.lock().messages.pop_last();
     let log = MemberLog::new(broker.clone(), SUBJECT, LIMITS);
     let before = tokio::time::Instant::now();
-    let listed = log.read_members().await.unwrap();
+    let (listed, _) = log.read_members().await.unwrap();
     assert_eq!(listed[0].0.key, "ada");
     assert!(before.elapsed() < LogStore::timeout(&broker));
 }
@@ -605,8 +607,10 @@ async fn lost_last_entry_is_noticed() {
                 !is_entry || (!loses_all && message.sequence == 1)
             });
             if reads_first {
-                let log = &node.log;
-                assert_eq!(log.read_members().await.unwrap()[0].0.key, "ada");
+                let (listed, age) = node.log.read_members().await.unwrap();
+                let keys: Vec<_> = listed.iter().map(|(member, _)| &*member.key).collect();
+                let expected: &[_] = if loses_all { &[] } else { &["ada"] };
+                assert_eq!((&*keys, age), (expected, Duration::ZERO));
             }
             let before = tokio::time::Instant::now();
             let _bob = testkit::enter(&node.hub, "bob", 1);

@@ -46,6 +46,8 @@ pub(crate) struct Replica {
     last_entry_at: i64,
     /// The last restart: the sequence numbers of its entry and of its first part.
     last_restart: Option<(u64, u64)>,
+    /// The time of the last restart, in milliseconds since 1970.
+    last_restart_at: Option<i64>,
     /// Also counts from the last snapshot that was begun.
     entries_since_snapshot: usize,
 }
@@ -105,6 +107,7 @@ impl Replica {
         };
         new.has_lost_messages |= is_lost || old.has_holes || old.has_lost_messages;
         new.known_restarts = old.known_restarts;
+        new.last_restart_at = old.last_restart_at;
         let is_publisher = old.last_entry.is_some() && old.published_entry == old.last_entry;
         new.has_late_events = old.has_late_events || (is_lost && is_publisher);
         new.lost_members = old.lost_members;
@@ -176,6 +179,16 @@ impl Replica {
         // Only a restart after these events repeats the events of all members.
         self.has_holes |= std::mem::take(&mut self.has_late_events);
         self.has_holes || self.has_lost_messages
+    }
+
+    /// Returns whether the log has lost members that may come back.
+    pub(crate) fn waits_for_lost_members(&self) -> bool {
+        !self.lost_members.is_empty()
+    }
+
+    /// Returns the time of the last restart, in milliseconds since 1970.
+    pub(crate) fn last_restart_at(&self) -> Option<i64> {
+        self.last_restart_at
     }
 
     /// Returns the changes of the last entry, whose events this node publishes now.
@@ -276,6 +289,7 @@ impl Replica {
                 self.forget_members_found();
                 self.waits_for_lost_since = None;
                 self.last_restart = Some((position.sequence, parts.start));
+                self.last_restart_at = Some(now);
                 let joins = self.ledger.members().map(|(member, value)| ListChange {
                     member: member.clone(),
                     kind: ListChangeKind::Join(value.clone()),

@@ -151,7 +151,7 @@ impl MessageSink for HubSink {
     }
 
     async fn after_read(&mut self) -> Result<(), Error> {
-        if self.member_list.must_read_again() {
+        if self.member_list.must_read_again(&self.writer) {
             let read = self.read_members().await?;
             self.member_list.finish_reread(&mut self.writer, read);
         }

@@ -66,9 +66,10 @@ impl StreamMembers {
             stream: hub_stream.fingerprint(),
             message: None,
         };
-        let mut snapshot = MemberSnapshot::new(last_id.to_event_id());
         // The log is read after the last id: an entry is older than its events.
-        for (member, value) in self.log.read_members().await? {
+        let (members, age) = self.log.read_members().await?;
+        let mut snapshot = MemberSnapshot::new(last_id.to_event_id()).storage_age(age);
+        for (member, value) in members {
             if let Ok(topic) = Topic::new(member.topic) {
                 snapshot.insert(topic, member.key, value);
             }

@@ -132,7 +132,7 @@ impl EntrySink for HubSink {
         connector: &Connector,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        if self.member_list.must_read_again() {
+        if self.member_list.must_read_again(&self.writer) {
             let read = self.read_members(connector, connection).await?;
             self.member_list.finish_reread(&mut self.writer, read);
         }

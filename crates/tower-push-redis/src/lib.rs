@@ -68,8 +68,8 @@
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
-//! A hub also needs `+hscan` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +type +time +hget +hset +hdel +hlen +zadd
-//! +zrem +zrangebyscore +zrangebylex`.
+//! A hub also needs `+hscan +hget +type +time` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +hset +hdel +hlen +zadd +zrem
+//! +zrangebyscore +zrangebylex +del`.
 //! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. If a
 //! client got its cursor before that publication, and moves to another server, it gets a gap (`epoch`) although it has missed nothing.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -1,5 +1,7 @@
 //! The members of a hub in Redis.
 
+use std::time::Duration;
+
 use redis::{Script, aio::MultiplexedConnection};
 use serde_json::Value;
 use tower_push::{
@@ -48,7 +50,8 @@ pub(crate) struct RedisPresence {
 struct PresenceKeys {
     /// A sorted set of the names of the nodes. The score is the end of the lease, in milliseconds; 0 if it has ended and members are left.
     nodes: String,
-    /// A hash with the number of the last request of each node, and the time of the last request in the field `at`.
+    /// A hash with the number of the last request of each node, the time of the last request in the field `at`, and the time of the first request in
+    /// the field `since`.
     numbers: String,
     /// A sorted set of a node's name and a member, for each member that a node holds. All scores are 0.
     holds: String,
@@ -149,8 +152,11 @@ pub(crate) async fn read_members(
         Err(error) if error.is_no_such_key() => EntryId::ZERO,
         Err(error) => return Err(error),
     };
-    let mut snapshot = MemberSnapshot::new(StreamCursor::without_entry(last_id).to_event_id());
-    let key = PresenceKeys::new(stream).members;
+    let keys = PresenceKeys::new(stream);
+    let age = read_storage_age(connector, connection, &keys).await?;
+    let last_id = StreamCursor::without_entry(last_id).to_event_id();
+    let mut snapshot = MemberSnapshot::new(last_id).storage_age(age);
+    let key = keys.members;
     let mut cursor = 0;
     loop {
         let sized = sizer.begin(MAX_SCAN_COUNT, usize::MAX);
@@ -168,6 +174,29 @@ pub(crate) async fn read_members(
         }
         cursor = next;
     }
+}
+
+/// Returns how long Redis has stored the members without losing any. Returns zero if it has stored nothing, or has lost a key of the members.
+async fn read_storage_age(
+    connector: &Connector,
+    connection: &mut MultiplexedConnection,
+    keys: &PresenceKeys,
+) -> Result<Duration, Error> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("TIME");
+    pipeline.cmd("HGET").arg(&keys.numbers).arg("since");
+    pipeline.cmd("TYPE").arg(&keys.holds);
+    pipeline.cmd("TYPE").arg(&keys.members);
+    let read = connector.with_timeout(pipeline.query_async(connection));
+    let (time, since, holds, members): ((u64, u64), Option<String>, String, String) = read.await?;
+    let (seconds, microseconds) = time;
+    let now = Duration::from_secs(seconds) + Duration::from_micros(microseconds);
+    // A value of another program counts as 0.
+    let since = since.map(|since| since.parse().unwrap_or(0));
+    Ok(match (since, holds.as_str(), members.as_str()) {
+        (None, ..) | (_, "zset", "none") => Duration::ZERO,
+        (Some(since), ..) => now.saturating_sub(Duration::from_millis(since)),
+    })
 }
 
 /// Returns the topic, the key and the value of a member. Returns `None` if another program has written the field or its value.

@@ -20,20 +20,30 @@ local function integer(value) return string.format('%.0f', value) end
 local function number_in(hash, field) return tonumber(redis.call('HGET', hash, field) or 0) or 0 end
 
 -- A command that fails does not undo the commands before it. So a key of another type fails before anything has changed.
+local exists = {}
 for index, expected in ipairs({'stream', 'zset', 'hash', 'zset', 'hash', 'hash'}) do
   local found = redis.call('TYPE', KEYS[index]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[index] .. ' is a ' .. found)
   end
+  exists[KEYS[index]] = found == expected
+end
+
+-- A member that a node holds is in each of these keys. If one of them is lost, what is left is wrong: then all nodes begin anew.
+local is_complete = exists[nodes] and exists[numbers] and exists[members] and exists[topics]
+if exists[holds] and not is_complete or exists[topics] and not exists[holds] then
+  for _, key in ipairs({nodes, numbers, holds, members, topics}) do redis.call('DEL', key) end
 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends_at = integer(now + timeout)
 
--- The name of a node is never 'at'.
+-- The name of a node is never 'at' or 'since'.
 local last_at = number_in(numbers, 'at')
 redis.call('HSET', numbers, 'at', integer(now))
+local since = number_in(numbers, 'since')
+if since == 0 or since > now then redis.call('HSET', numbers, 'since', integer(now)) end
 if now < last_at or now - last_at > timeout / 2 then
   for _, alive in ipairs(redis.call('ZRANGEBYSCORE', nodes, '(0', '+inf')) do
     redis.call('ZADD', nodes, ends_at, alive)

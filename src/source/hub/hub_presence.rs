@@ -45,6 +45,8 @@ pub(super) struct LockedPresence {
     pub(super) local: Option<Box<LocalMembers>>,
     /// The id of the event up to which `table` has the changes already, until the writer has pushed it.
     pub(super) loaded_up_to: Option<EventId>,
+    /// The time from which on the broker's list is complete again after a loss. Until then, `table` may have members that are gone.
+    pub(super) complete_at: Option<Duration>,
     /// The task that removes members whose grace time has ended.
     departure_task: Option<JoinHandle<()>>,
     /// The task that makes the requests to the presence backend.
@@ -110,6 +112,7 @@ impl HubPresence {
             table: PresenceTable::default(),
             local: local.map(Box::new),
             loaded_up_to: None,
+            complete_at: None,
             departure_task: None,
             request_task: None,
         }))

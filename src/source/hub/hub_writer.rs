@@ -61,13 +61,21 @@ impl HubWriter {
     ///
     /// From now on, the hub changes the list with each event that is [marked](HubEvent::changing_members_of) and is pushed. It skips the events that
     /// [`HubBackend::compare_ids`](super::HubBackend::compare_ids) places at or before the snapshot's id. Connected clients get the
-    /// new list only with the next [`gap`](Self::gap).
+    /// new list only with the next [`gap`](Self::gap). Returns whether this list is another one than before.
+    ///
+    /// If the snapshot [may lack members](super::MemberSnapshot::storage_age), the members that the hub has stay in the list, and no events are skipped.
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
-    pub fn set_members(&mut self, members: super::MemberSnapshot) {
-        if let Some(hub) = self.hub.upgrade() {
-            hub.set_members(members);
-        }
+    pub fn set_members(&mut self, members: super::MemberSnapshot) -> bool {
+        let hub = self.hub.upgrade();
+        hub.is_some_and(|hub| hub.set_members(members))
+    }
+
+    /// Returns whether it is time to read the members again, because the list may have members that are gone.
+    #[cfg(feature = "json")]
+    pub(super) fn must_read_members_again(&self) -> bool {
+        let hub = self.hub.upgrade();
+        hub.is_some_and(|hub| hub.must_read_members_again())
     }
 
     /// Returns the id of the last event that was pushed, from which a reader that reconnects continues. Before the first event, returns the

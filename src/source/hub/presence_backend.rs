@@ -33,6 +33,9 @@ use crate::{
 /// 4. The broker removes the nodes whose lease has ended: their numbers, and what they hold. A request may remove only some of their members, and
 ///    leave the others to the next request ([`has_more`](PresenceAnswer::Applied::has_more)).
 ///
+/// A broker can lose what it has stored. Then it answers [`PresenceAnswer::LeaseLost`] to the next request of each node, so that all nodes tell it of
+/// their members again. Until then, its list is [not complete](MemberSnapshot::storage_age).
+///
 /// Together with each change of a list, the broker publishes the event of the change: [`PresenceRequest::join_event`],
 /// [`update_event`](PresenceRequest::update_event) or [`leave_event`](PresenceRequest::leave_event). So each change has exactly one event, whichever
 /// node makes the request.
@@ -108,6 +111,7 @@ pub enum PresenceAnswer {
 pub struct MemberSnapshot {
     pub(super) last_id: EventId,
     pub(super) members: Vec<(Topic, Arc<str>, Arc<Value>)>,
+    pub(super) storage_age: Duration,
 }
 
 impl MemberSnapshot {
@@ -117,7 +121,20 @@ impl MemberSnapshot {
         Self {
             last_id,
             members: Vec::new(),
+            storage_age: Duration::MAX,
         }
+    }
+
+    /// Sets how long the broker has stored the members without losing any. It is zero if the broker has stored nothing, or knows that something is
+    /// missing. By default, the snapshot has all members.
+    ///
+    /// After a broker has lost its members, each node that is alive tells the broker of its own members again within the
+    /// [node timeout](super::PresenceOptions::node_timeout). So while the age is less than this time, a member that is not in the snapshot may be
+    /// connected: [`HubWriter::set_members`](super::HubWriter::set_members) then keeps the members that the hub has, and
+    /// [`MemberListUpdater::must_read_again`](super::MemberListUpdater::must_read_again) returns `true` at the end of this time.
+    pub fn storage_age(mut self, age: Duration) -> Self {
+        self.storage_age = age;
+        self
     }
 
     /// Returns the id up to which the snapshot has the changes of all events.

@@ -106,27 +106,40 @@ impl HubState {
         }
     }
 
-    /// Replaces the list of members with the members of a snapshot.
-    pub(super) fn set_members(self: &Arc<Self>, snapshot: MemberSnapshot) {
+    /// Replaces the list of members with the members of a snapshot. If the snapshot may lack members, keeps those that it does not have. Returns
+    /// whether the list is another one than before.
+    pub(super) fn set_members(self: &Arc<Self>, snapshot: MemberSnapshot) -> bool {
         if !self.has_presence_backend() {
-            return;
+            return false;
         }
         let mut table = PresenceTable::default();
         for (topic, key, value) in snapshot.members {
             let change = PresenceChange::join(&topic, &key, value);
             table.apply(&change);
         }
-        let replaced = {
+        let node_timeout = self.config.presence.node_timeout;
+        let complete_in = node_timeout.saturating_sub(snapshot.storage_age);
+        let (replaced, is_changed) = {
             let presence = &mut *self.lock_presence();
-            presence.loaded_up_to = Some(snapshot.last_id);
-            let replaced = std::mem::replace(&mut presence.table, table);
             if let Some(local) = &mut presence.local {
-                local.tell_again_unless_listed(&presence.table);
+                local.tell_again_unless_listed(&table);
             }
+            // The events after the snapshot's members tell of the kept ones, too.
+            let is_complete = complete_in.is_zero() || !table.keep_members_of(&presence.table);
+            presence.loaded_up_to = is_complete.then_some(snapshot.last_id);
+            presence.complete_at = (!is_complete).then(|| self.now().saturating_add(complete_in));
+            let is_changed = !table.has_same_members(&presence.table);
+            let replaced = std::mem::replace(&mut presence.table, table);
             self.tell_broker_of_members(presence);
-            replaced
+            (replaced, is_changed)
         };
         drop(replaced);
+        is_changed
+    }
+
+    pub(super) fn must_read_members_again(&self) -> bool {
+        let presence = self.lock_presence();
+        presence.complete_at.is_some_and(|at| at <= self.now())
     }
 }
 
@@ -146,6 +159,23 @@ impl PresenceTable {
             }
             PresenceAction::Leave => drop(self.leave(topic, key, None)),
         }
+    }
+
+    /// Adds the members of another list that this list lacks. Returns whether there are any.
+    fn keep_members_of(&mut self, other: &Self) -> bool {
+        let before = self.len();
+        for (topic, key, value) in other.iter() {
+            if !self.has_member(topic, key) {
+                self.insert(topic, key, value.clone());
+            }
+        }
+        self.len() > before
+    }
+
+    /// Returns whether another list has the same members with the same values.
+    fn has_same_members(&self, other: &Self) -> bool {
+        let is_member = |(topic, key, value)| self.value(topic, key) == Some(value);
+        self.len() == other.len() && other.iter().all(is_member)
     }
 }
 
@@ -171,6 +201,11 @@ impl HubState {
 
     fn on_presence_answer(&self, request: &PresenceRequest, answer: Option<&PresenceAnswer>) {
         let presence = &mut *self.lock_presence();
+        if answer == Some(&PresenceAnswer::LeaseLost) && !presence.table.is_empty() {
+            // If the broker has lost its members, no event tells of those whose node is gone.
+            let complete_at = self.now().saturating_add(request.node_timeout());
+            presence.complete_at.get_or_insert(complete_at);
+        }
         if let Some(local) = &mut presence.local {
             match answer {
                 Some(answer) => local.on_answer(request, answer),
@@ -236,5 +271,30 @@ mod tests {
         assert!(list.has_member(&topic, &second));
         assert!(!list.has_member(&topic, &first));
         assert_eq!(list.check_room(&topic, &options), Err(TooManyMembers));
+    }
+
+    #[test]
+    fn list_that_may_lack_members_removes_none() {
+        let topic = Topic::new("room").unwrap();
+        let list = |keys: &[&str], value: u8| {
+            let mut list = PresenceTable::default();
+            for key in keys {
+                let value = Arc::new(value.into());
+                list.apply(&PresenceChange::join(&topic, &Arc::from(*key), value));
+            }
+            list
+        };
+        let old = list(&["ada", "bob"], 1);
+        let mut read = list(&["bob", "eve"], 2);
+        assert!(!read.has_same_members(&old));
+        assert!(read.keep_members_of(&old));
+        assert!(!read.keep_members_of(&old));
+        let mut expected = list(&["bob", "eve"], 2);
+        expected.apply(&PresenceChange::join(
+            &topic,
+            &"ada".into(),
+            Arc::new(1.into()),
+        ));
+        assert!(read.has_same_members(&expected) && expected.has_same_members(&read));
     }
 }

@@ -179,10 +179,18 @@ impl PresenceTable {
         self.member_count == 0
     }
 
+    /// Returns the topics, the keys and the values of all members, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Topic, &Arc<str>, &Arc<Value>)> {
+        self.topics.iter().flat_map(|(topic, members)| {
+            let members = members.iter();
+            members.map(move |(key, member)| (topic, key, &member.value))
+        })
+    }
+
     /// Returns the topics and the keys of all members, in no order.
     pub(super) fn member_ids(&self) -> impl Iterator<Item = MemberId> {
-        let topics = self.topics.iter();
-        topics.flat_map(|(topic, members)| members.keys().map(|key| (topic.clone(), key.clone())))
+        self.iter()
+            .map(|(topic, key, _)| (topic.clone(), key.clone()))
     }
 
     /// Returns the number of members of a topic.

@@ -3,14 +3,15 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use serde_json::{Value, json};
 use testkit::{
     MembersBroker, NatsServer, Random,
     hub_members_tests::{
         MembersServer, NODE_TIMEOUT, hubs_of, idle_nodes_make_few_requests,
-        member_of_two_nodes_is_one_member, members_of_all_nodes_are_bounded,
-        members_of_dead_node_leave_once, members_stay_while_broker_is_away, presence_options,
+        lists_outlive_loss_of_members, member_of_two_nodes_is_one_member,
+        members_of_all_nodes_are_bounded, members_of_dead_node_leave_once,
+        members_stay_while_broker_is_away, presence_options,
     },
     run_members_randomly, wait_until,
 };
@@ -167,6 +168,30 @@ async fn lost_members_come_back() {
     expect_members(&[node(&server).await], &["ada", "bob", "eve"]).await;
     sleep(NODE_TIMEOUT * 2).await;
     expect_members(&nodes, &["ada", "bob", "eve"]).await;
+}
+
+/// Each of these requests deletes messages of the members' stream, and maybe of the hub's stream.
+#[tokio::test]
+async fn lists_outlive_loss_of_streams() {
+    let tests = [
+        &[("DELETE", MEMBERS_STREAM)][..],
+        &[("PURGE", MEMBERS_STREAM)],
+        &[("DELETE", MEMBERS_STREAM), ("DELETE", STREAM)],
+        &[("PURGE", MEMBERS_STREAM), ("DELETE", STREAM)],
+        &[("DELETE", STREAM), ("DELETE", MEMBERS_STREAM)],
+    ];
+    let tests = tests.map(async |requests| {
+        let broker = Broker::start();
+        let lose = async |broker: &Broker| {
+            let operator = Operator::connect(&broker.server).await;
+            for (name, stream) in requests {
+                let request = format!("STREAM.{name}.{stream}");
+                operator.request(&request, json!({})).await;
+            }
+        };
+        lists_outlive_loss_of_members(&broker, lose).await;
+    });
+    join_all(tests).await;
 }
 
 /// Other programs can publish to the subjects of the members.

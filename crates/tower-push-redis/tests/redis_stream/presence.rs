@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use testkit::{
     HubClient, MembersBroker, Random, RedisProgram, RedisServer,
     hub_members_tests::{
         MembersServer, NODE_TIMEOUT, hubs_of, idle_nodes_make_few_requests,
-        member_of_two_nodes_is_one_member, members_of_all_nodes_are_bounded,
-        members_of_dead_node_leave_once, members_stay_while_broker_is_away, presence_options,
+        lists_outlive_loss_of_members, member_of_two_nodes_is_one_member,
+        members_of_all_nodes_are_bounded, members_of_dead_node_leave_once,
+        members_stay_while_broker_is_away, presence_options,
     },
     run_members_randomly, wait_until,
 };
@@ -32,7 +34,9 @@ async fn node(server: &RedisServer) -> RedisHub {
 }
 
 async fn node_with(server: &RedisServer, options: PresenceOptions) -> RedisHub {
-    let builder = builder(server).command_timeout(Duration::from_millis(500));
+    let builder = builder(server)
+        .command_timeout(Duration::from_millis(500))
+        .connect_wait(Duration::from_secs(10));
     builder
         .connect_hub(Hub::builder().presence(options))
         .await
@@ -143,6 +147,23 @@ async fn lost_members_come_back() {
     expect_members(&[late], &["ada", "bob"]).await;
 }
 
+/// Each of these commands deletes something that Redis has stored for the members.
+#[tokio::test]
+async fn lists_outlive_loss_of_keys() {
+    const KEYS: [&str; 5] = ["nodes", "numbers", "holds", "members", "topics"];
+    let keys = KEYS.map(|name| format!("{{events}}:presence:{name}"));
+    let keys = || keys.iter().map(String::as_str);
+    let delete_all: Vec<_> = ["DEL"].into_iter().chain(keys()).collect();
+    let mut commands = vec![vec!["FLUSHALL"], delete_all];
+    commands.extend(keys().map(|key| vec!["DEL", key]));
+    let tests = commands.iter().map(async |command| {
+        let broker = Broker::start(RedisProgram::Valkey, &[]);
+        let lose = async |broker: &Broker| drop(broker.0.command(command));
+        lists_outlive_loss_of_members(&broker, lose).await;
+    });
+    join_all(tests).await;
+}
+
 /// Another program has written to a key of the members.
 #[tokio::test]
 async fn members_of_other_type_hold_up_no_events() {
@@ -234,6 +255,7 @@ async fn list_is_read_again_when_user_gets_permission_back() {
 /// Adds milliseconds to all times that Redis has stored.
 const SHIFT_TIMES: &str = r"
 redis.call('HINCRBY', '{events}:presence:numbers', 'at', ARGV[1])
+redis.call('HINCRBY', '{events}:presence:numbers', 'since', ARGV[1])
 for _, node in ipairs(redis.call('ZRANGE', '{events}:presence:nodes', 0, -1)) do
     redis.call('ZINCRBY', '{events}:presence:nodes', ARGV[1], node)
 end";
