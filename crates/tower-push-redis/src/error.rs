@@ -32,6 +32,7 @@ enum ErrorKind {
     WrongType,
     TooLarge,
     Unsupported,
+    ClockSetBack,
     Other,
 }
 
@@ -71,6 +72,11 @@ impl Error {
     /// Returns the error of a response that a Redis of version 7.0 or later does not give.
     pub(crate) fn unsupported() -> Self {
         Self::new(ErrorKind::Unsupported)
+    }
+
+    /// Returns the error of a new entry that may have been removed for its age at once, because the server's clock was set back.
+    pub(crate) fn clock_set_back() -> Self {
+        Self::new(ErrorKind::ClockSetBack).with_may_have_run(true)
     }
 
     /// Returns the error with another value of [`may_be_published`](Self::may_be_published).
@@ -194,6 +200,9 @@ impl fmt::Display for Error {
             ErrorKind::WrongType => "a Redis key holds something of another type",
             ErrorKind::TooLarge => "the event is too large",
             ErrorKind::Unsupported => "the server is not Redis 7.0 or later",
+            ErrorKind::ClockSetBack => {
+                "the clock of the Redis server was set back, and the event may have been removed"
+            }
             ErrorKind::Other => "the Redis server has failed",
         })?;
         match &self.source {

@@ -3,7 +3,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use redis::Script;
@@ -42,7 +42,7 @@ struct PublisherState {
     script: Script,
     /// The number of publications so far.
     publications: AtomicU64,
-    /// The newest known time of the Redis server's clock, in milliseconds. 0 if no time is known.
+    /// The time in the id of the entry that was added last, in milliseconds. 0 if no time is known.
     last_ms: AtomicU64,
 }
 
@@ -170,8 +170,9 @@ impl RedisPublisher {
     ) -> Result<PublishOutcome, Error> {
         let connection = &self.shared.connection;
         let stream = connection.connector().key();
-        let trim = self.trim_arguments();
-        let trim = trim.iter().map(String::as_bytes);
+        let trim_strategy = self.next_trim();
+        let trim = trim_strategy.map(TrimStrategy::arguments);
+        let trim = trim.iter().flatten().map(String::as_bytes);
         let fields = entry.fields.iter();
         let fields = fields.flat_map(|(name, value)| [name.as_slice(), value]);
         let arguments: Vec<_> = trim.chain([&b"*"[..]]).chain(fields).collect();
@@ -197,9 +198,10 @@ impl RedisPublisher {
         };
         let id = EventId::new(id).map_err(|_| Error::unsupported())?;
         let cursor = StreamCursor::parse(&id).ok_or_else(Error::unsupported)?;
-        self.shared
-            .last_ms
-            .fetch_max(cursor.id.ms, Ordering::Relaxed);
+        self.shared.last_ms.store(cursor.id.ms, Ordering::Relaxed);
+        if !is_duplicate && trim_strategy.is_some_and(|trim| trim.removes(cursor.id.ms)) {
+            return Err(Error::clock_set_back());
+        }
         Ok(PublishOutcome { id, is_duplicate })
     }
 
@@ -221,9 +223,21 @@ impl RedisPublisher {
     /// Returns how the next publication trims the stream.
     fn next_trim(&self) -> Option<TrimStrategy> {
         let number = self.shared.publications.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .config
+            .trim
+            .trim_strategy(number, self.known_ms())
+    }
+
+    /// Returns a time that the Redis server's clock has reached, in milliseconds. Returns `None` if no time is known.
+    ///
+    /// The ids of entries can be ahead of the clock: one such entry from another program, or a clock that was ahead for a moment, moves all later ids
+    /// ahead. So a time is known only if this machine's clock has reached it, too.
+    fn known_ms(&self) -> Option<u64> {
         let last_ms = self.shared.last_ms.load(Ordering::Relaxed);
-        let last_ms = (last_ms > 0).then_some(last_ms);
-        self.shared.config.trim.trim_strategy(number, last_ms)
+        let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let local_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+        (last_ms > 0).then_some(last_ms.min(local_ms))
     }
 }
 

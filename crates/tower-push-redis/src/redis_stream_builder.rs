@@ -113,8 +113,12 @@ impl RedisStreamBuilder {
 
     /// Sets the age beyond which a publication removes entries, approximately. By default, the stream is not trimmed.
     ///
-    /// The age is measured with the server's clock. Entries are removed when something is published. If [`max_len`](Self::max_len) is set,
-    /// too, one publication in 16 trims by age.
+    /// The age is measured with the server's clock, which gives the entries their ids. Entries are removed when something is published. If
+    /// [`max_len`](Self::max_len) is set, too, one publication in 16 trims by age.
+    ///
+    /// If ids are ahead of the time, because the server's clock was, or because another program has added such an entry, Redis gives later entries
+    /// ids that are ahead, too. No entry is removed for that: this machine's clock must also have reached the age. Entries with such ids stay
+    /// until the time in their ids has come, so set `max_len`, too.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.publisher.trim.max_age = Some(age);
         self

@@ -19,13 +19,12 @@ pub(crate) enum TrimStrategy {
 const AGE_TRIM_INTERVAL: u64 = 16;
 
 impl TrimPolicy {
-    /// Returns how the publication with this number trims. `last_ms` is the newest known time of the server's clock. The ids of entries are
-    /// times of the server's clock, and this machine's clock can differ.
-    pub(crate) fn trim_strategy(&self, number: u64, last_ms: Option<u64>) -> Option<TrimStrategy> {
+    /// Returns how the publication with this number trims. `known_ms` is a time that the server's clock has reached, if one is known.
+    pub(crate) fn trim_strategy(&self, number: u64, known_ms: Option<u64>) -> Option<TrimStrategy> {
         let is_age_due = self.max_len.is_none() || number.is_multiple_of(AGE_TRIM_INTERVAL);
         let by_age = || {
             let age_ms = u64::try_from(self.max_age?.as_millis()).ok()?;
-            Some(TrimStrategy::MinMs(last_ms?.saturating_sub(age_ms)))
+            Some(TrimStrategy::MinMs(known_ms?.saturating_sub(age_ms)))
         };
         let by_age = is_age_due.then(by_age).flatten();
         by_age.or_else(|| self.max_len.map(TrimStrategy::MaxLen))
@@ -33,6 +32,11 @@ impl TrimPolicy {
 }
 
 impl TrimStrategy {
+    /// Returns whether an entry with this time in its id is among those that are removed for their age.
+    pub(crate) fn removes(self, entry_ms: u64) -> bool {
+        matches!(self, Self::MinMs(min_ms) if entry_ms < min_ms)
+    }
+
     /// Returns the arguments of `XADD`.
     pub(crate) fn arguments(self) -> [String; 3] {
         // With `~`, the server removes whole blocks of entries only, which is much faster.
@@ -75,5 +79,12 @@ mod tests {
         let expected = (0..100).filter(|number| number % 16 == 0).count();
         assert_eq!((0..100).filter(|number| by_age(*number)).count(), expected);
         assert_eq!(both.trim_strategy(16, None), Some(TrimStrategy::MaxLen(7)));
+    }
+
+    #[test]
+    fn age_removes_older_entries() {
+        assert!(TrimStrategy::MinMs(4000).removes(3999));
+        assert!(!TrimStrategy::MinMs(4000).removes(4000));
+        assert!(!TrimStrategy::MaxLen(1).removes(0));
     }
 }

@@ -114,18 +114,61 @@ async fn stream_is_trimmed() {
     assert!((30..50).contains(&length(&server)), "{}", length(&server));
 
     server.command(&["DEL", KEY]);
-    // The age is measured with the times of the entries, which are in the future of this machine.
-    let future = 99_999_999_000_000_u64;
     let both = builder(&server)
         .max_len(1000)
         .max_age(Duration::from_secs(60));
     let both = both.connect().await.unwrap();
-    for seconds in 0..100 {
-        let id = format!("{}-1", future + seconds * 1000);
+    add_entries_of_last_hours(&server);
+    publish_numbers(&both, 0..40).await;
+    assert!((60..100).contains(&length(&server)), "{}", length(&server));
+
+    server.command(&["DEL", KEY]);
+    let by_age = builder(&server).max_age(Duration::from_secs(60));
+    let by_age = by_age.connect().await.unwrap();
+    add_entries_of_last_hours(&server);
+    publish_numbers(&by_age, 0..3).await;
+    assert!((23..43).contains(&length(&server)), "{}", length(&server));
+}
+
+/// Adds 80 entries with ages of more than a minute, and then 20 with ages of less.
+fn add_entries_of_last_hours(server: &RedisServer) {
+    let now_ms = server_ms(server);
+    for number in 0..80 {
+        let id = format!("{}-1", now_ms - 8_000_000 + number * 1000);
         server.command(&["XADD", KEY, &id, "data", "x"]);
     }
-    publish_numbers(&both, 0..40).await;
-    assert!((100..120).contains(&length(&server)), "{}", length(&server));
+    for number in 0..20 {
+        let id = format!("{}-1", now_ms - 50_000 + number);
+        server.command(&["XADD", KEY, &id, "data", "x"]);
+    }
+}
+
+/// Returns the time of the server's clock in milliseconds.
+fn server_ms(server: &RedisServer) -> u64 {
+    let time = server.command(&["TIME"]);
+    let seconds: u64 = time.lines().next().unwrap().parse().unwrap();
+    seconds * 1000
+}
+
+/// An entry of another program is ahead of the time, and so are the ids of all later entries. Then the stream is deleted, and the ids are right again.
+#[tokio::test]
+async fn ids_ahead_of_the_time_remove_no_entry() {
+    let server = RedisServer::start(RedisProgram::Redis, &["--stream-node-max-entries", "1"]);
+    let node = builder(&server).max_age(Duration::from_secs(60));
+    let node = node.connect().await.unwrap();
+    let mut client = RelayClient::connect(node.relay()).await;
+    publish_numbers(&node, 0..20).await;
+    server.command(&["XADD", KEY, "99999999999999-1", "data", "20"]);
+    publish_numbers(&node, 21..40).await;
+    client.expect_numbers(0..40).await;
+    let length = || server.command(&["XLEN", KEY]).parse::<u64>().unwrap();
+    assert_eq!(length(), 40);
+
+    server.command(&["DEL", KEY]);
+    for number in 40..50_u64 {
+        publish_numbers(&node, number..number + 1).await;
+        assert_eq!(length(), number - 39, "the entry is in the stream");
+    }
 }
 
 #[tokio::test]
