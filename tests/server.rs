@@ -740,8 +740,37 @@ async fn unguarded_streams_are_closed_at_deadline_of_drain() {
     for mut websocket in websockets {
         assert!(websocket.next_frame().await.is_none(), "cut, not ended");
     }
-    wait_for_connections(&settings).await;
-    assert_eq!(settings.counts().cut_connections, 6);
+    // The counts are final when the server has ended.
+    let counts = settings.counts();
+    assert_eq!((counts.open_connections, counts.cut_connections), (0, 6));
+}
+
+/// At the deadline of the drain, the server waits for clients that have got the ends of their streams and do not close their connections.
+#[tokio::test]
+async fn ended_streams_are_not_cut() {
+    let drain = Drain::new();
+    let guard = Guard::builder().drain(&drain).build();
+    let settings = Server::builder().drain(&drain).build();
+    let app = Router::new()
+        .route("/channel", any(|| async { Push::new(Channel::new()) }))
+        .layer(PushLayer::new().guard(&guard));
+    let server = RunningServer::spawn(|listener| settings.serve(listener, app)).await;
+    let stream = "GET /channel HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+    let websocket = handshake_text("/channel", "");
+    let mut clients = Vec::new();
+    for request in [stream, &websocket] {
+        let mut client = server.connect().await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        clients.push(client);
+    }
+    wait_until(|| guard.counts().open() == 2, || "opened").await;
+    drain.start(DrainPlan::within(5 * MS_100).spread(Duration::ZERO));
+    server.finished().await.unwrap();
+    let counts = settings.counts();
+    assert_eq!((counts.open_connections, counts.cut_connections), (0, 0));
+    let end = read_to_end(&mut clients[0]).await;
+    assert!(end.ends_with("0\r\n\r\n"), "{end}");
 }
 
 #[tokio::test]

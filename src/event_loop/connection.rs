@@ -46,6 +46,14 @@ pub(crate) trait DrivenConnection: Send {
     ) -> ConnectionPoll {
         self.poll(cx, now)
     }
+
+    /// Returns whether everything is written, up to the announced end, and the connection only waits for its client.
+    ///
+    /// The default implementation returns `false`.
+    #[cfg(feature = "server")]
+    fn is_lingering(&mut self) -> bool {
+        false
+    }
 }
 
 /// The output that a connection has taken from its source and has not written yet.

@@ -28,7 +28,7 @@ pub(crate) struct EventLoopSet {
     runtimes: Mutex<Vec<RuntimeEventLoops>>,
 }
 
-/// The event loops of one runtime.
+/// The event loops of one runtime. When the value is dropped, each of them ends with its last connection.
 struct RuntimeEventLoops {
     runtime: runtime::Id,
     event_loops: Vec<EventLoopHandle>,
@@ -64,7 +64,10 @@ impl EventLoopSet {
     /// Returns the event loop with the fewest connections, and counts another connection for it.
     fn least_loaded(&self) -> EventLoopHandle {
         let mut runtimes = lock(&self.runtimes);
-        runtimes.retain(|runtime| !runtime.is_shut_down());
+        let mut ended = Vec::new();
+        while let Some(position) = runtimes.iter().position(RuntimeEventLoops::has_ended) {
+            ended.push(runtimes.swap_remove(position));
+        }
         let current = Handle::current();
         let position = (runtimes.iter()).position(|runtime| runtime.runtime == current.id());
         let position = position.unwrap_or_else(|| {
@@ -82,7 +85,11 @@ impl EventLoopSet {
             .min_by_key(load)
             .unwrap_or(&event_loops[0]);
         least_loaded.load.fetch_add(1, Ordering::Relaxed);
-        least_loaded.clone()
+        let least_loaded = least_loaded.clone();
+        drop(runtimes);
+        // Dropped outside of the lock, because this wakes event loops.
+        drop(ended);
+        least_loaded
     }
 }
 
@@ -96,10 +103,17 @@ impl EventLoopSet {
             .map(|event_loop| event_loop.load.load(Ordering::Relaxed))
             .collect()
     }
+
+    /// Closes an event loop, as if its task had ended.
+    pub(super) fn close_event_loop(&self, index: usize) {
+        lock(&self.runtimes)[0].event_loops[index].queue.close();
+    }
 }
 
 impl RuntimeEventLoops {
-    fn is_shut_down(&self) -> bool {
+    /// Returns whether new connections need other event loops. While the set exists, an event loop ends only with its runtime, or by a panic of its own.
+    /// A runtime that is being shut down ends its event loops one after the other, and one that has ended takes no connection: so one is enough.
+    fn has_ended(&self) -> bool {
         self.event_loops
             .iter()
             .any(|event_loop| event_loop.queue.is_closed())
@@ -116,13 +130,11 @@ impl EventLoopHandle {
     }
 }
 
-impl Drop for EventLoopSet {
+impl Drop for RuntimeEventLoops {
     fn drop(&mut self) {
-        for runtime in lock(&self.runtimes).iter() {
-            for event_loop in &runtime.event_loops {
-                // A closed event loop has ended already.
-                let _ = event_loop.queue.push(ReadyEntry::SetDropped);
-            }
+        for event_loop in &self.event_loops {
+            // A closed event loop has ended already.
+            let _ = event_loop.queue.push(ReadyEntry::SetDropped);
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum ReadyEntry {
     Log(LogGroupKey),
     /// A log for whose group a pass has begun. Only the event loop adds such an entry.
     LogPass(LogGroupKey),
-    /// The [`EventLoopSet`](super::EventLoopSet) was dropped.
+    /// The [`EventLoopSet`](super::EventLoopSet) was dropped, or uses other event loops from now on.
     SetDropped,
 }
 

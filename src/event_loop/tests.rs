@@ -206,6 +206,41 @@ fn connections_end_with_their_runtime() {
     }
 }
 
+/// The event loops beside one that has ended keep their connections, and end with the last of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_event_loop_is_replaced() {
+    let event_loops = EventLoopSet::default();
+    let until = async |condition: &dyn Fn() -> bool| {
+        while !condition() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let old = [0, 1].map(|_| {
+        insert(&event_loops, |earlier_polls, _, _| match earlier_polls {
+            0 | 1 => IDLE,
+            _ => ConnectionPoll::Closed,
+        })
+    });
+    until(&|| old.iter().all(|probe| probe.polls() == 1)).await;
+    let alive_tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    assert_eq!(alive_tasks(), 2);
+    event_loops.close_event_loop(0);
+    let new = insert(&event_loops, |_, _, _| IDLE);
+    until(&|| new.polls() == 1).await;
+    assert_eq!(alive_tasks(), 4);
+    assert_eq!(event_loops.loads().iter().sum::<usize>(), 1);
+    for polls in [2, 3] {
+        old[1].wake();
+        until(&|| old[1].polls() == polls).await;
+    }
+    until(&|| alive_tasks() == 3).await;
+    assert!(!new.is_dropped.load(Ordering::SeqCst));
+}
+
 /// The connections of a multi-threaded runtime are driven by this runtime, whichever runtime has used the set first.
 #[test]
 fn runtimes_share_no_event_loop() {

@@ -393,6 +393,10 @@ where
         }
     }
 
+    fn is_lingering(&mut self) -> bool {
+        self.phase == StreamPhase::Lingering
+    }
+
     fn take_output(&mut self, cx: &mut Context<'_>, now: Instant) -> TakenOutput {
         // While the client is slow, the output stays in the log.
         if self.unwritten.is_some() || self.is_close_due(now) {

@@ -17,7 +17,7 @@ pub(super) struct DrainDeadline<C> {
     server: Arc<SharedServer>,
 }
 
-impl<C> DrainDeadline<C> {
+impl<C: DrivenConnection> DrainDeadline<C> {
     pub(super) fn new(connection: C, drain: DrainStartWaiter, server: Arc<SharedServer>) -> Self {
         Self {
             connection,
@@ -46,9 +46,11 @@ impl<C> DrainDeadline<C> {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Closes and counts the connection.
-    fn cut(&self) -> ConnectionPoll {
-        increment(&self.server.counters.cut_connections);
+    /// Closes the connection. Counts it, unless its client has got everything.
+    fn cut(&mut self) -> ConnectionPoll {
+        if !self.connection.is_lingering() {
+            increment(&self.server.counters.cut_connections);
+        }
         ConnectionPoll::Closed
     }
 
@@ -75,6 +77,10 @@ impl<C: DrivenConnection> DrivenConnection for DrainDeadline<C> {
 
     fn prefetch(&self) {
         self.connection.prefetch();
+    }
+
+    fn is_lingering(&mut self) -> bool {
+        self.connection.is_lingering()
     }
 
     fn take_output(&mut self, cx: &mut Context<'_>, now: Instant) -> TakenOutput {

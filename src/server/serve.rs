@@ -62,7 +62,8 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     ///
     /// When the drain starts, the server closes its listener. Connections without a request are closed. Other connections are closed when
     /// their responses are complete. A [`Guard`](crate::Guard) with the same drain ends the open streams. The future of the server is ready when all
-    /// connections are closed, at the latest at the [deadline](crate::guard::DrainPlan::within) of the drain.
+    /// connections are closed. At the [deadline](crate::guard::DrainPlan::within) of the drain, connections that are still open are cut, and the future
+    /// is ready at the latest one second after the deadline: it waits for so long if the application keeps a socket that it has upgraded itself.
     pub fn drain(mut self, drain: &Drain) -> Self {
         self.drain = Some(drain.clone());
         self
@@ -209,11 +210,15 @@ where
         };
         // Clients that connect from now on are refused, and try another server.
         drop((listener, drain_start));
-        // At the deadline, the remaining connections end by themselves.
-        let _ = timeout_at(deadline, server.wait_for_connections()).await;
+        // At the deadline, the remaining connections end by themselves. They are awaited, so that their counts are final.
+        let _ = timeout_at(deadline + CUT_TIME, server.wait_for_connections()).await;
         Ok(())
     }
 }
+
+/// The time for which a server waits after the deadline of its drain for the connections that end at the deadline: 1 s. Sockets that the
+/// application has taken from the server do not end by then.
+const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// Waits until the server may have another connection, and then for a connection.
 ///

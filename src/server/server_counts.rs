@@ -22,7 +22,10 @@ pub struct ServerCounts {
     /// [timeout](super::ServerBuilder::header_read_timeout).
     pub timed_out_heads: u64,
     /// The number of connections that were still open at the deadline of the server's drain, and were closed then. Streams without a
-    /// [`Guard`](crate::Guard) that has the same drain are closed in this way.
+    /// [`Guard`](crate::Guard) that has the same drain are closed in this way. The number is final when the future of
+    /// [`Serve`](super::Serve) is ready.
+    ///
+    /// A connection whose client has got the end of its stream, and only has to close the connection, does not count.
     pub cut_connections: u64,
     /// The number of streams that have [left hyper](super#detached-streams).
     pub detached_streams: u64,

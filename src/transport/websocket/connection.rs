@@ -230,6 +230,16 @@ impl<IO: Read + Write + Unpin + Send> DrivenConnection for WebSocketConnection<I
     }
 
     #[cfg(feature = "server")]
+    fn is_lingering(&mut self) -> bool {
+        let SessionDriver {
+            session,
+            is_flushed,
+            ..
+        } = &mut self.driver;
+        *is_flushed && !session.accepts_items() && session.poll_transmit().next().is_none()
+    }
+
+    #[cfg(feature = "server")]
     fn write_output(
         &mut self,
         output: TakenOutput,
