@@ -15,6 +15,7 @@ use proptest::{
     prelude::*,
     test_runner::{RngAlgorithm, TestRng, TestRunner},
 };
+use testkit::CommandingSubscriber;
 use tokio::time::{advance, timeout};
 use tower_push::{
     Event, EventId, Gap, GapReason, Hub, Item,
@@ -29,7 +30,6 @@ use tower_push::{
 use crate::{
     broker::{Broker, Node, id, split_id},
     paused_clock::block_on_paused,
-    requests::{CommandingSubscriber, subscribe_with_commands},
 };
 
 const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
@@ -298,7 +298,7 @@ impl Model {
         let position = self.nodes[node].position();
         self.clients[client].subscriber = None;
         // A hub that is full of other topics refuses the client. It may remove other topics for those of the client.
-        let subscriber = subscribe_with_commands(source, &uri, cursor.as_ref()).ok();
+        let subscriber = CommandingSubscriber::subscribe(source, &uri, cursor.as_ref()).ok();
         let complete_up_to = |name: &&'static str| {
             let place = match (cursor_place, fresh & bit_of(name) != 0) {
                 (None, _) => self.first_load(node, name).unwrap_or(position),

@@ -8,7 +8,8 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
 use testkit::{
-    HttpConnection, HttpVersion, TestServer, next_item, wait_until, websocket::WebSocketConnection,
+    CommandingSubscriber, HttpConnection, HttpVersion, TestServer, next_item, wait_until,
+    websocket::WebSocketConnection,
 };
 use tower_push::{
     EventId, Hub, Item,
@@ -18,8 +19,6 @@ use tower_push::{
         hub::{ClientTopicsSource, HubCommands, PublishOptions, TopicAccess, Topics},
     },
 };
-
-use crate::requests::subscribe_with_commands;
 
 /// A client that sends commands.
 pub(crate) struct Client {
@@ -272,7 +271,7 @@ async fn cursor_comes_forward_after_topic_is_left() {
     let source = hub.subscribe(Topics::from_query("topic"));
     let uri = format!("/?topic=a&last_event_id={last}");
     let source = source.without_authorization();
-    let mut client = subscribe_with_commands(source, &uri, None).unwrap();
+    let mut client = CommandingSubscriber::subscribe(source, &uri, None).unwrap();
     client.send(r#"{"subscribe":{"topic":"b"}}"#);
     let answer = next_item(&mut client.items).await;
     assert!(matches!(answer, Item::Event(event) if event.id().is_none()));

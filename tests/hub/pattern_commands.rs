@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, task::Poll};
 
-use testkit::{Random, poll_next, read_ready_items};
+use testkit::{CommandingSubscriber, Random, poll_next, read_ready_items};
 use tower_push::{
     EventId, Hub, Item,
     source::{
@@ -11,7 +11,7 @@ use tower_push::{
     },
 };
 
-use super::{commands::Client, requests::subscribe_with_commands};
+use super::commands::Client;
 
 /// Connects a client that may read every topic, and every pattern except those that begin with `secret`. It has at most two patterns.
 async fn connect(hub: &Hub, query: &str) -> Client {
@@ -124,7 +124,7 @@ fn topic_goes_back_while_history_of_pattern_is_read() {
         .subscribe(Topics::from_query("topic").at_most_patterns(2))
         .authorize(async |_, _| TopicAccess::allow())
         .authorize_patterns(async |_, _| TopicAccess::allow());
-    let mut client = subscribe_with_commands(source, "/", None).unwrap();
+    let mut client = CommandingSubscriber::subscribe(source, "/", None).unwrap();
     read_ready_items(&mut client.items);
     let (earlier, later) = (&ids[1], &ids[9]);
     client.send(&format!(

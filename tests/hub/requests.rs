@@ -1,16 +1,13 @@
 //! Requests for the topics of a hub.
 
-use std::task::{Context, Poll, Waker};
-
 use futures_util::FutureExt;
 use http::request::Parts;
 use testkit::get_request_head;
 use tower_push::{
-    EventId, PushSource,
-    event::Payload,
+    PushSource,
     source::{
-        ClientMessageSender, FormBody, Rejection, Subscription,
-        hub::{ClientTopicsSource, HubCommands, HubSubscriber},
+        FormBody, Rejection, Subscription,
+        hub::{ClientTopicsSource, HubSubscriber},
     },
 };
 
@@ -20,42 +17,6 @@ pub(crate) fn subscribe_to(
     uri: &str,
 ) -> Result<HubSubscriber, Rejection> {
     subscribe_with_head(source, &get_request_head(uri, &[]))
-}
-
-/// Subscribes a client that sends commands, and may have a cursor.
-pub(crate) fn subscribe_with_commands(
-    source: ClientTopicsSource,
-    uri: &str,
-    cursor: Option<&EventId>,
-) -> Result<CommandingSubscriber, Rejection> {
-    let cursor = cursor.map(|cursor| ("last-event-id", cursor.as_str()));
-    let head = get_request_head(uri, cursor.as_slice());
-    let messages = ClientMessageSender::new();
-    let subscription = Subscription::new(&head, "test").with_client_messages(&messages);
-    let commands = HubCommands::new().max_per_second(u32::MAX);
-    let subscribed = source.commands(commands).subscribe(subscription);
-    let subscribed = subscribed.now_or_never();
-    Ok(CommandingSubscriber {
-        items: subscribed.expect("the authorization is ready")?,
-        messages,
-    })
-}
-
-/// A client that sends commands, and its stream.
-pub(crate) struct CommandingSubscriber {
-    pub(crate) items: HubSubscriber,
-    messages: ClientMessageSender,
-}
-
-impl CommandingSubscriber {
-    /// Sends a command, unless the queue of commands is full.
-    pub(crate) fn send(&self, command: &str) {
-        let cx = &mut Context::from_waker(Waker::noop());
-        if let Poll::Ready(Some(mut batch)) = self.messages.poll_batch(cx) {
-            batch.push(Payload::Text(command.to_owned()));
-            self.messages.send(batch, cx);
-        }
-    }
 }
 
 /// Like [`subscribe_to`], with a form as the body of a `QUERY` request.

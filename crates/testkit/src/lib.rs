@@ -22,6 +22,7 @@
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
 //! | [`epoch_ids`], [`published_events`] | ids of logs in memory, and what clients of a broker with faults must get |
 //! | [`random`] | random numbers that a seed gives again |
+//! | [`commanding_subscriber`] | a client of a hub that sends commands |
 //! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub: each is a [`CursorClient`] |
 //! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
 //! | [`hub_members_tests`], [`broker_away`] | tests of nodes over any broker, which the crates of the brokers call |
@@ -36,6 +37,7 @@ pub mod breakable_proxy;
 pub mod broker_away;
 pub mod broker_server;
 pub mod client;
+pub mod commanding_subscriber;
 pub mod counting_io;
 pub mod current_exe_child;
 mod cursor_client;
@@ -76,6 +78,7 @@ pub use self::{
     breakable_proxy::BreakableProxy,
     broker_server::{Absence, BrokerServer},
     client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
+    commanding_subscriber::CommandingSubscriber,
     counting_io::{CountingIo, IoCounts},
     current_exe_child::CurrentExeChild,
     cursor_client::CursorClient,
