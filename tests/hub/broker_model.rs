@@ -641,9 +641,14 @@ impl Model {
                 client.open_gaps.insert(name);
             }
         }
-        // The gap of a pattern is one of its new topics.
+        // The gap of a pattern is one of its topics, which begin at the oldest events of the server's logs.
         if let (None, None, Some(_)) = (&gap.topic, &gap.resumed, &gap.requested) {
-            client.open_gaps.extend(client.unconfirmed.iter());
+            let of_pattern = topic_names(client.topics & !client.named_topics);
+            let of_pattern = of_pattern.into_iter().chain(client.unconfirmed.clone());
+            for name in of_pattern {
+                client.open_gaps.insert(name);
+                client.last.remove(name);
+            }
         }
         // The topic begins at the oldest event of the server's log.
         if let (Some(topic), None) = (&gap.topic, &gap.resumed) {
@@ -1015,5 +1020,34 @@ fn client_follows_server_of_earlier_epoch() {
     let mut steps = vec![subscribe(1, 2, 0), publish(2), publish(1), feed(0, 2)];
     steps.extend([Step::Recreate, publish(2), feed(1, 1), read.clone()]);
     steps.extend([Step::Recreate, subscribe(0, 2, 0), read]);
+    run_to_end(limits(6, 1, 1), steps);
+}
+
+/// The broker is created anew while a pattern that the client has added is read from it.
+#[test]
+fn recreation_during_resume_of_added_pattern_is_a_gap() {
+    let steps = vec![
+        subscribe(0, 1, 0),
+        publish(2),
+        Step::Feed { node: 0, count: 1 },
+        Step::Read {
+            client: 1,
+            items: 2,
+        },
+        Step::Add {
+            client: 1,
+            topic: None,
+            cursor: CommandCursor::Before(0),
+        },
+        Step::Read {
+            client: 1,
+            items: 2,
+        },
+        publish(1),
+        Step::Fail(1),
+        Step::Recreate,
+        Step::Fail(1),
+        Step::Recreate,
+    ];
     run_to_end(limits(6, 1, 1), steps);
 }

@@ -6,6 +6,7 @@ mod broker_gaps;
 mod broker_hub;
 mod broker_model;
 mod broker_polls;
+mod broker_subscribe;
 mod client_patterns;
 mod client_topics;
 mod commands;

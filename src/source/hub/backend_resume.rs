@@ -31,6 +31,8 @@ pub(super) struct BackendResumeTopics {
     pub(super) cursor: EventId,
     pub(super) topics: Vec<Topic>,
     pub(super) patterns: Vec<TopicPattern>,
+    /// The topics whose events the client gets from logs that it has joined, although a pattern matches them.
+    pub(super) excluded_topics: Vec<Topic>,
 }
 
 /// Resumes one client of a hub from the broker: the client reads pages of the broker until the logs have every later event, and then joins its
@@ -51,8 +53,14 @@ pub(super) struct BackendResume {
     resumed_events: ResumedEvents,
     /// Whether the client's cursor stays where it is until the end of the resume.
     is_cursor_held: bool,
-    /// The cursor that the client has after the last item.
+    /// If the client has added the topics by a command, the position of its reader, at which its other topics wait.
+    added_at: Option<u64>,
+    /// The cursor up to which the client has the events of its other topics. `None` if it has no other topics.
+    cursor_limit: Option<EventId>,
+    /// The cursor that the client has after the last item. Before the first item, a cursor that is valid for the topics of the resume, too.
     last_cursor: EventId,
+    /// Whether an item has moved the client's cursor.
+    has_moved_cursor: bool,
 }
 
 /// The end of a client's resume from the broker: says where the client continues.
@@ -75,6 +83,8 @@ struct HubLogs<'a> {
     topics: &'a BackendResumeTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
+    /// See [`BackendResume`].
+    added_at: Option<u64>,
 }
 
 impl BackendResumeTopics {
@@ -88,9 +98,34 @@ impl BackendResumeTopics {
     fn topics_of<'a>(&self, event: &'a HubEvent) -> impl Iterator<Item = &'a Topic> {
         let is_read = move |topic: &&Topic| {
             let mut patterns = self.patterns.iter();
-            self.topics.contains(topic) || patterns.any(|pattern| pattern.matches(topic))
+            let is_matching = patterns.any(|pattern| pattern.matches(topic));
+            self.topics.contains(topic) || (is_matching && !self.excluded_topics.contains(topic))
         };
         event.topics().iter().filter(is_read)
+    }
+
+    /// Returns whether a joined log no longer has an event that the client has not got.
+    fn lack_events(&self, joined: &JoinedTopics) -> bool {
+        let is_excluded =
+            |name: Option<&Topic>| name.is_some_and(|name| self.excluded_topics.contains(name));
+        let mut missed = joined.topics.iter().filter(|log| log.missed.is_some());
+        missed.any(|log| !is_excluded(log.topic.topic_name()))
+    }
+
+    /// Returns whether the hub's logs no longer have all events after `position`.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
+    #[cfg(feature = "json")]
+    pub(super) fn lack_events_after(
+        &self,
+        hub: &HubState,
+        position: u64,
+    ) -> Result<bool, JoinError> {
+        let (topics, patterns) = self.join_requests(TopicStart::AfterPosition(position));
+        let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
+        hub.leave(joined.logs());
+        Ok(self.lack_events(&joined))
     }
 
     fn join_requests(&self, start: TopicStart) -> (Vec<RequestedTopic>, Vec<RequestedPattern>) {
@@ -135,8 +170,40 @@ impl BackendResume {
             first_events: None,
             resumed_events: ResumedEvents::default(),
             is_cursor_held: false,
+            added_at: None,
+            cursor_limit: None,
             last_cursor: cursor,
+            has_moved_cursor: false,
         }))
+    }
+
+    /// Makes this the resume of topics that the client has added by a command. `position` is the position of the reader. `cursor_limit` is the cursor up
+    /// to which the client has the events of its other topics: it gets no later cursor from the pages. The broker can compare this cursor with that of
+    /// the resume.
+    #[cfg(feature = "json")]
+    pub(super) fn set_added(&mut self, position: u64, cursor_limit: Option<EventId>) {
+        self.added_at = Some(position);
+        self.cursor_limit = cursor_limit;
+        self.last_cursor = self.limited_cursor(&self.topics.cursor);
+    }
+
+    /// Returns whether the client has added the topics by a command.
+    pub(super) fn is_added(&self) -> bool {
+        self.added_at.is_some()
+    }
+
+    /// Returns `cursor`, or the cursor up to which the client has the events of its other topics if that is the earlier one.
+    fn limited_cursor(&self, cursor: &EventId) -> EventId {
+        let Some(limit) = &self.cursor_limit else {
+            return cursor.clone();
+        };
+        let broker = self.hub.broker();
+        let order = broker.and_then(|broker| broker.upstream.compare_ids(cursor, limit));
+        match order {
+            Some(Ordering::Less | Ordering::Equal) => cursor.clone(),
+            Some(Ordering::Greater) => limit.clone(),
+            None => self.last_cursor.clone(),
+        }
     }
 
     /// Lets the client get the events of another reader before those of the pages.
@@ -166,23 +233,39 @@ impl BackendResume {
 
     /// Returns an item of a page with the cursor that the client has after the item. Returns `None` if nothing is left of the item.
     pub(super) fn with_cursor(&mut self, item: Item) -> Option<Item> {
-        if !self.is_cursor_held {
-            if let Some(cursor) = item.cursor() {
-                self.last_cursor = cursor.clone();
-            }
+        let Some(cursor) = item.cursor() else {
             return Some(item);
-        }
+        };
+        let cursor = match self.is_cursor_held {
+            true => self.last_cursor.clone(),
+            false => self.limited_cursor(cursor),
+        };
+        let is_moved = std::mem::replace(&mut self.last_cursor, cursor.clone()) != cursor;
+        let has_cursor = match item {
+            Item::Gap(_) => !self.is_cursor_held,
+            Item::Cursor(_) => is_moved,
+            _ => true,
+        };
+        self.has_moved_cursor |= has_cursor;
         match item {
-            Item::Event(event) => Some(Item::EventWithCursor {
-                event,
-                cursor: self.last_cursor.clone(),
-            }),
+            Item::Event(event) if event.id() != Some(&cursor) => {
+                Some(Item::EventWithCursor { event, cursor })
+            }
             Item::Gap(mut gap) => {
-                gap.resumed = None;
+                gap.resumed = has_cursor.then_some(cursor);
                 Some(Item::Gap(gap))
             }
-            Item::Cursor(_) => None,
+            Item::Cursor(_) => has_cursor.then_some(Item::Cursor(cursor)),
             other => Some(other),
+        }
+    }
+
+    /// Lets a gap of a topic that the client has added name this topic: the gap is not about the client's other topics.
+    pub(super) fn name_added_topic(&self, gap: &mut Gap) {
+        if let ([topic], true) = (&*self.topics.topics, self.is_added()) {
+            gap.topic = Some(topic.clone());
+            // The number counts the events of all topics.
+            gap.missed = None;
         }
     }
 
@@ -246,12 +329,54 @@ impl BackendResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
+            added_at: self.added_at,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
             broker.counters.add_unavailable();
         }
         outcome
+    }
+}
+
+/// The resume of topics that a client has added by a command.
+#[cfg(feature = "json")]
+impl BackendResume {
+    /// Returns the cursor that the client has after the last item. Returns `None` if no item has moved the client's cursor.
+    pub(super) fn moved_cursor(&self) -> Option<&EventId> {
+        self.has_moved_cursor.then_some(&self.last_cursor)
+    }
+
+    /// Returns the cursor up to which the client has the events of the topics.
+    pub(super) fn topics_cursor(&self) -> &EventId {
+        self.resume.cursor()
+    }
+
+    /// Returns the pattern that the client has added.
+    pub(super) fn added_pattern(&self) -> Option<&TopicPattern> {
+        self.topics.patterns.first().filter(|_| self.is_added())
+    }
+
+    /// Returns whether the client has added topics, and has left all of them.
+    pub(super) fn is_left(&self) -> bool {
+        self.is_added() && self.topics.topics.is_empty() && self.topics.patterns.is_empty()
+    }
+
+    /// Joins the logs of a resume that cannot go on, because the broker cannot be read. If the hub does not know the cursor, the result has a gap with the
+    /// reason `epoch`.
+    pub(super) fn join_logs(&self) -> BackendResumeEnd {
+        let Some(broker) = self.hub.broker() else {
+            return BackendResumeEnd::Ended;
+        };
+        let mut logs = HubLogs {
+            hub: &self.hub,
+            broker,
+            topics: &self.topics,
+            sender: None,
+            waiter: &self.waiter,
+            added_at: self.added_at,
+        };
+        logs.start_after_loss(self.resume.cursor(), GapReason::Epoch)
     }
 }
 
@@ -281,7 +406,7 @@ impl UpstreamResumeLog for HubLogs<'_> {
         let Some(joined) = self.join(TopicStart::AfterPosition(position)) else {
             return Some(BackendResumeEnd::Ended);
         };
-        if joined.has_missed_events() {
+        if self.topics.lack_events(&joined) {
             self.hub.leave(joined.logs());
             return None;
         }
@@ -293,15 +418,21 @@ impl UpstreamResumeLog for HubLogs<'_> {
     }
 
     /// If the position of the cursor is known, the client starts after the cursor, and each topic has a gap of its own. If the position is not
-    /// known, the client starts after the oldest event whose id the hub knows, because the client has no later event.
+    /// known, the client starts after the oldest event whose id the hub knows, because the client has no later event. A topic that the client has
+    /// added by a command then starts at the oldest event of its log.
     fn start_after_loss(&mut self, cursor: &EventId, reason: GapReason) -> BackendResumeEnd {
         self.broker.counters.add_lost_cursor();
         let known_position = self.hub.position_of(cursor);
         let position = known_position.unwrap_or_else(|| self.broker.oldest_position());
-        // A client of a hub of last values may get a value twice, but must not miss one.
-        let start = match self.hub.config.is_last_value && known_position.is_none() {
-            true => TopicStart::Oldest,
-            false => TopicStart::AfterPosition(position),
+        let last_gap = self.broker.last_gap_position();
+        let start = match (known_position, self.added_at) {
+            (Some(position), _) => TopicStart::AfterPosition(position),
+            // The reader is about to tell the client of a gap of the feed. Events that the logs have lost since are missing after that gap.
+            (None, Some(added_at)) if added_at < last_gap => TopicStart::AfterPosition(last_gap),
+            (None, Some(_)) => TopicStart::Oldest,
+            // A client of a hub of last values may get a value twice, but must not miss one.
+            (None, None) if self.hub.config.is_last_value => TopicStart::Oldest,
+            (None, None) => TopicStart::AfterPosition(position),
         };
         let Some(joined) = self.join(start) else {
             return BackendResumeEnd::Ended;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     PublishOptions,
+    backend_resume::BackendResumeTopics,
     client_command::{ClientCommand, CommandAction},
     client_topics::{AllowedTopics, Authorizer},
     control_events,
@@ -167,7 +168,7 @@ impl CommandProcessor {
                 continue;
             }
             match ClientCommand::parse(&message) {
-                // While the client reads pages, its cursor is not valid for other topics.
+                // One resume from the broker runs at a time, and at the end of one at the connection, the reader begins at another position.
                 Ok(command) if command.subscribes() => self.delayed = Some(command),
                 Ok(command) => self.begin(command, reader),
                 Err(invalid) => {
@@ -310,6 +311,17 @@ impl CommandProcessor {
             CommandAction::Unsubscribe | CommandAction::Publish { .. } => None,
         };
         let position = cursor.as_ref().and_then(|id| reader.hub().position_of(id));
+        if let Some(cursor) = &cursor {
+            match begin_resume(cursor, position, allowed, reader) {
+                Ok(true) => {
+                    reader.push_answer(control_events::subscribed(&requested, reference));
+                    self.subscribed.insert(requested);
+                    return;
+                }
+                Ok(false) => {}
+                Err(rejection) => return undo(&requested, &rejection, reference, reader),
+            }
+        }
         let start = match &cursor {
             Some(id) => topic_start(&StartPosition::After(id.clone()), position),
             None => topic_start(&self.first_start, None),
@@ -327,13 +339,7 @@ impl CommandProcessor {
         };
         let members = match joined {
             Ok(members) => members,
-            Err(rejection) => {
-                match &requested {
-                    TopicOrPattern::Topic(topic) => reader.remove_topic(topic),
-                    TopicOrPattern::Pattern(pattern) => reader.deregister_pattern_access(pattern),
-                }
-                return refuse(reader, &requested, &rejection, reference);
-            }
+            Err(rejection) => return undo(&requested, &rejection, reference, reader),
         };
         // The list of members precedes the answer, so that a client that has the answer has the list.
         if let Some(members) = members {
@@ -349,6 +355,40 @@ impl CommandProcessor {
         }
         self.subscribed.insert(requested);
     }
+}
+
+/// Begins to read the one topic or the one pattern in `allowed` from the hub's broker. Returns `false` if the client reads the hub's logs.
+fn begin_resume(
+    cursor: &EventId,
+    position: Option<u64>,
+    allowed: &AllowedTopics,
+    reader: &mut HubReader,
+) -> Result<bool, Rejection> {
+    let (topic, pattern) = (allowed.topics.first(), allowed.patterns.first());
+    let topic_limit = topic.and_then(|allowed| allowed.max_history);
+    let pattern_limit = pattern.and_then(|allowed| allowed.max_history);
+    if topic_limit.or(pattern_limit).is_some() {
+        // A page may have too many events.
+        return Ok(false);
+    }
+    let topics = topic.iter().map(|allowed| allowed.topic.clone());
+    let patterns = pattern.iter().map(|allowed| allowed.pattern.clone());
+    let resumed = BackendResumeTopics {
+        cursor: cursor.clone(),
+        topics: topics.collect(),
+        patterns: patterns.collect(),
+        excluded_topics: Vec::new(),
+    };
+    if !reader.begin_resume_of_added(resumed, position)? {
+        return Ok(false);
+    }
+    if let Some(topic) = topic {
+        if topic.presence.lists_members {
+            reader.add_listed_topic(&topic.topic);
+        }
+        reader.enter_as_member(topic.presence_member().into_iter().collect())?;
+    }
+    Ok(true)
 }
 
 /// Joins a topic, and makes the client its member if its access says so. Returns the list of members if the client gets one.
@@ -420,6 +460,20 @@ fn answer_publication(
             refuse(reader, &topic, &rejection, reference);
         }
     }
+}
+
+/// Refuses a subscription that has begun.
+fn undo(
+    requested: &TopicOrPattern,
+    rejection: &Rejection,
+    reference: Option<Value>,
+    reader: &mut HubReader,
+) {
+    match requested {
+        TopicOrPattern::Topic(topic) => reader.remove_topic(topic),
+        TopicOrPattern::Pattern(pattern) => reader.deregister_pattern_access(pattern),
+    }
+    refuse(reader, requested, rejection, reference);
 }
 
 fn refuse(

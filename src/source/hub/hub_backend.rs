@@ -79,6 +79,10 @@ pub trait HubBackend: Send + Sync + 'static {
     ///
     /// A hub also calls this function for a client whose cursor is not in the hub's logs, and that has new topics. If the result is `None`, the
     /// new topics begin with a gap, and then with their events after the cursor.
+    ///
+    /// A hub also calls this function for a client that adds a topic by a command, with a cursor after which the hub's logs do not have all events. If
+    /// the result is `None`, and the client has other topics, the hub does not read pages: the topic begins with a gap, and then with the events of its
+    /// log.
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
         None

@@ -201,6 +201,7 @@ impl ClientJoinPlan {
             topics: BackendResumeTopics {
                 topics: topics.collect(),
                 patterns,
+                excluded_topics: Vec::new(),
                 cursor,
             },
             new_topics: from_broker

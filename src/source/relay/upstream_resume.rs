@@ -136,6 +136,12 @@ impl<E: PageEvent> UpstreamResume<E> {
         self.topics = topics;
     }
 
+    /// Returns the cursor up to which the client has every event.
+    #[cfg(feature = "json")]
+    pub(crate) fn cursor(&self) -> &EventId {
+        &self.cursor
+    }
+
     /// Returns the next item of the pages, or where the client continues.
     pub(crate) fn poll_next<L: UpstreamResumeLog<Event = E>>(
         &mut self,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use testkit::{HubClient, RedisProgram, RedisServer};
+use testkit::{CommandingSubscriber, HubClient, RedisProgram, RedisServer, next_item};
 use tower_push::{
-    Hub,
+    EventId, Hub, Item,
     source::{
         StartPosition,
-        hub::{HubBuilder, PublishOptions},
+        hub::{HubBuilder, PublishOptions, Topics},
     },
 };
 use tower_push_redis::RedisHub;
@@ -291,4 +291,61 @@ async fn streams_end_with_last_clone() {
     let mut client = subscribe(&node, &["a"], StartPosition::Now);
     drop(node);
     client.expect_end().await;
+}
+
+/// Reads items until there is an event with this text, or an answer of this type.
+async fn read_until(client: &mut CommandingSubscriber, end: &str) {
+    loop {
+        let item = next_item(&mut client.items).await;
+        match item {
+            Item::Event(event) | Item::EventWithCursor { event, .. } => {
+                let name = event.event_type().map(|name| name.as_str());
+                assert_eq!(name.or(event.payload().as_text()), Some(end));
+                return;
+            }
+            Item::Cursor(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A client adds topics with a cursor that it got on another server. This server has only the newest event.
+#[tokio::test]
+async fn command_with_cursor_of_another_server_reads_stream() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let first = hub(&server).await;
+    let options = PublishOptions::new();
+    let publish = async |topic: &'static str, text: &'static str| {
+        let published = first.hub().publish_and_wait(topic, text, &options);
+        published.await.unwrap()
+    };
+    let cursor = publish("a", "1").await;
+    for (topic, text) in [("a", "2"), ("b", "3"), ("a", "4"), ("b", "5")] {
+        publish(topic, text).await;
+    }
+    let late = hub_with(&server, Hub::builder(), 1).await;
+    let source = late.hub().subscribe(Topics::from_query("topic"));
+    let source = source.without_authorization();
+    let mut client = CommandingSubscriber::subscribe(source, "/?topic=b", None).unwrap();
+    let subscribe = |topic: &str, cursor: &EventId| {
+        format!(r#"{{"subscribe":{{"topic":"{topic}","cursor":"{cursor}"}}}}"#)
+    };
+    assert!(client.send(&subscribe("a", &cursor)));
+    for expected in ["hub.subscribed", "2", "4"] {
+        read_until(&mut client, expected).await;
+    }
+    // A cursor that this server's feed may not have reached yet.
+    let cursor = publish("c", "6").await;
+    publish("c", "7").await;
+    assert!(client.send(&subscribe("c", &cursor)));
+    for expected in ["hub.subscribed", "7"] {
+        read_until(&mut client, expected).await;
+    }
+    for (topic, text) in [("a", "8"), ("b", "9"), ("c", "10")] {
+        publish(topic, text).await;
+        read_until(&mut client, text).await;
+    }
+    let counts = late.hub().counts();
+    assert_eq!((counts.lost_cursors, counts.missed_on_resume), (0, 0));
+    assert!(counts.backend_resumes >= 1, "{counts:?}");
 }

@@ -15,6 +15,9 @@
 //! event or a gap in the event's topic, with this item or with an earlier one. So the client loses nothing in silence if its connection breaks
 //! after any item, and it resumes from its cursor. In a hub with a broker this holds on every server, and so does not depend on which events the
 //! logs of a server still have. The cursor may go back: then the client gets events twice.
+//!
+//! If a client has its topics up to different positions, no cursor is after the smallest of them. So an event of a page of a topic that a command has
+//! added has at most the cursor of the reader's position, up to which the client has its other topics (`reader_pages`).
 
 mod lazy_deque;
 mod merged_batch;

@@ -6,6 +6,9 @@
 //!
 //! - **New topics** are read from the pages, too. Before the pages, the client gets those of their first events that are not after its cursor, from
 //!   the hub's logs. The cursor goes back to these events.
+//! - **Topics that a command has added** to others have pages of their own, while the others wait at the reader's position. A record of these pages
+//!   has the smaller one of two cursors: its own, and the id at the reader's position. So the cursor goes back to the pages, and stays before the
+//!   events of the other topics that the client has not got. At the end of the pages, it comes forward as after a catch-up from the logs.
 //! - **Topics with a limited history** have no events in pages. The client is told of a gap in them before the pages, and gets their events from
 //!   the logs after the pages. These events have the last cursor of the pages, because a cursor that goes back would never get past the pages:
 //!   [`HubReader::is_gap_told`].
@@ -86,17 +89,43 @@ impl HubReader {
                             // The hub's list has every change before the end of this gap.
                             Some(Ordering::Less | Ordering::Equal) => {}
                             // The hub has no such list yet. The client returns later, and gets the gap then.
-                            Some(Ordering::Greater) => {
+                            Some(Ordering::Greater) if !resume.is_added() => {
                                 return Poll::Ready(Ok(Some(self.end_to_return())));
                             }
                             // The client gets a list at the end of the resume, too, and its cursor after that list.
-                            None => resume.hold_cursor(),
+                            _ => resume.hold_cursor(),
                         }
                     }
                     if let Item::Gap(gap) = &item {
                         resume.count_missed_on_resume(gap);
                     }
                     self.take_page_item(item)
+                }
+                #[cfg(feature = "json")]
+                UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
+                    position,
+                    joined,
+                    gap,
+                }) if resume.is_added() => {
+                    // A command may wait for the end of the resume.
+                    cx.waker().wake_by_ref();
+                    self.join_added_topics(position, joined, gap);
+                    None
+                }
+                // The stream does not end because of a command.
+                #[cfg(feature = "json")]
+                UpstreamResumeOutcome::Unavailable if resume.is_added() => {
+                    let BackendResumeEnd::Joined {
+                        position,
+                        joined,
+                        gap,
+                    } = resume.join_logs()
+                    else {
+                        return Poll::Ready(Ok(Some(self.end_to_return())));
+                    };
+                    cx.waker().wake_by_ref();
+                    self.join_added_topics(position, joined, gap);
+                    None
                 }
                 UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
                     position,
@@ -157,7 +186,8 @@ impl HubReader {
         let resume = self.backend_resume.as_mut()?;
         let item = resume.with_cursor(item)?;
         match item {
-            Item::Gap(gap) => {
+            Item::Gap(mut gap) => {
+                resume.name_added_topic(&mut gap);
                 self.push_member_lists_and_gap(*gap);
                 None
             }

@@ -42,6 +42,17 @@ impl HubReader {
         let mut deferred_drops = DeferredDrops::default();
         let patterns = std::slice::from_ref(request);
         let joined = self.hub().join(&[], patterns, &mut deferred_drops)?;
+        self.add_pattern(&request.pattern, joined, cursor);
+        Ok(())
+    }
+
+    /// Adds a pattern that the reader has joined. `cursor` is the cursor from which the client resumes the pattern.
+    pub(super) fn add_pattern(
+        &mut self,
+        pattern: &TopicPattern,
+        joined: JoinedTopics,
+        cursor: Option<&EventId>,
+    ) {
         let published = joined.published_position;
         let (known, new): (Vec<_>, Vec<_>) = joined
             .topics
@@ -50,7 +61,7 @@ impl HubReader {
         self.hub().leave(known.iter().map(|joined| &*joined.topic));
         for reader in &mut self.topics {
             let name = reader.topic.topic_name();
-            let is_matching = name.is_some_and(|name| request.pattern.matches(name));
+            let is_matching = name.is_some_and(|name| pattern.matches(name));
             if is_matching && reader.history_end.is_none() {
                 reader.history_end = Some(Box::new(reader.topic.history_end_at(published)));
             }
@@ -60,7 +71,6 @@ impl HubReader {
             published_position: published,
         };
         self.add_further_topics(new, cursor);
-        Ok(())
     }
 
     /// Returns whether the reader gets the events of the topic `joined` from another log already: that of the topic, or that of another
@@ -133,6 +143,10 @@ impl HubReader {
         self.deregister_pattern_access(pattern);
         if let Some(resume) = &mut self.backend_resume {
             resume.remove_pattern(pattern);
+            if resume.is_left() {
+                self.leave_added_topics();
+                self.leave_topics_kept_for(pattern, subscribed);
+            }
         }
         let is_log = |other: Option<&TopicPattern>| other == Some(pattern);
         let mut readers = self.topics.iter();
@@ -163,6 +177,16 @@ impl HubReader {
         let lost = self.return_to_topics(&pattern_reader, subscribed);
         self.leave(slice::from_ref(&pattern_reader));
         lost
+    }
+
+    /// Leaves the topics that the client has left while the reader was about to join a pattern that matches them.
+    fn leave_topics_kept_for(&mut self, pattern: &TopicPattern, subscribed: &SubscribedTopics) {
+        let is_kept = |name: &Topic| pattern.matches(name) && !subscribed.topics().contains(name);
+        let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
+            .into_iter()
+            .partition(|reader| reader.topic.topic_name().is_some_and(is_kept));
+        self.topics = kept.into();
+        self.leave(&left);
     }
 
     /// Joins the topics of `subscribed` whose events the reader got from the log of a pattern that it has no longer, but has not left yet.
