@@ -68,17 +68,17 @@ impl SharedFeed {
     async fn connect(url: &str) -> Result<Self, BoxError> {
         if url.starts_with("nats://") {
             let stream = JetStream::builder(NatsServers::new(url)?, "events")
-                .log_events(LOG_EVENTS)
+                .max_log_events(LOG_EVENTS)
                 .max_len(MAX_LEN)
-                .connect_wait(CONNECT_WAIT)
+                .connect_retry_time(CONNECT_WAIT)
                 .publish_retry_time(PUBLISH_RETRY_TIME);
             return Ok(Self::Nats(stream.connect().await?));
         }
         let servers = RedisServers::single(url.into_connection_info()?)?;
         let stream = RedisStream::builder(servers, "events")
-            .log_events(LOG_EVENTS)
+            .max_log_events(LOG_EVENTS)
             .max_len(MAX_LEN)
-            .connect_wait(CONNECT_WAIT)
+            .connect_retry_time(CONNECT_WAIT)
             .publish_retry_time(PUBLISH_RETRY_TIME);
         Ok(Self::Redis(stream.connect().await?))
     }

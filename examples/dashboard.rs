@@ -29,7 +29,7 @@ async fn main() -> Result<(), BoxError> {
     let hub = Hub::builder().last_value_only().build();
     // A page names its topics in the query, and changes them by commands on its WebSocket.
     let source = hub
-        .subscribe(Topics::from_query("topic").at_most(MACHINES))
+        .subscribe(Topics::from_query("topic").max_topics(MACHINES))
         .authorize(async |_, topic: Topic| is_machine(&topic))
         .commands(HubCommands::new());
     let app = page::routes(include_str!("dashboard/index.html"))

@@ -46,7 +46,7 @@ async fn main() -> Result<(), BoxError> {
     // Answers that come from the task of a connection are sent even if the client has closed the connection meanwhile.
     let transport = WebSocket::new()
         .subprotocol(SUBPROTOCOL, MessageFormat::Plain)
-        .answer_deadline(Duration::from_secs(1));
+        .answer_timeout(Duration::from_secs(1));
     let app = Router::new()
         .route("/graphql", any(async || Push::new(source_fn(connect))))
         .layer(WebSocketLayer::with(transport));

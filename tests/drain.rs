@@ -536,7 +536,7 @@ async fn parked_stream_outlives_its_poll() {
 async fn unclosed_websocket_is_cut_at_close_deadline() {
     for version in HttpVersion::ALL {
         let drain = Drain::new();
-        let sockets = WebSocket::new().close_deadline(Duration::from_millis(50));
+        let sockets = WebSocket::new().close_timeout(Duration::from_millis(50));
         let guard = Guard::builder().drain(&drain).build();
         let server =
             TestServer::start(service(Channel::new()).transport(guard.wrap(sockets))).await;

@@ -95,7 +95,7 @@ async fn client_need_not_answer_pings_without_a_deadline() {
     let channel = Channel::new();
     let transport = WebSocket::new()
         .keep_alive(KeepAlive::new().interval(Duration::from_millis(10)))
-        .pong_deadline(None);
+        .pong_timeout(None);
     let server = TestServer::start(service(channel.clone()).transport(transport)).await;
     let (mut socket, mut bytes) = connect(&server).await;
     read_at_least(&mut socket, &mut bytes, 20 * 10).await;
@@ -125,7 +125,7 @@ const TWO_EVENTS: [&[u8]; 3] = [b"\x81\x03one", b"\x81\x03two", b"\x88\x02\x03\x
 #[tokio::test]
 async fn client_need_not_answer_close_frame() {
     for answers_are_awaited in [true, false] {
-        let transport = WebSocket::new().close_deadline(Duration::from_secs(3600));
+        let transport = WebSocket::new().close_timeout(Duration::from_secs(3600));
         let transport = match answers_are_awaited {
             true => transport,
             false => transport.close_without_answer(),
@@ -163,8 +163,8 @@ fn late_event() -> impl PushSource + Clone + Send + Sync + 'static {
 async fn python_websocket_client_need_not_answer() {
     let transport = WebSocket::new()
         .keep_alive(KeepAlive::new().interval(Duration::from_millis(10)))
-        .pong_deadline(None)
-        .close_deadline(Duration::from_secs(3600))
+        .pong_timeout(None)
+        .close_timeout(Duration::from_secs(3600))
         .close_without_answer();
     let server = TestServer::start(service(late_event()).transport(transport)).await;
     let mut command =

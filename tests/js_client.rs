@@ -134,7 +134,7 @@ async fn foreign_sse() -> AxumSse<impl Stream<Item = Result<AxumEvent, Infallibl
 
 /// Returns the source of the hub's topics: clients may publish to topics that begin with `room`, and may not read those that begin with `hidden`.
 fn hub_source(hub: &Hub) -> ClientTopicsSource {
-    let topics = Topics::from_query("topic").at_most(100);
+    let topics = Topics::from_query("topic").max_topics(100);
     let authorized = hub
         .subscribe(topics)
         .authorize(async |_: Subscription, topic: Topic| {

@@ -394,8 +394,8 @@ async fn assert_stalled_upstream_readers_hold_no_page() {
     const CACHE_BYTES: usize = 512 * KIB;
     const STALLED_CLIENTS: usize = 200;
     let limits = UpstreamLimits::new()
-        .page_events(100)
-        .cache_bytes(CACHE_BYTES);
+        .max_page_events(100)
+        .max_cache_bytes(CACHE_BYTES);
     let (mut feed, relay) = Relay::builder()
         .upstream(EndlessUpstream)
         .upstream_limits(limits.max_scan(usize::MAX))

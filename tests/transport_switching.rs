@@ -166,7 +166,7 @@ async fn relay_sends_each_event_once_in_order() {
         .start(StartPosition::Oldest)
         .start_after(0.into())
         .upstream(Numbers(last_number.clone()))
-        .upstream_limits(UpstreamLimits::new().page_events(40))
+        .upstream_limits(UpstreamLimits::new().max_page_events(40))
         .build();
     let publish = move |number| {
         last_number.store(number, Ordering::SeqCst);

@@ -465,7 +465,7 @@ async fn messages_before_close_are_answered() {
 #[tokio::test]
 async fn lost_handshake_response_unsubscribes() {
     let channel = Channel::new();
-    let transport = WebSocket::new().write_deadline(Duration::from_millis(50));
+    let transport = WebSocket::new().write_timeout(Duration::from_millis(50));
     let lost = axum::middleware::map_response(|_: axum::response::Response| async {
         http::StatusCode::INTERNAL_SERVER_ERROR
     });
@@ -892,8 +892,8 @@ async fn unanswered_ping_disconnects_client() {
     let channel = Channel::new();
     let transport = WebSocket::new()
         .keep_alive(KeepAlive::new().interval(Duration::from_millis(20)))
-        .pong_deadline(Duration::from_millis(50))
-        .close_deadline(Duration::from_millis(50));
+        .pong_timeout(Duration::from_millis(50))
+        .close_timeout(Duration::from_millis(50));
     let server = serve_channel(transport, &channel).await;
     for version in HttpVersion::ALL {
         let mut silent = connect(&server, version, "/", &[]).await;
@@ -917,7 +917,7 @@ async fn unanswered_ping_disconnects_client() {
 #[tokio::test]
 async fn stalled_client_is_disconnected() {
     let channel = Channel::builder().max_bytes(256 << 20).build();
-    let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
+    let transport = WebSocket::new().write_timeout(Duration::from_millis(300));
     let server = serve_channel(transport, &channel).await;
     for version in HttpVersion::ALL {
         let _stalled = connect(&server, version, "/", &[]).await;
@@ -942,7 +942,7 @@ async fn slow_client_stays_connected() {
         let stream = counted.wrap(messages.chain(stream::pending()));
         async move { Ok(stream) }
     });
-    let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
+    let transport = WebSocket::new().write_timeout(Duration::from_secs(1));
     let server = TestServer::start(tower_push::service(source).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
@@ -959,7 +959,7 @@ async fn slow_client_stays_connected() {
 
 #[tokio::test]
 async fn unclosed_connection_is_cut_off() {
-    let transport = WebSocket::new().close_deadline(Duration::from_millis(50));
+    let transport = WebSocket::new().close_timeout(Duration::from_millis(50));
     let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |_| {

@@ -195,7 +195,7 @@ async fn unanswered_ping_may_cut_without_close_frame() {
     let codes = CloseCodes::new().pong_timeout(None);
     let transport = WebSocket::new()
         .keep_alive(tower_push::KeepAlive::new().interval(Duration::from_millis(20)))
-        .pong_deadline(Duration::from_millis(20))
+        .pong_timeout(Duration::from_millis(20))
         .close_codes(codes);
     let service = tower_push::service(Channel::new()).transport(transport);
     let server = TestServer::start(service).await;
@@ -337,7 +337,7 @@ fn slow_echo() -> impl PushSource + Clone + Send + Sync + 'static {
 
 #[tokio::test]
 async fn task_answers_after_the_close_frame() {
-    let transport = WebSocket::new().answer_deadline(Duration::from_secs(60));
+    let transport = WebSocket::new().answer_timeout(Duration::from_secs(60));
     let server = TestServer::start(tower_push::service(slow_echo()).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
@@ -356,7 +356,7 @@ async fn task_answers_after_the_close_frame() {
 #[tokio::test]
 async fn answer_deadline_bounds_the_wait() {
     let deadline = Duration::from_millis(100);
-    let transport = WebSocket::new().answer_deadline(deadline);
+    let transport = WebSocket::new().answer_timeout(deadline);
     let service = tower_push::service(Channel::new()).transport(transport);
     let server = TestServer::start(service).await;
     for version in HttpVersion::ALL {

@@ -23,7 +23,7 @@ use tower_push::{
 
 const CLOSE: u8 = 0x88;
 
-/// A time below the default close deadline of 10 s. A server that waits for the client exceeds it.
+/// A time below the default close timeout of 10 s. A server that waits for the client exceeds it.
 const PROMPT: Duration = Duration::from_secs(5);
 
 /// An HTTP/2 connection that can open WebSockets.
@@ -70,7 +70,7 @@ impl Http2Connection {
         }
     }
 
-    /// Opens a WebSocket as soon as the guard has a free place. Panics if that takes as long as a close deadline.
+    /// Opens a WebSocket as soon as the guard has a free place. Panics if that takes as long as a close timeout.
     async fn open_websocket_promptly(&mut self) -> HalfOpenWebSocket {
         let start = Instant::now();
         loop {

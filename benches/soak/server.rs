@@ -289,10 +289,10 @@ impl SoakServer {
         let sockets = WebSocket::new()
             .deflate_threshold(Some(128))
             .keep_alive(keep_alive())
-            .pong_deadline(PONG_DEADLINE)
-            .message_deadline(CLIENT_DEADLINE)
-            .write_deadline(CLIENT_DEADLINE)
-            .close_deadline(CLIENT_DEADLINE);
+            .pong_timeout(PONG_DEADLINE)
+            .message_timeout(CLIENT_DEADLINE)
+            .write_timeout(CLIENT_DEADLINE)
+            .close_timeout(CLIENT_DEADLINE);
         let polls = LongPoll::new()
             .wait_time(2 * HEARTBEAT_INTERVAL)
             .resumable(self.parked.clone())

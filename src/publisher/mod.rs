@@ -35,8 +35,8 @@
 //! [prefix](PublisherBuilder::path_prefix) is the topic, percent-decoded. The topic may contain slashes.
 //!
 //! The header [`Idempotency-Key`](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/) names the publication: a request that
-//! is repeated with the same key publishes nothing, and gets the same response. The hub remembers keys for a [time and up to a
-//! number](crate::source::hub::HubBuilder::idempotency_keys). In a batch, the key names all publications together, and a publication may have a key
+//! is repeated with the same key publishes nothing, and gets the same response. The hub remembers keys for a
+//! [time](crate::source::hub::HubBuilder::idempotency_lifetime) and up to a [number](crate::source::hub::HubBuilder::max_idempotency_keys). In a batch, the key names all publications together, and a publication may have a key
 //! of its own, `idempotency_key`. A key belongs to the topics and not to the client, and a repeated key is not compared with its event. So clients
 //! choose random keys, which other clients cannot guess.
 //!

@@ -260,7 +260,7 @@ async fn pending_reads_are_counted() {
 async fn client_that_is_too_far_behind_gets_gap() {
     let broker = Broker::default();
     (1..=100).for_each(|number| drop(broker.publish(&["a"], &number.to_string())));
-    let limits = UpstreamLimits::new().page_events(10).max_scan(20);
+    let limits = UpstreamLimits::new().max_page_events(10).max_scan(20);
     let node = broker.node(Hub::builder().upstream_limits(limits), 3);
     let mut returned = subscribe(&node, &["a"], StartPosition::After(id(0, 10)));
     for number in 11..=30 {
@@ -534,7 +534,7 @@ async fn feed_of_hub_that_is_gone_does_nothing() {
 #[tokio::test]
 async fn topic_added_during_backend_resume_gets_events_of_earlier_pages() {
     let broker = Broker::default();
-    let upstream = UpstreamLimits::new().page_events(1);
+    let upstream = UpstreamLimits::new().max_page_events(1);
     let hub = Hub::builder().max_events(1).upstream_limits(upstream);
     let mut node = broker.node(hub, 0);
     for topics in [&["old"][..], &["old", "new"], &["old"], &["old"]] {
@@ -576,7 +576,7 @@ async fn event_of_page_is_not_repeated_by_pattern() {
     let broker = Broker::default();
     broker.publish(&["room/1"], "1");
     let mut node = broker.node(Hub::builder().max_patterns(1), 0);
-    let topics = Topics::from_query("topic").at_most_patterns(1);
+    let topics = Topics::from_query("topic").max_patterns(1);
     let source = (node.hub.subscribe(topics))
         .authorize(async |_, _| true)
         .authorize_patterns(async |_, _| TopicAccess::allow().max_history(0));

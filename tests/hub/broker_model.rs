@@ -177,9 +177,9 @@ impl Limits {
     /// Returns the builder of the hub of a server.
     fn hub(&self, node: usize) -> HubBuilder {
         let upstream = UpstreamLimits::new()
-            .page_events(self.page_events)
+            .max_page_events(self.page_events)
             .max_scan(self.max_scan)
-            .cache_bytes(self.cache_bytes);
+            .max_cache_bytes(self.cache_bytes);
         Hub::builder()
             .max_events(self.max_events[node])
             .max_ids(self.max_ids)
@@ -279,7 +279,7 @@ impl Model {
         }
         let fresh_names = topic_names(fresh);
         uri.extend(fresh_names.iter().map(|name| format!("&fresh={name}")));
-        let location = Topics::from_query("topic").at_most_patterns(1);
+        let location = Topics::from_query("topic").max_patterns(1);
         let location = location.sender_from_query("sender");
         let limited = self.limits.limited_topics;
         let source = self.nodes[node].hub.subscribe(location);

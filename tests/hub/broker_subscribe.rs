@@ -18,7 +18,7 @@ use crate::broker::{Broker, Node};
 
 /// Connects a client that sends commands. It may see the members of `lounge`, and the last event of `limited`.
 fn connect(node: &Node, uri: &str) -> CommandingSubscriber {
-    let topics = Topics::from_query("topic").at_most_patterns(2);
+    let topics = Topics::from_query("topic").max_patterns(2);
     let source = node.hub.subscribe(topics);
     let source = source
         .authorize(async |_: Subscription, topic: Topic| match topic.as_str() {

@@ -32,7 +32,7 @@ fn open_source(hub: &Hub) -> ClientTopicsSource {
         let member = subscription.head().uri.path().to_owned();
         std::future::ready(TopicAccess::allow().member(member))
     };
-    hub.subscribe(Topics::from_query("topic").at_most_patterns(2))
+    hub.subscribe(Topics::from_query("topic").max_patterns(2))
         .authorize(move |subscription, _| access(subscription))
         .authorize_patterns(move |subscription, _| access(subscription))
 }
@@ -147,7 +147,7 @@ fn bad_patterns_are_refused_without_cost() {
     let hub = hub();
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
-    let topics = hub.subscribe(Topics::from_query("topic").at_most_patterns(4));
+    let topics = hub.subscribe(Topics::from_query("topic").max_patterns(4));
     let source = topics
         .authorize(async |_, _| true)
         .authorize_patterns(move |_, _| {

@@ -62,7 +62,7 @@ fn requests_name_topics() {
 
 #[test]
 fn bad_topics_are_refused() {
-    let query = || Topics::from_query("topic").at_most(2);
+    let query = || Topics::from_query("topic").max_topics(2);
     let long = format!("/?topic={}", "x".repeat(10_000));
     let many = format!("/?{}", "topic=a&".repeat(8_000));
     for uri in [

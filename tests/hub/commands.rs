@@ -30,7 +30,7 @@ impl Client {
     /// Connects to a source of the hub's topics. Topics that begin with `secret` are refused, and clients may publish to topics that begin with
     /// `room`.
     async fn connect(hub: &Hub, query: &str, commands: HubCommands) -> Self {
-        let topics = Topics::from_query("topic").at_most(3);
+        let topics = Topics::from_query("topic").max_topics(3);
         let source = hub
             .subscribe(topics)
             .authorize(async |_: Subscription, topic: Topic| match topic.as_str() {
@@ -331,7 +331,7 @@ async fn clients_publish_where_allowed() {
 #[tokio::test]
 async fn commands_are_refused_in_band() {
     let hub = Hub::new();
-    let mut client = Client::connect(&hub, "topic=a", HubCommands::new().max_per_second(8)).await;
+    let mut client = Client::connect(&hub, "topic=a", HubCommands::new().max_rate(8)).await;
     client.next().await; // the cursor
     client
         .send(r#"{"subscribe":{"topic":"secret"},"ref":1}"#)
@@ -415,8 +415,7 @@ async fn publication_is_decided_anew_after_revocation() {
 async fn flood_of_subscriptions_leaves_nothing() {
     const TOPICS: usize = 5_000;
     let hub = Hub::builder().max_events(0).build();
-    let mut client =
-        Client::connect(&hub, "topic=a", HubCommands::new().max_per_second(u32::MAX)).await;
+    let mut client = Client::connect(&hub, "topic=a", HubCommands::new().max_rate(u32::MAX)).await;
     for first in (0..TOPICS).step_by(100) {
         let topics = first..first + 100;
         for topic in topics.clone() {

@@ -15,8 +15,8 @@ use super::commands::Client;
 
 /// Connects a client that may read every topic, and every pattern except those that begin with `secret`. It has at most two patterns.
 async fn connect(hub: &Hub, query: &str) -> Client {
-    let commands = HubCommands::new().max_per_second(u32::MAX);
-    let topics = Topics::from_query("topic").at_most_patterns(2);
+    let commands = HubCommands::new().max_rate(u32::MAX);
+    let topics = Topics::from_query("topic").max_patterns(2);
     let source = hub
         .subscribe(topics)
         .authorize(async |_, _| TopicAccess::allow())
@@ -121,7 +121,7 @@ fn topic_goes_back_while_history_of_pattern_is_read() {
         .map(|number: u32| hub.publish("a/1", number.to_string()).unwrap())
         .collect();
     let source = hub
-        .subscribe(Topics::from_query("topic").at_most_patterns(2))
+        .subscribe(Topics::from_query("topic").max_patterns(2))
         .authorize(async |_, _| TopicAccess::allow())
         .authorize_patterns(async |_, _| TopicAccess::allow());
     let mut client = CommandingSubscriber::subscribe(source, "/", None).unwrap();

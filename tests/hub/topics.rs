@@ -299,7 +299,8 @@ fn sender_gets_no_echo() {
 #[test]
 fn idempotency_key_publishes_once() {
     let hub = Hub::builder()
-        .idempotency_keys(2, Duration::from_secs(60))
+        .max_idempotency_keys(2)
+        .idempotency_lifetime(Duration::from_secs(60))
         .build();
     let publish = |topics: &[&str], key: &str| {
         let options = PublishOptions::new().idempotency_key(key);

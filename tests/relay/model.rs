@@ -258,9 +258,9 @@ async fn run_steps(limits: RelayLimits, steps: Vec<ModelStep>) -> Result<(), Tes
     let store = Store::default();
     store.lock().delay = READ_TIME;
     let upstream_limits = UpstreamLimits::new()
-        .page_events(limits.page_events)
+        .max_page_events(limits.page_events)
         .max_scan(limits.max_scan)
-        .cache_bytes(limits.cache_bytes);
+        .max_cache_bytes(limits.cache_bytes);
     let (feed, relay) = Relay::builder()
         .max_events(limits.log_events)
         .max_trimmed_ids(limits.trimmed_ids)

@@ -64,7 +64,7 @@ impl StoreRelay {
 }
 
 fn limits() -> UpstreamLimits {
-    UpstreamLimits::new().page_events(10)
+    UpstreamLimits::new().max_page_events(10)
 }
 
 fn builder() -> RelayBuilder {
@@ -213,7 +213,7 @@ async fn gap_without_events_is_one_gap_and_then_the_log() {
 
 #[tokio::test(start_paused = true)]
 async fn gap_of_page_read_again_comes_once() {
-    let relay = small_page_relay(limits().cache_bytes(1));
+    let relay = small_page_relay(limits().max_cache_bytes(1));
     relay.store.lock().trim(60);
     let mut slow = relay.resume(50);
     assert_eq!(
@@ -228,7 +228,7 @@ async fn gap_of_page_read_again_comes_once() {
 
 #[tokio::test(start_paused = true)]
 async fn scan_limit_counts_each_event_once() {
-    let relay = small_page_relay(limits().max_scan(35).cache_bytes(1));
+    let relay = small_page_relay(limits().max_scan(35).max_cache_bytes(1));
     assert_eq!(read_items(&mut relay.resume(50)).await, numbers(51..=100));
     let mut slow = relay.resume(50);
     for number in 51..=80 {
@@ -445,7 +445,7 @@ async fn page_of_slow_client_is_read_again() {
     let relay = StoreRelay::new(
         500,
         20,
-        builder().upstream_limits(limits().cache_bytes(500)),
+        builder().upstream_limits(limits().max_cache_bytes(500)),
     );
     let mut slow: Vec<_> = (100..150)
         .map(|number| (number, relay.resume(number)))
@@ -576,7 +576,7 @@ async fn large_page_is_sent_whole() {
     let (mut feed, relay) = Relay::builder()
         .max_events(1)
         .upstream(store.clone())
-        .upstream_limits(limits().cache_bytes(1))
+        .upstream_limits(limits().max_cache_bytes(1))
         .build();
     {
         let mut store = store.lock();

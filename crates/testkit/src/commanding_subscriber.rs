@@ -37,7 +37,7 @@ impl CommandingSubscriber {
         let head = get_request_head(uri, cursor.as_slice());
         let messages = ClientMessageSender::new();
         let subscription = Subscription::new(&head, "test").with_client_messages(&messages);
-        let commands = HubCommands::new().max_per_second(u32::MAX);
+        let commands = HubCommands::new().max_rate(u32::MAX);
         let subscribed = source.commands(commands).subscribe(subscription);
         let subscribed = subscribed.now_or_never();
         Ok(Self {

@@ -79,7 +79,7 @@ async fn measure_reader(events: usize) -> Result<(), Box<dyn Error>> {
     publish_events(&publishing, events).await;
     let rate = events as f64 / started_at.elapsed().as_secs_f64();
     println!("publications/s, 100 at a time: {rate:.0}");
-    let limits = |builder: JetStreamBuilder| builder.log_events(events).log_bytes(1 << 30);
+    let limits = |builder: JetStreamBuilder| builder.max_log_events(events).max_log_bytes(1 << 30);
     let started_at = Instant::now();
     // The node reads the whole stream before it is connected.
     let node = limits(builder(&server)).connect().await?;
@@ -99,7 +99,7 @@ async fn measure_upstream_resumes(clients: usize) -> Result<(), Box<dyn Error>> 
     for _ in 0..EVENTS {
         cursors.push(publishing.publish(&Event::text("x".repeat(100))).await?);
     }
-    let node = builder(&server).log_events(10).connect().await?;
+    let node = builder(&server).max_log_events(10).connect().await?;
     for (clients, count) in [(1, 1), (clients, 1), (clients, CURSORS)] {
         let started_at = Instant::now();
         let reads = (0..clients).map(|index| {

@@ -39,10 +39,10 @@ use crate::{
 /// # async fn example() -> Result<(), tower_push_nats::Error> {
 /// let stream = JetStream::builder(NatsServers::new("nats://127.0.0.1")?, "EVENTS")
 ///     .subject_prefix("events")
-///     .log_events(10_000)
+///     .max_log_events(10_000)
 ///     .max_len(1_000_000)
 ///     .max_age(Duration::from_secs(24 * 3600))
-///     .connect_wait(Duration::from_secs(30))
+///     .connect_retry_time(Duration::from_secs(30))
 ///     .connect()
 ///     .await?;
 /// # Ok(())
@@ -58,7 +58,7 @@ pub struct JetStreamBuilder {
     relay: RelayBuilder,
     log_limits: InitialEntriesLimits,
     request_timeout: Duration,
-    connect_wait: Duration,
+    connect_retry_time: Duration,
     retry_time: Duration,
     new_stream: NewStream,
 }
@@ -87,7 +87,7 @@ impl JetStreamBuilder {
                 max_bytes: 8 << 20,
             },
             request_timeout: Duration::from_secs(3),
-            connect_wait: Duration::ZERO,
+            connect_retry_time: Duration::ZERO,
             retry_time: Duration::ZERO,
             new_stream: NewStream {
                 is_created: true,
@@ -122,14 +122,14 @@ impl JetStreamBuilder {
     /// Sets the maximum number of events that this process has in memory. The default is 1024. 0 is raised to 1.
     ///
     /// These events are read before [`connect`](Self::connect) returns. Clients whose cursor is older read the stream, in pages.
-    pub fn log_events(mut self, events: usize) -> Self {
+    pub fn max_log_events(mut self, events: usize) -> Self {
         self.log_limits.max_messages = events.max(1);
         self
     }
 
     /// Sets the maximum number of bytes of memory that the events take that this process has in memory. The default is 8 MiB. Bytes are counted as
     /// in a [relay](tower_push::source::relay::RelayBuilder::max_bytes): 480 bytes for each event, besides its payload, id, type and topic.
-    pub fn log_bytes(mut self, bytes: usize) -> Self {
+    pub fn max_log_bytes(mut self, bytes: usize) -> Self {
         self.log_limits.max_bytes = bytes;
         self
     }
@@ -197,8 +197,8 @@ impl JetStreamBuilder {
     }
 
     /// Sets how long [`connect`](Self::connect) tries again while the server is not available. By default, `connect` tries once.
-    pub fn connect_wait(mut self, wait: Duration) -> Self {
-        self.connect_wait = wait;
+    pub fn connect_retry_time(mut self, wait: Duration) -> Self {
+        self.connect_retry_time = wait;
         self
     }
 
@@ -221,7 +221,7 @@ impl JetStreamBuilder {
     /// Connects like [`connect`](Self::connect), and fills a [`Hub`](tower_push::Hub) instead of a [`Relay`]. `hub` has the limits of the topics' logs.
     /// [`relay`](Self::relay) has no effect.
     ///
-    /// The newest [`log_events`](Self::log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
+    /// The newest [`max_log_events`](Self::max_log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
     /// same events, with the same ids. See [`JetStreamHub`].
     ///
     /// # Errors
@@ -288,7 +288,7 @@ impl JetStreamBuilder {
 
     /// Connects, and gets the description of the stream. Creates the stream if there is none.
     async fn connect_to_stream(&self) -> Result<StartingNode, Error> {
-        let ends_at = Instant::now() + self.connect_wait;
+        let ends_at = Instant::now() + self.connect_retry_time;
         let (api, info) = retry_until(ends_at, || self.try_connect()).await?;
         let metrics = Arc::new(ReaderMetrics::new());
         let publisher = JetStreamPublisher::new(api.clone(), metrics.clone(), self.retry_time);

@@ -29,7 +29,7 @@ impl MeasuredBroker for Redis {
     }
 
     async fn connect_relay(url: &str, log_events: usize) -> Result<RedisStream, BoxError> {
-        Ok(builder(url)?.log_events(log_events).connect().await?)
+        Ok(builder(url)?.max_log_events(log_events).connect().await?)
     }
 
     fn relay(node: &RedisStream) -> &Relay {

@@ -66,7 +66,8 @@ async fn measure_delay(events: usize) -> Result<(), Box<dyn Error>> {
 
 async fn measure_reader(events: usize) -> Result<(), Box<dyn Error>> {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let limits = |builder: RedisStreamBuilder| builder.log_events(events).log_bytes(1 << 30);
+    let limits =
+        |builder: RedisStreamBuilder| builder.max_log_events(events).max_log_bytes(1 << 30);
     let node = limits(builder(&server)).connect().await?;
     // The server adds all entries in one step.
     let script = format!(
@@ -99,7 +100,7 @@ async fn measure_upstream_resumes(clients: usize) -> Result<(), Box<dyn Error>> 
     for _ in 0..EVENTS {
         cursors.push(publishing.publish(&Event::text("x".repeat(100))).await?);
     }
-    let node = builder(&server).log_events(10).connect().await?;
+    let node = builder(&server).max_log_events(10).connect().await?;
     for (clients, count) in [(1, 1), (clients, 1), (clients, CURSORS)] {
         let before = server.call_count("xrange");
         let started_at = Instant::now();

@@ -136,7 +136,7 @@ impl Error {
         self.kind == ErrorKind::WrongType
     }
 
-    /// Returns whether the event has more bytes than [`RedisStreamBuilder::max_event_bytes`](crate::RedisStreamBuilder::max_event_bytes).
+    /// Returns whether the event has more bytes than [`RedisStreamBuilder::max_event_len`](crate::RedisStreamBuilder::max_event_len).
     pub fn is_too_large(&self) -> bool {
         self.kind == ErrorKind::TooLarge
     }

@@ -49,7 +49,7 @@ struct PublisherState {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PublisherConfig {
     pub(crate) trim: TrimPolicy,
-    pub(crate) max_event_bytes: usize,
+    pub(crate) max_event_len: usize,
     /// The time for which a publication is tried again while the server is not available.
     pub(crate) retry_time: Duration,
     /// The time for which the server remembers an idempotency key.
@@ -101,7 +101,7 @@ impl RedisPublisher {
     /// # Cancellation
     /// If the future is dropped, the event may be published or not.
     pub async fn publish(&self, event: &Event) -> Result<EventId, Error> {
-        let entry = NewEntry::new(event, self.shared.config.max_event_bytes)?;
+        let entry = NewEntry::new(event, self.shared.config.max_event_len)?;
         let publication = self.add(&entry, None).await?;
         Ok(publication.id)
     }
@@ -122,7 +122,7 @@ impl RedisPublisher {
         event: &Event,
         idempotency_key: &str,
     ) -> Result<PublishOutcome, Error> {
-        let entry = NewEntry::new(event, self.shared.config.max_event_bytes)?;
+        let entry = NewEntry::new(event, self.shared.config.max_event_len)?;
         self.add(&entry, Some(idempotency_key)).await
     }
 
@@ -132,7 +132,7 @@ impl RedisPublisher {
         event: &HubEvent,
         idempotency_key: Option<&str>,
     ) -> Result<EventId, Error> {
-        let entry = NewEntry::from_hub_event(event, self.shared.config.max_event_bytes)?;
+        let entry = NewEntry::from_hub_event(event, self.shared.config.max_event_len)?;
         let key = idempotency_key.map(|key| idempotency_key_for_topics(event.topics(), key));
         let publication = self.add(&entry, key.as_deref()).await?;
         Ok(publication.id)

@@ -39,10 +39,10 @@ use crate::{
 ///
 /// # async fn example() -> Result<(), tower_push_redis::Error> {
 /// let stream = RedisStream::builder(RedisServers::single("redis://127.0.0.1/")?, "events")
-///     .log_events(10_000)
+///     .max_log_events(10_000)
 ///     .max_len(1_000_000)
 ///     .max_age(Duration::from_secs(24 * 3600))
-///     .connect_wait(Duration::from_secs(30))
+///     .connect_retry_time(Duration::from_secs(30))
 ///     .connect()
 ///     .await?;
 /// # Ok(())
@@ -56,7 +56,7 @@ pub struct RedisStreamBuilder {
     relay: RelayBuilder,
     log_limits: InitialEntriesLimits,
     command_timeout: Duration,
-    connect_wait: Duration,
+    connect_retry_time: Duration,
     publisher: PublisherConfig,
 }
 
@@ -71,10 +71,10 @@ impl RedisStreamBuilder {
                 max_bytes: 8 << 20,
             },
             command_timeout: Duration::from_secs(3),
-            connect_wait: Duration::ZERO,
+            connect_retry_time: Duration::ZERO,
             publisher: PublisherConfig {
                 trim: TrimPolicy::default(),
-                max_event_bytes: 1 << 20,
+                max_event_len: 1 << 20,
                 retry_time: Duration::ZERO,
                 key_lifetime: Duration::from_secs(300),
             },
@@ -84,14 +84,14 @@ impl RedisStreamBuilder {
     /// Sets the maximum number of events that this process has in memory. The default is 1024. 0 is raised to 1.
     ///
     /// These events are read before [`connect`](Self::connect) returns. Clients whose cursor is older read the stream, in pages.
-    pub fn log_events(mut self, events: usize) -> Self {
+    pub fn max_log_events(mut self, events: usize) -> Self {
         self.log_limits.max_entries = events.max(1);
         self
     }
 
     /// Sets the maximum number of bytes of memory that the events take that this process has in memory. The default is 8 MiB. Bytes are counted as
     /// in a [relay](tower_push::source::relay::RelayBuilder::max_bytes): 480 bytes for each event, besides its payload, id, type and topic.
-    pub fn log_bytes(mut self, bytes: usize) -> Self {
+    pub fn max_log_bytes(mut self, bytes: usize) -> Self {
         self.log_limits.max_bytes = bytes;
         self
     }
@@ -125,8 +125,8 @@ impl RedisStreamBuilder {
     }
 
     /// Sets the maximum number of bytes of an event that is published: of its payload, type and topic. The default is 1 MiB.
-    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
-        self.publisher.max_event_bytes = bytes;
+    pub fn max_event_len(mut self, bytes: usize) -> Self {
+        self.publisher.max_event_len = bytes;
         self
     }
 
@@ -149,8 +149,8 @@ impl RedisStreamBuilder {
     }
 
     /// Sets how long [`connect`](Self::connect) tries again while the server is not available. By default, `connect` tries once.
-    pub fn connect_wait(mut self, wait: Duration) -> Self {
-        self.connect_wait = wait;
+    pub fn connect_retry_time(mut self, wait: Duration) -> Self {
+        self.connect_retry_time = wait;
         self
     }
 
@@ -173,7 +173,7 @@ impl RedisStreamBuilder {
     /// Connects like [`connect`](Self::connect), and fills a [`Hub`](tower_push::Hub) instead of a [`Relay`]. `hub` has the limits of the topics' logs.
     /// [`relay`](Self::relay) has no effect.
     ///
-    /// The newest [`log_events`](Self::log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
+    /// The newest [`max_log_events`](Self::max_log_events) events of the stream are in the hub before `connect_hub` returns. The hub of each server shows the
     /// same events, with the same ids. See [`RedisHub`].
     ///
     /// # Errors
@@ -250,7 +250,7 @@ impl RedisStreamBuilder {
             limits,
             &sizer,
             member_sizer,
-            self.connect_wait,
+            self.connect_retry_time,
         )
         .await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));

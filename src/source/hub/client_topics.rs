@@ -153,7 +153,7 @@ impl ClientTopicsSource {
 
     /// Returns the same source, which also accepts [patterns](TopicPattern) of topics from its clients, and asks `authorize` for each of them
     /// whether the client may read **every** topic that matches. The function is asked for every request, as the function of
-    /// [`ClientTopics::authorize`] is. The latter function is not asked for the topics that match the pattern. [`Topics::at_most_patterns`]
+    /// [`ClientTopics::authorize`] is. The latter function is not asked for the topics that match the pattern. [`Topics::max_patterns`]
     /// says how requests name patterns, and limits their number. The hub must allow patterns, too:
     /// [`HubBuilder::max_patterns`](super::HubBuilder::max_patterns).
     ///
@@ -165,7 +165,7 @@ impl ClientTopicsSource {
     ///
     /// let hub = Hub::builder().max_patterns(1000).build();
     /// let source = hub
-    ///     .subscribe(Topics::from_query("topic").at_most_patterns(4))
+    ///     .subscribe(Topics::from_query("topic").max_patterns(4))
     ///     .authorize(async |_: Subscription, topic: tower_push::event::Topic| topic.as_str().starts_with("public/"))
     ///     // /events?pattern_prefix=public/
     ///     .authorize_patterns(async |_: Subscription, pattern: TopicPattern| pattern.common_prefix().starts_with("public/"));

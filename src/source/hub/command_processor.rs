@@ -38,24 +38,24 @@ use crate::{
 /// ```
 /// use tower_push::source::hub::HubCommands;
 ///
-/// let commands = HubCommands::new().max_per_second(5);
+/// let commands = HubCommands::new().max_rate(5);
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct HubCommands {
-    max_per_second: u32,
+    max_rate: u32,
 }
 
 impl HubCommands {
     /// Accepts 20 commands in a second. Commands subscribe to a topic, end a subscription, or publish.
     pub fn new() -> Self {
-        Self { max_per_second: 20 }
+        Self { max_rate: 20 }
     }
 
     /// Sets the number of commands that a client may send in a second. The default is 20. Further commands are refused in-band, with the
     /// status 429.
-    pub fn max_per_second(mut self, commands: u32) -> Self {
-        self.max_per_second = commands;
+    pub fn max_rate(mut self, commands: u32) -> Self {
+        self.max_rate = commands;
         self
     }
 }
@@ -103,7 +103,7 @@ enum AwaitedAnswer {
 
 /// Counts the commands in each second.
 struct RateLimiter {
-    max_per_second: u32,
+    max_rate: u32,
     second_start: Instant,
     count: u32,
 }
@@ -128,7 +128,7 @@ impl CommandProcessor {
             topics,
             first_start,
             rate_limiter: RateLimiter {
-                max_per_second: commands.max_per_second,
+                max_rate: commands.max_rate,
                 second_start: Instant::now(),
                 count: 0,
             },
@@ -492,6 +492,6 @@ impl RateLimiter {
             (self.second_start, self.count) = (now, 0);
         }
         self.count = self.count.saturating_add(1);
-        self.count <= self.max_per_second
+        self.count <= self.max_rate
     }
 }

@@ -57,7 +57,7 @@ pub(super) struct HubConfig {
     pub(super) max_patterns: usize,
     pub(super) max_publisher_ids: usize,
     pub(super) max_idempotency_keys: usize,
-    pub(super) max_idempotency_age: Duration,
+    pub(super) idempotency_lifetime: Duration,
     #[cfg(feature = "json")]
     pub(super) presence: Arc<PresenceOptions>,
 }
@@ -104,7 +104,7 @@ impl HubBuilder {
                 max_patterns: 0,
                 max_publisher_ids: 65_536,
                 max_idempotency_keys: 10_000,
-                max_idempotency_age: Duration::from_secs(300),
+                idempotency_lifetime: Duration::from_secs(300),
                 #[cfg(feature = "json")]
                 presence: Arc::new(PresenceOptions::new()),
             },
@@ -206,11 +206,15 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how many [idempotency keys](super::PublishOptions::idempotency_key) the hub remembers, and for how long. The defaults are
-    /// 10 000 keys and 5 minutes.
-    pub fn idempotency_keys(mut self, max_keys: usize, max_age: Duration) -> Self {
-        self.config.max_idempotency_keys = max_keys;
-        self.config.max_idempotency_age = max_age;
+    /// Sets the maximum number of [idempotency keys](super::PublishOptions::idempotency_key) that the hub remembers. The default is 10 000.
+    pub fn max_idempotency_keys(mut self, keys: usize) -> Self {
+        self.config.max_idempotency_keys = keys;
+        self
+    }
+
+    /// Sets how long the hub remembers an [idempotency key](super::PublishOptions::idempotency_key). The default is 5 minutes.
+    pub fn idempotency_lifetime(mut self, lifetime: Duration) -> Self {
+        self.config.idempotency_lifetime = lifetime;
         self
     }
 

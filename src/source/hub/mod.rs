@@ -364,7 +364,7 @@ impl Hub {
     ///
     /// let hub = Hub::new();
     /// // /events?topic=news&topic=weather
-    /// let push = Push::new(hub.subscribe(Topics::from_query("topic").at_most(8)).without_authorization());
+    /// let push = Push::new(hub.subscribe(Topics::from_query("topic").max_topics(8)).without_authorization());
     /// ```
     pub fn subscribe(&self, topics: Topics) -> ClientTopics {
         ClientTopics::new(self.state.clone(), topics)

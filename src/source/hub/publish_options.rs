@@ -43,7 +43,7 @@ impl PublishOptions {
     /// Sets a key that names this publication among those to the same topics. A second publication with the key publishes nothing, and returns the
     /// id of the first one, even if its event is another one. So a key is for one event only, and publishers that do not know each other's keys must
     /// not choose the same: put the publisher's name into the key. The hub remembers keys for a
-    /// [time and up to a number](super::HubBuilder::idempotency_keys).
+    /// [time](super::HubBuilder::idempotency_lifetime) and up to a [number](super::HubBuilder::max_idempotency_keys).
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -19,7 +19,7 @@ use crate::{
 /// use tower_push::source::hub::Topics;
 ///
 /// // /events?topic=news&topic=user%2F7
-/// let topics = Topics::from_query("topic").at_most(10);
+/// let topics = Topics::from_query("topic").max_topics(10);
 /// // /topics/user/7
 /// let topics = Topics::from_path("/topics/");
 /// ```
@@ -92,7 +92,7 @@ impl Topics {
 
     /// Sets the maximum number of topics that a request may name, repetitions included. The default is 64. A WebSocket that
     /// sends commands (`ClientTopicsSource::commands`) has at most this number at a time.
-    pub fn at_most(mut self, topics: usize) -> Self {
+    pub fn max_topics(mut self, topics: usize) -> Self {
         self.max_topics = topics;
         self
     }
@@ -104,7 +104,7 @@ impl Topics {
     /// names patterns in parameters of its query or form, even if its path names the topics. The parameter `pattern_prefix` has a
     /// [prefix](TopicPattern::prefix). The parameter `pattern_segment` has the prefix and the suffix around
     /// [one segment](TopicPattern::one_segment), with a line feed (`%0A`) between them. The prefix and the suffix have at most 1024 bytes together.
-    pub fn at_most_patterns(mut self, patterns: usize) -> Self {
+    pub fn max_patterns(mut self, patterns: usize) -> Self {
         self.max_patterns = patterns;
         self
     }
@@ -119,12 +119,12 @@ impl Topics {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn max_topics(&self) -> usize {
+    pub(super) fn topic_limit(&self) -> usize {
         self.max_topics
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn max_patterns(&self) -> usize {
+    pub(super) fn pattern_limit(&self) -> usize {
         self.max_patterns
     }
 

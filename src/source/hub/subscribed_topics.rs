@@ -47,8 +47,8 @@ impl SubscribedTopics {
         limits: &Topics,
     ) -> Result<(), String> {
         let (len, max, name) = match requested {
-            TopicOrPattern::Topic(_) => (self.topics.len(), limits.max_topics(), "topics"),
-            TopicOrPattern::Pattern(_) => (self.patterns.len(), limits.max_patterns(), "patterns"),
+            TopicOrPattern::Topic(_) => (self.topics.len(), limits.topic_limit(), "topics"),
+            TopicOrPattern::Pattern(_) => (self.patterns.len(), limits.pattern_limit(), "patterns"),
         };
         match len < max {
             true => Ok(()),

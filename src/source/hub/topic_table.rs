@@ -119,7 +119,7 @@ impl TopicTable {
             publisher_ids: PublisherIds::new(config.max_publisher_ids),
             idempotency_keys: IdempotencyKeys::new(
                 config.max_idempotency_keys,
-                config.max_idempotency_age,
+                config.idempotency_lifetime,
             ),
         }
     }

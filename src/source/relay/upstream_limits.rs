@@ -7,24 +7,24 @@ use std::time::Duration;
 /// use tower_push::source::relay::UpstreamLimits;
 ///
 /// let limits = UpstreamLimits::new()
-///     .page_events(500)
+///     .max_page_events(500)
 ///     .max_scan(100_000)
 ///     .max_reads(4)
 ///     .max_queued_reads(1000)
 ///     .read_timeout(Duration::from_secs(3))
-///     .cache_bytes(64 << 20)
+///     .max_cache_bytes(64 << 20)
 ///     .retry(Duration::from_secs(2));
 /// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct UpstreamLimits {
-    pub(super) page_events: usize,
-    pub(super) page_bytes: usize,
+    pub(super) max_page_events: usize,
+    pub(super) max_page_bytes: usize,
     pub(super) max_scan: usize,
     pub(super) max_reads: usize,
     pub(super) max_queued_reads: usize,
     pub(super) read_timeout: Duration,
-    pub(super) cache_bytes: usize,
+    pub(super) max_cache_bytes: usize,
     pub(super) retry: Duration,
 }
 
@@ -32,26 +32,26 @@ impl UpstreamLimits {
     /// Creates the default limits.
     pub fn new() -> Self {
         Self {
-            page_events: 256,
-            page_bytes: 1 << 20,
+            max_page_events: 256,
+            max_page_bytes: 1 << 20,
             max_scan: 10_000,
             max_reads: 16,
             max_queued_reads: 1024,
             read_timeout: Duration::from_secs(10),
-            cache_bytes: 16 << 20,
+            max_cache_bytes: 16 << 20,
             retry: Duration::from_secs(5),
         }
     }
 
     /// Sets the maximum number of events in a page. The default is 256. 0 is raised to 1.
-    pub fn page_events(mut self, events: usize) -> Self {
-        self.page_events = events.max(1);
+    pub fn max_page_events(mut self, events: usize) -> Self {
+        self.max_page_events = events.max(1);
         self
     }
 
     /// Sets the number of bytes of payloads after which a page should end. The default is 1 MiB.
-    pub fn page_bytes(mut self, bytes: usize) -> Self {
-        self.page_bytes = bytes;
+    pub fn max_page_bytes(mut self, bytes: usize) -> Self {
+        self.max_page_bytes = bytes;
         self
     }
 
@@ -85,8 +85,8 @@ impl UpstreamLimits {
     /// Sets the maximum number of bytes of memory that the events in the pages take that the relay holds. The default is 16 MiB. Bytes are counted
     /// as in a [channel](crate::source::channel::ChannelBuilder::max_bytes). All clients share these pages. A slow client whose page is dropped
     /// reads the rest of the page anew.
-    pub fn cache_bytes(mut self, bytes: usize) -> Self {
-        self.cache_bytes = bytes;
+    pub fn max_cache_bytes(mut self, bytes: usize) -> Self {
+        self.max_cache_bytes = bytes;
         self
     }
 

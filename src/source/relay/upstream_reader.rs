@@ -52,7 +52,7 @@ impl<E: PageEvent> UpstreamReader<E> {
             upstream,
             limits,
             permits: Semaphore::new(limits.max_reads.min(Semaphore::MAX_PERMITS)),
-            pages: Mutex::new(PageCache::new(limits.cache_bytes)),
+            pages: Mutex::new(PageCache::new(limits.max_cache_bytes)),
             counters,
             last_error: Mutex::new(None),
         }
@@ -153,8 +153,8 @@ impl<E: PageEvent> UpstreamReader<E> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
         let request = PageRequest::from_key(key)
-            .with_max_events(self.limits.page_events)
-            .with_max_bytes(self.limits.page_bytes);
+            .with_max_events(self.limits.max_page_events)
+            .with_max_bytes(self.limits.max_page_bytes);
         let page = self.upstream.read_page(request).await?;
         match all_events_have_cursors(&page) {
             true => Ok(page),

@@ -256,7 +256,7 @@ impl<E: PageEvent> UpstreamResume<E> {
         let scanned_to = page.scanned_to.clone().filter(|id| *id != self.cursor);
         if scanned_to.is_some() || page.events.is_empty() {
             // The page does not tell how many events the upstream has looked at, so the page counts as a full one.
-            let full_page = self.upstream.limits().page_events;
+            let full_page = self.upstream.limits().max_page_events;
             let uncounted = full_page.saturating_sub(page.events.len());
             self.remaining_scan = self.remaining_scan.saturating_sub(uncounted);
         }

@@ -574,7 +574,7 @@ impl SessionDriver {
             if self.is_multiplexed {
                 // The close frame and END_STREAM are queued, and the reset of the stream follows them in order. Only a TCP connection needs
                 // to wait for the client: a socket that is closed with unread input loses the bytes in flight (RFC 6455 §7.1.1). Firefox
-                // never ends its half of the stream, so a wait would last until the close deadline.
+                // never ends its half of the stream, so a wait would last until the close timeout.
                 self.session.handle_disconnect();
             }
         }

@@ -40,7 +40,7 @@
 //! |---|---|---|
 //! | 1000 | the source has finished | no |
 //! | 1002, 1007 | the client broke the protocol | no |
-//! | 1008 | the client sent more than 1000 pings, pongs and dropped messages in a second, or a message in too many frames, or a message that [took too long](WebSocket::message_deadline) | no |
+//! | 1008 | the client sent more than 1000 pings, pongs and dropped messages in a second, or a message in too many frames, or a message that [took too long](WebSocket::message_timeout) | no |
 //! | 1009 | the client sent a message above the [size limit](WebSocket::max_message_size) | no |
 //! | 1011 | the source failed, or an event cannot be sent | yes, with backoff |
 //! | 1012 | the stream ends with a [time to reconnect](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | yes, after that time |
@@ -48,7 +48,7 @@
 //! | 3005 | the client's credential [has expired](crate::Item::Expired) | yes, with a new one |
 //! | 3008 | the client was too slow ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy)) | yes |
 //! | 3010 | the client has missed events, and its message format has no message for a gap | yes |
-//! | 3012 | the client did not [answer a ping](WebSocket::pong_deadline) | yes |
+//! | 3012 | the client did not [answer a ping](WebSocket::pong_timeout) | yes |
 //! | none | the client stopped reading, or did not answer a close frame | yes |
 //!
 //! [`CloseCodes`] sets other codes, and [`Item::Closed`] lets a source send any code with a reason.
@@ -188,42 +188,42 @@ impl WebSocket {
         self.map_config(|config| config.keep_alive = keep_alive)
     }
 
-    /// Sets how long a client may send nothing after a ping: 20 s by default. A longer deadline than 30 days is reduced to 30 days.
-    /// The connection of a client that misses the deadline is closed with 3012.
+    /// Sets how long a client may send nothing after a ping: 20 s by default. A longer timeout than 30 days is reduced to 30 days.
+    /// The connection of a client that exceeds it is closed with 3012.
     ///
-    /// `None` turns the deadline off, for clients that answer no pings. Without the deadline, a client is pinged in every ping interval. A
-    /// connection whose network has failed then ends only at the [write deadline](Self::write_deadline), or when the operating system gives
+    /// `None` turns the timeout off, for clients that answer no pings. Without the timeout, a client is pinged in every ping interval. A
+    /// connection whose network has failed then ends only at the [write timeout](Self::write_timeout), or when the operating system gives
     /// the connection up.
-    pub fn pong_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
-        self.map_session_config(|session| session.pong_deadline(deadline))
+    pub fn pong_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.map_session_config(|session| session.pong_timeout(timeout))
     }
 
-    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default. A longer deadline than
-    /// 30 days is reduced to 30 days. The connection of a client that misses the deadline is closed with 1008.
-    pub fn message_deadline(self, deadline: Duration) -> Self {
-        self.map_session_config(|session| session.message_deadline(deadline))
+    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default. A longer timeout than
+    /// 30 days is reduced to 30 days. The connection of a client that exceeds it is closed with 1008.
+    pub fn message_timeout(self, timeout: Duration) -> Self {
+        self.map_session_config(|session| session.message_timeout(timeout))
     }
 
-    /// Sets how long a client may take none of the bytes that are sent: 30 s by default. A longer deadline than 30 days is
-    /// reduced to 30 days. A client that misses the deadline is disconnected. A slow client stays connected as long as it takes some bytes.
-    pub fn write_deadline(self, deadline: Duration) -> Self {
-        self.map_session_config(|session| session.write_deadline(deadline))
+    /// Sets how long a client may take none of the bytes that are sent: 30 s by default. A longer timeout than 30 days is
+    /// reduced to 30 days. A client that exceeds it is disconnected. A slow client stays connected as long as it takes some bytes.
+    pub fn write_timeout(self, timeout: Duration) -> Self {
+        self.map_session_config(|session| session.write_timeout(timeout))
     }
 
     /// Sets how long a client may take to close the connection after a close frame: 10 s by default. A longer
-    /// deadline than 30 days is reduced to 30 days. A client that misses the deadline is disconnected.
-    pub fn close_deadline(self, deadline: Duration) -> Self {
-        self.map_session_config(|session| session.close_deadline(deadline))
+    /// timeout than 30 days is reduced to 30 days. A client that exceeds it is disconnected.
+    pub fn close_timeout(self, timeout: Duration) -> Self {
+        self.map_session_config(|session| session.close_timeout(timeout))
     }
 
     /// Sets how long the source may still send after the client's close frame: 0 by default, so that only the items that are ready at once
-    /// are sent. A longer deadline than 30 days is reduced to 30 days.
+    /// are sent. A longer timeout than 30 days is reduced to 30 days.
     ///
     /// The [`ClientMessages`](crate::source::ClientMessages) end with the client's close frame. The source should then end its stream, which
-    /// answers the close frame. At the deadline the close frame is answered in any case. Set a deadline for a source whose answers come
+    /// answers the close frame. After the timeout, the close frame is answered in any case. Set a timeout for a source whose answers come
     /// from another task, and for clients that read them: a browser reads no message after its page has called `close()`.
-    pub fn answer_deadline(self, deadline: Duration) -> Self {
-        self.map_session_config(|session| session.answer_deadline(deadline))
+    pub fn answer_timeout(self, timeout: Duration) -> Self {
+        self.map_session_config(|session| session.answer_timeout(timeout))
     }
 
     /// Sets the [close codes](self#close-codes), for clients that do not reconnect after the default ones.
@@ -240,10 +240,10 @@ impl WebSocket {
     }
 
     /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the
-    /// server's close frame. By default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the
+    /// server's close frame. By default, the shutdown follows the client's close frame, or the [close timeout](Self::close_timeout) drops the
     /// connection.
     ///
-    /// Use this setting for clients that answer no close frame, but close the connection when they read its end. The close deadline still
+    /// Use this setting for clients that answer no close frame, but close the connection when they read its end. The close timeout still
     /// runs.
     pub fn close_without_answer(self) -> Self {
         self.map_session_config(SessionConfig::close_without_answer)

@@ -27,7 +27,7 @@ async fn absent_server_is_error_or_waited_for() {
         "{error}"
     );
     let waiting = JetStream::builder(NatsServers::new(&url).unwrap(), STREAM)
-        .connect_wait(testkit::TEST_TIMEOUT)
+        .connect_retry_time(testkit::TEST_TIMEOUT)
         .connect();
     let waiting = tokio::spawn(waiting);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -107,7 +107,7 @@ async fn refused_user_is_error() {
     let servers = NatsServers::new(&url("reader:secret")).unwrap();
     let reader = JetStream::builder(servers, STREAM)
         .subject_prefix("events")
-        .log_events(1);
+        .max_log_events(1);
     let reader = reader.connect().await.unwrap();
     publish_numbers(&node, 5..8).await;
     node.publish_once(&"8".into(), "key").await.unwrap();

@@ -148,7 +148,7 @@ async fn purge_is_no_gap_for_current_clients() {
     publish_numbers(&node, 10..12).await;
     client.expect_numbers(10..12).await;
     // A client without the removed events gets a gap on a node that does not have them.
-    let new = builder(&server).log_events(1).connect().await.unwrap();
+    let new = builder(&server).max_log_events(1).connect().await.unwrap();
     let mut returned = RelayClient::resume(new.relay(), &behind);
     returned.expect(&["expired Some(5)", "10", "11"]).await;
     assert_eq!(node.relay().counts().gaps, 0);
@@ -204,7 +204,7 @@ async fn deleted_messages_are_gap() {
     for sequence in [4, 6, 10] {
         operator.delete_message(sequence).await;
     }
-    let new = builder(&server).log_events(1).connect().await.unwrap();
+    let new = builder(&server).max_log_events(1).connect().await.unwrap();
     let mut returned = RelayClient::resume(new.relay(), &third);
     returned
         .expect(&["expired Some(1)", "4", "expired Some(1)", "6", "7", "8"])

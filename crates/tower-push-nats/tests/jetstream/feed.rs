@@ -86,7 +86,11 @@ async fn new_node_begins_with_newest_events() {
     publish_numbers(&old, 0..10).await;
     client.expect_numbers(0..4).await;
     publish_numbers(&old, 10..1500).await;
-    let new = builder(&server).log_events(1490).connect().await.unwrap();
+    let new = builder(&server)
+        .max_log_events(1490)
+        .connect()
+        .await
+        .unwrap();
     assert_eq!(new.relay().len(), 1490);
     // The event 9 is the last one that is not in the log, and 3 is older.
     let mut oldest = new.relay().subscribe_from(StartPosition::Oldest);
@@ -96,7 +100,11 @@ async fn new_node_begins_with_newest_events() {
     client.expect_numbers(4..1500).await;
     assert_eq!(new.relay().counts().upstream_resumes, 1);
     assert_eq!(new.relay().counts().lost_cursors, 0);
-    let small = builder(&server).log_bytes(1000).connect().await.unwrap();
+    let small = builder(&server)
+        .max_log_bytes(1000)
+        .connect()
+        .await
+        .unwrap();
     assert!((1..100).contains(&small.relay().len()));
 }
 
@@ -134,7 +142,7 @@ async fn messages_of_other_programs_are_events() {
     assert_eq!(events[1].event_type().unwrap().as_str(), "list");
     assert_eq!(events[1].topic(), None);
     // A cursor of such an event is as good as another one, on a node that reads the event in another way.
-    let short_log = builder(&server).log_events(1).connect().await.unwrap();
+    let short_log = builder(&server).max_log_events(1).connect().await.unwrap();
     let mut client = RelayClient::resume(short_log.relay(), events[0].id().unwrap());
     assert_eq!(client.next().await, "[1]");
     assert_eq!(&client.cursor(), events[1].id().unwrap());

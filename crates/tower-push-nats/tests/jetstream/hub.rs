@@ -23,13 +23,13 @@ pub(crate) async fn hub(server: &NatsServer) -> JetStreamHub {
 }
 
 async fn hub_with(server: &NatsServer, hub: HubBuilder, log_events: usize) -> JetStreamHub {
-    let builder = builder(server).log_events(log_events);
+    let builder = builder(server).max_log_events(log_events);
     builder.connect_hub(hub).await.unwrap()
 }
 
 /// Starts a node whose clients read nearly everything in pages, of up to 10 events.
 async fn hub_with_short_log(server: &NatsServer) -> JetStreamHub {
-    let limits = UpstreamLimits::new().page_events(10);
+    let limits = UpstreamLimits::new().max_page_events(10);
     hub_with(server, Hub::builder().upstream_limits(limits), 1).await
 }
 

@@ -375,11 +375,11 @@ const CLIENTS: usize = 10;
 /// Starts a node that connects through a proxy.
 async fn node(proxy: &BreakableProxy, log_events: usize) -> JetStreamHub {
     let servers = NatsServers::new(&format!("nats://{}", proxy.address())).unwrap();
-    let limits = UpstreamLimits::new().page_events(20);
+    let limits = UpstreamLimits::new().max_page_events(20);
     JetStream::builder(servers, STREAM)
         .subject_prefix("events")
         .publish_retry_time(Duration::from_millis(200))
-        .log_events(log_events)
+        .max_log_events(log_events)
         .connect_hub(Hub::builder().max_ids(50).upstream_limits(limits))
         .await
         .unwrap()

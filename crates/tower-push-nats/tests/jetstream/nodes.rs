@@ -29,7 +29,7 @@ pub(crate) async fn node(server: &NatsServer) -> JetStream {
 /// nothing.
 pub(crate) async fn node_with_short_log(server: &NatsServer, events: usize) -> JetStream {
     let relay = Relay::builder().lag_policy(LagPolicy::Disconnect);
-    let builder = builder(server).relay(relay).log_events(events);
+    let builder = builder(server).relay(relay).max_log_events(events);
     let builder = builder.publish_retry_time(Duration::from_millis(200));
     builder.connect().await.unwrap()
 }

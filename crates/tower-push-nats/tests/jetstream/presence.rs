@@ -34,7 +34,7 @@ async fn node(server: &NatsServer) -> JetStreamHub {
 async fn node_with(server: &NatsServer, options: PresenceOptions) -> JetStreamHub {
     let builder = builder(server)
         .request_timeout(Duration::from_millis(500))
-        .connect_wait(Duration::from_secs(10));
+        .connect_retry_time(Duration::from_secs(10));
     builder
         .connect_hub(Hub::builder().presence(options))
         .await

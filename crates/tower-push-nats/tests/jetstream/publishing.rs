@@ -104,7 +104,7 @@ async fn stream_is_trimmed() {
     let server = NatsServer::start("");
     let by_age = builder(&server)
         .max_age(Duration::from_secs(1))
-        .log_events(1);
+        .max_log_events(1);
     let by_age = by_age.connect().await.unwrap();
     let operator = Operator::connect(&server).await;
     let mut client = RelayClient::connect(by_age.relay()).await;

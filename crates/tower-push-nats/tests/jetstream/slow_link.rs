@@ -28,8 +28,8 @@ fn builder_behind(proxy: &BreakableProxy) -> JetStreamBuilder {
     JetStream::builder(servers, STREAM)
         .subject_prefix("events")
         .request_timeout(TIMEOUT)
-        .connect_wait(TEST_TIMEOUT)
-        .log_events(1)
+        .connect_retry_time(TEST_TIMEOUT)
+        .max_log_events(1)
 }
 
 async fn slow_proxy(server: &NatsServer) -> BreakableProxy {
@@ -96,7 +96,7 @@ async fn old_cursor_of_topic_resumes_over_slow_link() {
     let server = NatsServer::start("");
     let first = publish_long_texts(&server, Some("news")).await;
     let proxy = slow_proxy(&server).await;
-    let limits = UpstreamLimits::new().page_events(40);
+    let limits = UpstreamLimits::new().max_page_events(40);
     let hub = Hub::builder().upstream_limits(limits);
     let node = builder_behind(&proxy).connect_hub(hub).await.unwrap();
     let mut client = HubClient::resume(node.hub(), &["news"], &first);

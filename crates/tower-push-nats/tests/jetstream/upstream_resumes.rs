@@ -14,7 +14,7 @@ async fn many_upstream_resumes_share_reads() {
     for number in 0..1000 {
         cursors.push(publish_numbers(&first, [number]).await.unwrap());
     }
-    let node = builder(&server).log_events(10).connect().await.unwrap();
+    let node = builder(&server).max_log_events(10).connect().await.unwrap();
     let operator = Operator::connect(&server).await;
     let requests_before = operator.api_requests().await;
     // 2000 clients with 20 cursors.
@@ -64,7 +64,7 @@ async fn trimmed_cursor_is_gap_and_rest() {
     publish_numbers(&first, 0..600).await;
     client.expect_numbers(0..10).await;
     operator.keep(500).await;
-    let node = builder(&server).log_events(10).connect().await.unwrap();
+    let node = builder(&server).max_log_events(10).connect().await.unwrap();
     client.move_to(node.relay());
     client.expect(&["expired Some(90)"]).await;
     client.expect_numbers(100..600).await;
@@ -95,7 +95,7 @@ async fn removed_cursor_message_is_no_gap() {
     publish_numbers(&first, 0..10).await;
     client.expect_numbers(0..5).await;
     operator.delete_message(sequence(&client.cursor())).await;
-    let new = builder(&server).log_events(1).connect().await.unwrap();
+    let new = builder(&server).max_log_events(1).connect().await.unwrap();
     client.move_to(new.relay());
     client.expect_numbers(5..10).await;
 }
@@ -109,7 +109,7 @@ async fn pages_have_large_events() {
     for number in 0..8 {
         first.publish(&Event::text(large(number))).await.unwrap();
     }
-    let new = builder(&server).log_events(1).connect().await.unwrap();
+    let new = builder(&server).max_log_events(1).connect().await.unwrap();
     let mut client = RelayClient::resume(new.relay(), &cursor);
     for number in 0..8 {
         assert!(client.next().await == large(number), "{number}");

@@ -14,7 +14,7 @@ use super::{
     frame_decoder::{DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
-    session_config::{MAX_DEADLINE, SessionConfig},
+    session_config::{MAX_TIMEOUT, SessionConfig},
 };
 use crate::{
     encoder::{Encoder, StreamEnd},
@@ -161,13 +161,13 @@ enum SessionState {
     },
     /// Our close frame is queued or written, and the client's close frame is awaited.
     Closing {
-        /// When the close deadline began to run. Each write restarts the deadline.
+        /// When the close timeout began to run. Each write restarts the timeout.
         deadline_start: Instant,
     },
     /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. After the
     /// shutdown, the client closes the connection.
     ShuttingDown {
-        /// When the close deadline began to run. Each write restarts the deadline.
+        /// When the close timeout began to run. Each write restarts the timeout.
         deadline_start: Instant,
     },
     Closed,
@@ -231,9 +231,9 @@ impl Session {
     }
 
     /// Returns the time by which [`handle_upgraded`](Self::handle_upgraded) must be called: the
-    /// [write deadline](SessionConfig::write_deadline) of the response that agrees to the upgrade.
+    /// [write timeout](SessionConfig::write_timeout) of the response that agrees to the upgrade.
     pub fn upgrade_deadline(&self) -> Instant {
-        self.last_activity + self.config.write_deadline
+        self.last_activity + self.config.write_timeout
     }
 
     /// Handles the upgrade of the socket. The ping interval begins to run.
@@ -263,7 +263,7 @@ impl Session {
     }
 
     /// Whether the socket's writing side must be shut down once everything is written. The session continues until the client closes the
-    /// connection, or until the [close deadline](SessionConfig::close_deadline).
+    /// connection, or until the [close timeout](SessionConfig::close_timeout).
     ///
     /// A caller whose socket is one stream of an HTTP/2 connection need not wait for the client: the caller then calls
     /// [`handle_disconnect`](Self::handle_disconnect) once the writing side is shut down.
@@ -427,16 +427,16 @@ impl Session {
             };
             return;
         }
-        let (code, answer_deadline) = (close.code(), self.config.answer_deadline);
+        let (code, answer_timeout) = (close.code(), self.config.answer_timeout);
         self.rarely_used.get_or_insert_default().client_close = Some(close);
-        if answer_deadline.is_zero() && self.send_queue.unwritten_message_len() > 0 {
+        if answer_timeout.is_zero() && self.send_queue.unwritten_message_len() > 0 {
             // The client is slow, and browsers read no messages after they have sent a close frame. Queued messages are therefore
             // discarded. Items of the current round come after the discarded messages, so these items are not sent either.
             self.send_queue.discard_unstarted_messages();
             self.answer_close(code, now);
             return;
         }
-        let deadline = now + answer_deadline;
+        let deadline = now + answer_timeout;
         self.state = SessionState::Answering { code, deadline };
     }
 
@@ -620,7 +620,7 @@ impl Session {
     }
 
     /// Closes the connection if the client has broken a rule or has missed a deadline, and answers the client's close frame once the
-    /// [answer deadline](SessionConfig::answer_deadline) has passed. The close frame is queued after everything else, so call this method
+    /// [answer timeout](SessionConfig::answer_timeout) has passed. The close frame is queued after everything else, so call this method
     /// after the round's last [`handle_item`](Self::handle_item).
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         let mut pending_close = None;
@@ -681,7 +681,7 @@ impl Session {
         }
     }
 
-    /// Handles a blocked write: the socket accepts no more bytes for now. The [write deadline](SessionConfig::write_deadline) runs until
+    /// Handles a blocked write: the socket accepts no more bytes for now. The [write timeout](SessionConfig::write_timeout) runs until
     /// the next [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
     pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
         let rarely_used = self.rarely_used.get_or_insert_default();
@@ -700,26 +700,24 @@ impl Session {
     /// `None` if no timer is needed.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let config = &self.config;
-        let write_timeout = self
-            .write_blocked_since()
-            .map(|t| t + config.write_deadline);
+        let write_deadline = self.write_blocked_since().map(|t| t + config.write_timeout);
         let next_ping = || self.ping_interval().map(|time| self.last_activity + time);
-        let state_timeout = match self.state {
+        let state_deadline = match self.state {
             SessionState::Open if self.reads_paused => next_ping(),
             SessionState::Open => {
-                let message_timeout = self.message_started().map(|t| t + config.message_deadline);
-                let pong_deadline = self.unanswered_ping().zip(config.pong_deadline);
-                let pong_timeout = pong_deadline.map(|(pinged, deadline)| pinged + deadline);
-                earlier(message_timeout, pong_timeout.or_else(next_ping))
+                let message_deadline = self.message_started().map(|t| t + config.message_timeout);
+                let unanswered = self.unanswered_ping().zip(config.pong_timeout);
+                let pong_deadline = unanswered.map(|(pinged, timeout)| pinged + timeout);
+                earlier(message_deadline, pong_deadline.or_else(next_ping))
             }
             SessionState::Answering { deadline, .. } => Some(deadline),
             SessionState::Closing { deadline_start }
             | SessionState::ShuttingDown { deadline_start } => {
-                Some(deadline_start + config.close_deadline)
+                Some(deadline_start + config.close_timeout)
             }
             SessionState::Closed => None,
         };
-        earlier(state_timeout, write_timeout)
+        earlier(state_deadline, write_deadline)
     }
 
     /// Handles the passing of time: queues a ping that is due, and closes or ends the session if a deadline has passed.
@@ -728,7 +726,7 @@ impl Session {
         let has_elapsed = |start: Instant, time| start + time <= now;
         let is_past =
             |start: Option<Instant>, time| start.is_some_and(|start| has_elapsed(start, time));
-        if is_past(self.write_blocked_since(), config.write_deadline) {
+        if is_past(self.write_blocked_since(), config.write_timeout) {
             self.state = SessionState::Closed;
         }
         let is_ping_due = self
@@ -742,13 +740,13 @@ impl Session {
                     self.last_activity = now;
                 }
             }
-            SessionState::Open if is_past(self.message_started(), config.message_deadline) => {
+            SessionState::Open if is_past(self.message_started(), config.message_timeout) => {
                 self.schedule_close(Some(CloseCode::POLICY_VIOLATION), "message takes too long");
             }
             SessionState::Open
                 if config
-                    .pong_deadline
-                    .is_some_and(|deadline| is_past(self.unanswered_ping(), deadline)) =>
+                    .pong_timeout
+                    .is_some_and(|timeout| is_past(self.unanswered_ping(), timeout)) =>
             {
                 let code = self.config.close_codes.pong_timeout;
                 self.schedule_close(code, "no pong");
@@ -756,7 +754,7 @@ impl Session {
             SessionState::Open => {
                 if self.unanswered_ping().is_none() && is_ping_due {
                     self.send_queue.push_ping(random::bits());
-                    match config.pong_deadline {
+                    match config.pong_timeout {
                         Some(_) => {
                             self.rarely_used.get_or_insert_default().unanswered_ping = Some(now);
                         }
@@ -767,7 +765,7 @@ impl Session {
             }
             SessionState::Closing { deadline_start }
             | SessionState::ShuttingDown { deadline_start } => {
-                if has_elapsed(deadline_start, config.close_deadline) {
+                if has_elapsed(deadline_start, config.close_timeout) {
                     self.state = SessionState::Closed;
                 }
             }
@@ -813,9 +811,9 @@ impl RarelyUsedState {
     }
 }
 
-/// Returns a ping interval in milliseconds, rounded up: at least one millisecond, and at most [`MAX_DEADLINE`].
+/// Returns a ping interval in milliseconds, rounded up: at least one millisecond, and at most [`MAX_TIMEOUT`].
 fn whole_milliseconds(interval: Duration) -> NonZero<u32> {
-    let rounded_up = interval.min(MAX_DEADLINE) + Duration::from_nanos(999_999);
+    let rounded_up = interval.min(MAX_TIMEOUT) + Duration::from_nanos(999_999);
     let milliseconds = u32::try_from(rounded_up.as_millis()).unwrap_or(u32::MAX);
     NonZero::new(milliseconds).unwrap_or(NonZero::<u32>::MIN)
 }
@@ -980,7 +978,7 @@ mod tests {
 
     #[test]
     fn pings_repeat_without_a_pong_deadline() {
-        let mut fixture = SessionFixture::with_config(SessionConfig::new().pong_deadline(None));
+        let mut fixture = SessionFixture::with_config(SessionConfig::new().pong_timeout(None));
         for _ in 0..100 {
             let ping_time = fixture.now + 25 * SECOND;
             assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
@@ -994,8 +992,8 @@ mod tests {
     #[test]
     fn unwritten_pings_are_bounded() {
         let config = SessionConfig::new()
-            .pong_deadline(None)
-            .write_deadline(MAX_DEADLINE);
+            .pong_timeout(None)
+            .write_timeout(MAX_TIMEOUT);
         let mut fixture = SessionFixture::with_config(config);
         fixture.handle_write_blocked();
         for _ in 0..1000 {
@@ -1057,7 +1055,7 @@ mod tests {
     #[test]
     fn ping_interval_is_at_most_30_days() {
         let mut fixture = SessionFixture::with_ping_interval(Some(Duration::MAX));
-        let after_30_days = fixture.now + MAX_DEADLINE;
+        let after_30_days = fixture.now + MAX_TIMEOUT;
         assert_eq!(fixture.session.poll_timeout(), Some(after_30_days));
         fixture.session.handle_timeout(after_30_days);
     }
@@ -1309,7 +1307,7 @@ mod tests {
 
     #[test]
     fn source_may_answer_until_the_deadline() {
-        let config = SessionConfig::new().answer_deadline(SECOND);
+        let config = SessionConfig::new().answer_timeout(SECOND);
         for ends_early in [true, false] {
             let mut fixture = SessionFixture::with_config(config.clone());
             fixture.send_text("queued");

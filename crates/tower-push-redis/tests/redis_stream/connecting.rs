@@ -22,7 +22,7 @@ async fn absent_server_is_error_or_waited_for() {
         "{error}"
     );
     let waiting = RedisStream::builder(RedisServers::single(url).unwrap(), KEY)
-        .connect_wait(testkit::TEST_TIMEOUT)
+        .connect_retry_time(testkit::TEST_TIMEOUT)
         .connect();
     let waiting = tokio::spawn(waiting);
     tokio::time::sleep(Duration::from_millis(300)).await;

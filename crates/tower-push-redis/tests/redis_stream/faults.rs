@@ -205,7 +205,7 @@ async fn entries_trimmed_before_reader_are_gap() {
 #[tokio::test]
 async fn deleted_entries_are_no_gap() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let node = builder(&server).log_events(8).connect().await.unwrap();
+    let node = builder(&server).max_log_events(8).connect().await.unwrap();
     let mut client = RelayClient::connect(node.relay()).await;
     publish_numbers(&node, 0..2).await;
     client.expect_numbers(0..2).await;
@@ -289,7 +289,7 @@ async fn silent_server_is_noticed() {
 #[tokio::test]
 async fn closed_idle_connection_is_replaced() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
-    let node = builder(&server).log_events(1).connect().await.unwrap();
+    let node = builder(&server).max_log_events(1).connect().await.unwrap();
     let first = publish_numbers(&node, 0..1).await.unwrap();
     publish_numbers(&node, 1..3).await;
     wait_until_read(&node).await;

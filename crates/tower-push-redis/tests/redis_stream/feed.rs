@@ -96,7 +96,7 @@ async fn first_cursor_is_valid_on_all_nodes() {
     client.move_to(second.relay());
     publish_numbers(&first, 0..3).await;
     client.expect_numbers(0..3).await;
-    for late in [builder(&server), builder(&server).log_events(1)] {
+    for late in [builder(&server), builder(&server).max_log_events(1)] {
         let late = late.connect().await.unwrap();
         let mut client = RelayClient::resume(late.relay(), &start);
         client.expect_numbers(0..3).await;
@@ -111,7 +111,11 @@ async fn new_node_begins_with_newest_events() {
     publish_numbers(&old, 0..10).await;
     client.expect_numbers(0..4).await;
     publish_numbers(&old, 10..2000).await;
-    let new = builder(&server).log_events(1990).connect().await.unwrap();
+    let new = builder(&server)
+        .max_log_events(1990)
+        .connect()
+        .await
+        .unwrap();
     assert_eq!(new.relay().len(), 1990);
     // The event 9 is the last one that is not in the log, and 3 is older.
     let mut oldest = new.relay().subscribe_from(StartPosition::Oldest);
@@ -121,7 +125,7 @@ async fn new_node_begins_with_newest_events() {
     client.expect_numbers(4..2000).await;
     assert_eq!(new.relay().counts().upstream_resumes, 1);
     assert_eq!(new.relay().counts().lost_cursors, 0);
-    let small = builder(&server).log_bytes(100).connect().await.unwrap();
+    let small = builder(&server).max_log_bytes(100).connect().await.unwrap();
     assert!((1..100).contains(&small.relay().len()));
 }
 

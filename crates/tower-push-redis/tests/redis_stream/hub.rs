@@ -19,7 +19,7 @@ async fn hub(server: &RedisServer) -> RedisHub {
 }
 
 async fn hub_with(server: &RedisServer, hub: HubBuilder, log_events: usize) -> RedisHub {
-    let builder = builder(server).log_events(log_events);
+    let builder = builder(server).max_log_events(log_events);
     builder.connect_hub(hub).await.unwrap()
 }
 
@@ -204,7 +204,7 @@ async fn publication_fails_with_error_of_this_crate() {
     let mut server = RedisServer::start(RedisProgram::Redis, &[]);
     let builder = builder(&server).publish_retry_time(Duration::ZERO);
     let node = builder
-        .max_event_bytes(10)
+        .max_event_len(10)
         .connect_hub(Hub::builder())
         .await
         .unwrap();

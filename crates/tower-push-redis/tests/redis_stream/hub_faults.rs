@@ -320,9 +320,9 @@ async fn run_random_faults(seed: u64, program: RedisProgram) {
     let mut server = RedisServer::start(program, &options);
     let mut nodes = Vec::new();
     for log_events in [30, 300] {
-        let upstream = UpstreamLimits::new().page_events(40);
+        let upstream = UpstreamLimits::new().max_page_events(40);
         let hub = Hub::builder().max_events(20).max_ids(100).max_topics(4);
-        let builder = builder(&server).log_events(log_events);
+        let builder = builder(&server).max_log_events(log_events);
         let builder = builder.publish_retry_time(Duration::from_millis(200));
         nodes.push(
             builder

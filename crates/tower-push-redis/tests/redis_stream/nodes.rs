@@ -27,7 +27,7 @@ pub(crate) async fn node(server: &RedisServer) -> RedisStream {
 /// nothing.
 pub(crate) async fn node_with_short_log(server: &RedisServer, events: usize) -> RedisStream {
     let relay = Relay::builder().lag_policy(LagPolicy::Disconnect);
-    let builder = builder(server).relay(relay).log_events(events);
+    let builder = builder(server).relay(relay).max_log_events(events);
     let builder = builder.publish_retry_time(Duration::from_millis(200));
     builder.connect().await.unwrap()
 }

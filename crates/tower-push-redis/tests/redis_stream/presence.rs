@@ -36,7 +36,7 @@ async fn node(server: &RedisServer) -> RedisHub {
 async fn node_with(server: &RedisServer, options: PresenceOptions) -> RedisHub {
     let builder = builder(server)
         .command_timeout(Duration::from_millis(500))
-        .connect_wait(Duration::from_secs(10));
+        .connect_retry_time(Duration::from_secs(10));
     builder
         .connect_hub(Hub::builder().presence(options))
         .await

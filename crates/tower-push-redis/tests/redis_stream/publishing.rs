@@ -174,11 +174,7 @@ async fn ids_ahead_of_the_time_remove_no_entry() {
 #[tokio::test]
 async fn refused_publications_are_errors() {
     let server = RedisServer::start(RedisProgram::Redis, &["--maxmemory-policy", "noeviction"]);
-    let node = builder(&server)
-        .max_event_bytes(100)
-        .connect()
-        .await
-        .unwrap();
+    let node = builder(&server).max_event_len(100).connect().await.unwrap();
     let mut client = RelayClient::connect(node.relay()).await;
     let large = Event::text("x".repeat(101));
     assert!(node.publish(&large).await.unwrap_err().is_too_large());
@@ -247,7 +243,7 @@ async fn server_that_refuses_writes_is_error() {
 #[tokio::test]
 async fn event_above_limit_of_server_is_error() {
     let server = RedisServer::start(RedisProgram::Redis, &["--proto-max-bulk-len", "1048576"]);
-    let node = builder(&server).max_event_bytes(8 << 20);
+    let node = builder(&server).max_event_len(8 << 20);
     let node = node.connect().await.unwrap();
     let mut client = RelayClient::connect(node.relay()).await;
     for round in 0..5 {

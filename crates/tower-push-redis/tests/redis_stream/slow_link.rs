@@ -82,7 +82,7 @@ async fn node_starts_over_slow_link() {
     let first = publish_large_events(&server).await;
     let proxy = BreakableProxy::start(server.port()).await;
     proxy.set_server_rate(BYTES_PER_SECOND);
-    let builder = builder_behind(&proxy).connect_wait(TEST_TIMEOUT);
+    let builder = builder_behind(&proxy).connect_retry_time(TEST_TIMEOUT);
     let node = builder.connect().await.unwrap();
     let mut client = RelayClient::resume(node.relay(), &first);
     expect_large_events(&node, &mut client, 1).await;
@@ -93,7 +93,7 @@ async fn old_cursor_resumes_over_slow_link() {
     let server = RedisServer::start(RedisProgram::Redis, &[]);
     let first = publish_large_events(&server).await;
     let proxy = BreakableProxy::start(server.port()).await;
-    let node = builder_behind(&proxy).log_events(1).connect().await;
+    let node = builder_behind(&proxy).max_log_events(1).connect().await;
     let node = node.unwrap();
     proxy.set_server_rate(BYTES_PER_SECOND);
     proxy.break_connections();
@@ -113,7 +113,7 @@ async fn list_of_members_is_read_over_slow_link() {
     }
     let proxy = BreakableProxy::start(server.port()).await;
     proxy.set_server_rate(BYTES_PER_SECOND);
-    let builder = builder_behind(&proxy).connect_wait(TEST_TIMEOUT);
+    let builder = builder_behind(&proxy).connect_retry_time(TEST_TIMEOUT);
     let node = builder.connect_hub(Hub::builder()).await.unwrap();
     let members = || testkit::members(node.hub()).len() as u64;
     wait_until(|| members() == ENTRIES, || format!("{}", members())).await;

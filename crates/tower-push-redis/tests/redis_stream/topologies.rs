@@ -72,7 +72,7 @@ async fn cluster_slot_that_moves_is_followed() {
     let servers = start_cluster().await;
     let seeds = RedisServers::cluster(servers.iter().map(RedisServer::url)).unwrap();
     let node = RedisStream::builder(seeds, KEY)
-        .log_events(2)
+        .max_log_events(2)
         .publish_retry_time(TEST_TIMEOUT)
         .connect()
         .await

@@ -13,7 +13,7 @@ async fn many_upstream_resumes_share_reads() {
     for number in 0..1000 {
         cursors.push(publish_numbers(&first, [number]).await.unwrap());
     }
-    let node = builder(&server).log_events(10).connect().await.unwrap();
+    let node = builder(&server).max_log_events(10).connect().await.unwrap();
     let reads_before = server.call_count("xrange");
     // 2000 clients with 20 cursors.
     let clients = (0..2000_usize).map(|index| {
@@ -61,7 +61,7 @@ async fn trimmed_cursor_is_gap_and_rest() {
     publish_numbers(&first, 0..600).await;
     client.expect_numbers(0..10).await;
     server.command(&["XTRIM", KEY, "MAXLEN", "=", "500"]);
-    let node = builder(&server).log_events(10).connect().await.unwrap();
+    let node = builder(&server).max_log_events(10).connect().await.unwrap();
     client.move_to(node.relay());
     client.expect(&["expired None"]).await;
     client.expect_numbers(100..600).await;
