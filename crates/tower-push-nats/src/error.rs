@@ -1,7 +1,7 @@
 use std::{error, fmt, sync::Arc};
 
 use async_nats::{
-    ConnectError, ConnectErrorKind, PublishError, RequestError, RequestErrorKind, SubscribeError,
+    ConnectError, ConnectErrorKind, PublishError, SubscribeError, client::PublishErrorKind,
 };
 
 use crate::api_response::ApiError;
@@ -81,6 +81,11 @@ impl Error {
             may_have_run: true,
             ..Self::unavailable("the connection is broken")
         }
+    }
+
+    /// Returns the error of a request that no server process answers.
+    pub(crate) fn no_responders() -> Self {
+        Self::new(ErrorKind::NoResponders).with_detail("no responders")
     }
 
     /// Returns the error of a subject that the user may not use.
@@ -239,21 +244,6 @@ impl From<ConnectError> for Error {
     }
 }
 
-impl From<RequestError> for Error {
-    fn from(error: RequestError) -> Self {
-        let (kind, may_have_run) = match error.kind() {
-            RequestErrorKind::NoResponders => (ErrorKind::NoResponders, false),
-            RequestErrorKind::TimedOut => (ErrorKind::Timeout, true),
-            RequestErrorKind::MaxPayloadExceeded => (ErrorKind::TooLarge, false),
-            RequestErrorKind::InvalidSubject => (ErrorKind::Other, false),
-            _ => (ErrorKind::Unavailable, true),
-        };
-        Self::new(kind)
-            .with_detail(error.to_string())
-            .with_may_have_run(may_have_run)
-    }
-}
-
 impl From<SubscribeError> for Error {
     fn from(error: SubscribeError) -> Self {
         Self::unavailable(&error.to_string())
@@ -262,7 +252,12 @@ impl From<SubscribeError> for Error {
 
 impl From<PublishError> for Error {
     fn from(error: PublishError) -> Self {
-        Self::unavailable(&error.to_string())
+        let kind = match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => ErrorKind::TooLarge,
+            PublishErrorKind::InvalidSubject => ErrorKind::Other,
+            PublishErrorKind::Send => ErrorKind::Unavailable,
+        };
+        Self::new(kind).with_detail(error.to_string())
     }
 }
 

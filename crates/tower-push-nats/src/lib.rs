@@ -95,6 +95,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod answer_inbox;
 mod api_response;
 mod consumer_reader;
 mod error;

@@ -1,28 +1,43 @@
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_nats::{
-    Client, Event as ClientEvent, HeaderMap, Message, Request, ServerError, Subscriber,
-    connection::State,
+    Client, Event as ClientEvent, HeaderMap, Message, ServerError, StatusCode, Subscriber,
+    client::PublishErrorKind, connection::State,
 };
 use bytes::Bytes;
 use tokio::{
-    sync::watch,
+    sync::{Mutex as AsyncMutex, OnceCell, watch},
     time::{sleep, timeout},
 };
 
-use crate::{error::Error, nats_servers::NatsServers};
+use crate::{answer_inbox::AnswerInbox, error::Error, nats_servers::NatsServers};
 
-/// The connection of this process to the servers. The NATS client inside reconnects by itself.
+/// The connection of this process to the servers.
 #[derive(Debug)]
 pub(crate) struct NatsConnection {
-    client: Client,
+    servers: NatsServers,
+    client: RwLock<Arc<ActiveClient>>,
+    /// Locked while a client that has ended is replaced.
+    replacement: AsyncMutex<()>,
     events: Arc<ConnectionEvents>,
     /// The longest time for an attempt to connect, and for the answer to a request.
     timeout: Duration,
+}
+
+/// The NATS client, which reconnects by itself. It ends only if its task panics, as it does at a message with a carriage return in a header.
+#[derive(Debug)]
+pub(crate) struct ActiveClient {
+    client: Client,
+    /// Created with the first request, so that this request notices if the server refuses the subscription.
+    inbox: OnceCell<AnswerInbox>,
+    has_ended: Arc<AtomicBool>,
 }
 
 /// The events of the connection: changes of its state, and refusals.
@@ -46,6 +61,7 @@ struct Refusals {
 #[derive(Debug)]
 pub(crate) struct ConnectionLossDetector {
     changes: watch::Receiver<()>,
+    client: Arc<ActiveClient>,
     connects: u64,
     /// The number of refusals before this value was created.
     refusals: u64,
@@ -61,16 +77,11 @@ impl NatsConnection {
             changes: watch::Sender::new(()),
             refusals: Mutex::default(),
         });
-        let options = servers.connect_options(timeout).event_callback({
-            let events = events.clone();
-            move |event| {
-                events.record(event);
-                std::future::ready(())
-            }
-        });
-        let client = options.connect(servers.addresses()).await?;
+        let client = connect_client(servers, timeout, &events).await?;
         Ok(Self {
-            client,
+            servers: servers.clone(),
+            client: RwLock::new(Arc::new(client)),
+            replacement: AsyncMutex::new(()),
             events,
             timeout,
         })
@@ -82,12 +93,19 @@ impl NatsConnection {
 
     /// Returns whether the server has at least this version.
     pub(crate) fn has_version(&self, (major, minor, patch): (i64, i64, i64)) -> bool {
-        self.client.is_server_compatible(major, minor, patch)
+        let active = self.active();
+        active.client.is_server_compatible(major, minor, patch)
     }
 
     /// The largest number of bytes of a message with its headers.
     pub(crate) fn max_message_len(&self) -> usize {
-        self.client.max_payload()
+        self.active().client.max_payload()
+    }
+
+    fn active(&self) -> Arc<ActiveClient> {
+        // No code panics while it holds the lock.
+        let active = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        active.clone()
     }
 
     /// Returns a detector of the loss of the present connection.
@@ -98,15 +116,15 @@ impl NatsConnection {
     pub(crate) fn loss_detector(&self) -> Result<ConnectionLossDetector, Error> {
         // The receiver is created first, so that it notices a change after the check.
         let changes = self.events.changes.subscribe();
-        match self.client.connection_state() {
-            State::Connected => Ok(ConnectionLossDetector {
+        let client = self.active();
+        match client.is_connected() {
+            true => Ok(ConnectionLossDetector {
                 changes,
-                connects: self.connect_count(),
+                connects: client.connect_count(),
+                client,
                 refusals: self.events.lock_refusals().count,
             }),
-            State::Pending | State::Disconnected => {
-                Err(Error::unavailable("there is no connection"))
-            }
+            false => Err(Error::unavailable("there is no connection")),
         }
     }
 
@@ -135,8 +153,8 @@ impl NatsConnection {
             if detector.changes.changed().await.is_err() {
                 return Error::disconnected();
             }
-            let is_connected = self.client.connection_state() == State::Connected;
-            if !is_connected || self.connect_count() != detector.connects {
+            let client = &detector.client;
+            if !client.is_connected() || client.connect_count() != detector.connects {
                 return Error::disconnected();
             }
             if let Some(subject) = subject
@@ -147,10 +165,6 @@ impl NatsConnection {
         }
     }
 
-    fn connect_count(&self) -> u64 {
-        self.client.statistics().connects.load(Ordering::Relaxed)
-    }
-
     /// Sends a request, and waits for the answer.
     pub(crate) async fn request(
         &self,
@@ -158,14 +172,11 @@ impl NatsConnection {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<Message, Error> {
-        let mut request = Request::new().payload(payload).timeout(None);
-        if let Some(headers) = headers {
-            request = request.headers(headers);
-        }
         let mut detector = self.loss_detector()?;
+        let client = detector.client.clone();
         let answer = async {
             tokio::select! {
-                answer = self.client.send_request(subject.clone(), request) => Ok(answer?),
+                answer = self.send_request(&client, subject.clone(), headers, payload) => answer,
                 error = self.wait_for_interruption(&mut detector, Some(&subject)) => Err(error),
             }
         };
@@ -175,24 +186,64 @@ impl NatsConnection {
         }
     }
 
+    async fn send_request(
+        &self,
+        active: &ActiveClient,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message, Error> {
+        let inbox = active.inbox.get_or_try_init(|| self.create_inbox(active));
+        let (answer, reply_to) = inbox.await?.register();
+        let client = &active.client;
+        let sent = match headers {
+            Some(headers) => {
+                client
+                    .publish_with_reply_and_headers(subject, reply_to, headers, payload)
+                    .await
+            }
+            None => client.publish_with_reply(subject, reply_to, payload).await,
+        };
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::Send => active.end().with_may_have_run(false),
+            _ => Error::from(error),
+        })?;
+        let answer = answer.wait().await?;
+        match answer.status {
+            Some(StatusCode::NO_RESPONDERS) => Err(Error::no_responders()),
+            _ => Ok(answer),
+        }
+    }
+
+    async fn create_inbox(&self, active: &ActiveClient) -> Result<AnswerInbox, Error> {
+        let prefix = active.client.new_inbox();
+        let answers = active.client.subscribe(format!("{prefix}.*")).await?;
+        let (has_ended, events) = (active.has_ended.clone(), self.events.clone());
+        Ok(AnswerInbox::new(prefix, answers, move || {
+            has_ended.store(true, Ordering::Release);
+            events.changes.send_replace(());
+        }))
+    }
+
     /// Sends a request that has several answers. Returns the subscription that gets them.
     pub(crate) async fn request_many(
         &self,
         subject: String,
         payload: Bytes,
     ) -> Result<Subscriber, Error> {
-        let answers = self.client.new_inbox();
+        let answers = self.new_inbox();
         let subscriber = self.subscribe(answers.clone()).await?;
         self.send(subject, answers, payload).await?;
         Ok(subscriber)
     }
 
     pub(crate) fn new_inbox(&self) -> String {
-        self.client.new_inbox()
+        self.active().client.new_inbox()
     }
 
     pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, Error> {
-        let subscribed = timeout(self.timeout, self.client.subscribe(subject)).await;
+        let active = self.active();
+        let subscribed = timeout(self.timeout, active.client.subscribe(subject)).await;
         Ok(subscribed.map_err(|_| Error::timeout())??)
     }
 
@@ -203,7 +254,8 @@ impl NatsConnection {
         reply_to: String,
         payload: Bytes,
     ) -> Result<(), Error> {
-        let send = self.client.publish_with_reply(subject, reply_to, payload);
+        let active = self.active();
+        let send = active.client.publish_with_reply(subject, reply_to, payload);
         Ok(timeout(self.timeout, send)
             .await
             .map_err(|_| Error::timeout())??)
@@ -213,18 +265,22 @@ impl NatsConnection {
     ///
     /// During an attempt to connect, this method does not ask for another attempt: it would break the connection that the attempt makes.
     pub(crate) async fn leave_silent_server(&self) -> Error {
-        if self.client.connection_state() == State::Connected {
+        let active = self.active();
+        if active.is_connected() {
             // The queue of the NATS client can be full.
-            let _ = timeout(self.timeout, self.client.force_reconnect()).await;
+            let _ = timeout(self.timeout, active.client.force_reconnect()).await;
         }
         Error::timeout()
     }
 
-    /// Waits until there is a connection, for a limited time.
+    /// Waits until there is a connection, for a limited time. Replaces the NATS client if it has ended.
     pub(crate) async fn wait_until_connected_or_timeout(&self) {
         let mut changes = self.events.changes.subscribe();
         let connected = async {
-            while self.client.connection_state() != State::Connected {
+            while !self.active().is_connected() {
+                if self.active().has_ended() {
+                    return self.replace_client().await;
+                }
                 // The NATS client sends the connection event only after it has set its state.
                 if changes.changed().await.is_err() {
                     return;
@@ -235,6 +291,66 @@ impl NatsConnection {
             () = connected => {}
             () = sleep(self.timeout) => {}
         }
+    }
+
+    /// Connects a new NATS client in place of one that has ended. If this fails, the connection stays without a client.
+    async fn replace_client(&self) {
+        let _one_at_a_time = self.replacement.lock().await;
+        if !self.active().has_ended() {
+            return;
+        }
+        if let Ok(client) = connect_client(&self.servers, self.timeout, &self.events).await {
+            let mut active = self.client.write().unwrap_or_else(PoisonError::into_inner);
+            *active = Arc::new(client);
+            drop(active);
+            self.events.changes.send_replace(());
+        }
+    }
+}
+
+async fn connect_client(
+    servers: &NatsServers,
+    timeout: Duration,
+    events: &Arc<ConnectionEvents>,
+) -> Result<ActiveClient, Error> {
+    let events = events.clone();
+    let options = servers
+        .connect_options(timeout)
+        .event_callback(move |event| {
+            events.record(event);
+            std::future::ready(())
+        });
+    Ok(ActiveClient {
+        client: options.connect(servers.addresses()).await?,
+        inbox: OnceCell::new(),
+        has_ended: Arc::default(),
+    })
+}
+
+impl ActiveClient {
+    fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Records that the client has ended: its channels are closed. Returns the error of a request whose answer can no longer come.
+    pub(crate) fn end(&self) -> Error {
+        self.has_ended.store(true, Ordering::Release);
+        Error::disconnected()
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.has_ended() && self.client.connection_state() == State::Connected
+    }
+
+    fn connect_count(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+}
+
+impl ConnectionLossDetector {
+    /// Returns the client whose connection this is.
+    pub(crate) fn client(&self) -> &Arc<ActiveClient> {
+        &self.client
     }
 }
 
