@@ -1,5 +1,6 @@
 use std::{cmp::Ordering, sync::Arc};
 
+use tokio::time::sleep;
 use tower_push::{
     EventId, Gap, GapReason,
     source::{
@@ -10,7 +11,8 @@ use tower_push::{
 
 use crate::{
     api_response::StreamInfo, reader_status::ReaderMetrics, stream_api::StreamApi,
-    stream_cursor::StreamCursor, stream_message::StreamMessage, topic_page::TopicPageReader,
+    stream_cursor::StreamCursor, stream_message::StreamMessage,
+    stream_reader::LOSS_CONFIRMATION_TIME, topic_page::TopicPageReader,
 };
 
 /// The [`Upstream`] of a stream: reads the messages after a client's cursor, if the client may resume there.
@@ -86,8 +88,26 @@ impl JetStreamUpstream {
         request: &PageRequest,
         to_event: impl Fn(StreamCursor, &StreamMessage) -> Option<E>,
     ) -> Result<Page<E>, UpstreamError> {
+        let lost = UpstreamError::Lost(GapReason::Epoch);
+        let cursor = StreamCursor::parse(request.after()).ok_or(lost)?;
+        let page = self.read_page_once(cursor, request, &to_event).await;
+        match page {
+            // The stream is the cursor's, so a leader that lags can have answered.
+            Err(UpstreamError::Lost(_)) if self.api.fingerprint() == cursor.stream => {
+                sleep(LOSS_CONFIRMATION_TIME).await;
+                self.read_page_once(cursor, request, &to_event).await
+            }
+            page => page,
+        }
+    }
+
+    async fn read_page_once<E>(
+        &self,
+        cursor: StreamCursor,
+        request: &PageRequest,
+        to_event: impl Fn(StreamCursor, &StreamMessage) -> Option<E>,
+    ) -> Result<Page<E>, UpstreamError> {
         let lost = || UpstreamError::Lost(GapReason::Epoch);
-        let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
         let from = cursor.sequence.max(1);
         let max_messages = request.max_events().max(1) + 1;
         let messages = self

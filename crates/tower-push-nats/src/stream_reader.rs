@@ -79,7 +79,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The time after which a loss of messages is checked again. The reader checks again because a new leader of a stream may not have applied all
 /// messages yet.
-const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
+pub(crate) const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
 /// The number of messages in `recent`.
 const MAX_RECENT: usize = 512;

@@ -74,11 +74,12 @@ pub(super) struct StartedRead<E> {
     pub(super) replaced_result: Option<PageResult<E>>,
 }
 
-/// The time for which a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither result
-/// becomes wrong with time. A client that polls without waiting finds the page at its next poll.
+/// The time for which a page of events is used for further clients with the same cursor. A page does not become wrong with time. A client that polls
+/// without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
-/// The time for which an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
+/// The time for which an answer that may soon be wrong is used: that there are no events yet, that the upstream has failed, or that a cursor is lost.
+/// An upstream can find a cursor lost because the server that it asks lags.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events have few bytes.
@@ -162,7 +163,7 @@ impl<E: PageEvent> PageCache<E> {
         };
         let is_transient = match &result {
             Ok(page) => page.is_end_of_feed(&key.after),
-            Err(error) => *error == PageReadError::Unavailable,
+            Err(_) => true,
         };
         let mut dropped = self.make_room_for(memory_len);
         self.memory_len += memory_len;
@@ -282,7 +283,7 @@ mod tests {
         for (result, is_transient) in [
             (Ok(Arc::new(Page::default())), true),
             (Err(PageReadError::Unavailable), true),
-            (Err(PageReadError::Lost(GapReason::Epoch)), false),
+            (Err(PageReadError::Lost(GapReason::Epoch)), true),
             (page(5), false),
         ] {
             let number = begin(&mut cache, 1);

@@ -1,10 +1,20 @@
 //! Nodes of a stream, and requests to its server.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use testkit::{NatsServer, TEST_TIMEOUT, wait_until};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tower_push::{Event, EventId, Relay, source::channel::LagPolicy};
 use tower_push_nats::{
     JetStream, JetStreamBuilder, NatsServers, ReaderState,
@@ -172,12 +182,68 @@ impl Operator {
         subscriber
     }
 
+    /// Answers the requests of the nodes of a domain.
+    pub(crate) async fn lagging_leader(&self, domain: &str) -> LaggingLeader {
+        let requests = self.subscribe(&format!("$JS.{domain}.API.>")).await;
+        LaggingLeader::start(self.0.clone(), requests)
+    }
+
     /// Publishes these numbers, without a token.
     pub(crate) async fn publish_numbers(&self, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let payload = number.to_string().into();
             self.0.request("events", payload).await.unwrap();
         }
+    }
+}
+
+/// The leader of a stream for nodes of a JetStream domain. It passes requests on to the server, and answers as if it had not applied all messages yet
+/// when a test asks for that.
+pub(crate) struct LaggingLeader {
+    must_lag: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl LaggingLeader {
+    fn start(client: async_nats::Client, mut requests: async_nats::Subscriber) -> Self {
+        let must_lag = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn({
+            let must_lag = must_lag.clone();
+            async move {
+                while let Some(request) = requests.next().await {
+                    let name = request.subject.splitn(4, '.').nth(3).unwrap();
+                    let subject = format!("$JS.API.{name}");
+                    let reply = request.reply.unwrap();
+                    if name.starts_with("STREAM.INFO.") && must_lag.swap(false, Ordering::SeqCst) {
+                        let answer = client.request(subject, request.payload).await.unwrap();
+                        let mut answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+                        answer["state"]["last_seq"] = 1.into();
+                        let answer = answer.to_string().into();
+                        client.publish(reply, answer).await.unwrap();
+                    } else {
+                        let payload = request.payload;
+                        let sent = client.publish_with_reply(subject, reply, payload).await;
+                        sent.unwrap();
+                    }
+                }
+            }
+        });
+        Self { must_lag, task }
+    }
+
+    /// Lets the next description of the stream lack all messages but the first one.
+    pub(crate) fn answer_late_once(&self) {
+        self.must_lag.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_answered_late(&self) -> bool {
+        !self.must_lag.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for LaggingLeader {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

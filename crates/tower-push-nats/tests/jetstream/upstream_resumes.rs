@@ -4,6 +4,8 @@ use futures_util::future::join_all;
 use testkit::{NatsServer, RelayClient};
 use tower_push::Event;
 
+use tower_push_nats::{JetStream, NatsServers};
+
 use crate::nodes::{Operator, builder, node, publish_numbers, sequence};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,7 +41,11 @@ async fn cursors_of_other_streams_are_gaps() {
     let last = publish_numbers(&node, 0..3).await.unwrap();
     let mut follower = RelayClient::resume(node.relay(), &last);
     let stream = last.as_str().split('-').nth(1).unwrap();
+    let servers = NatsServers::new(&server.url()).unwrap();
+    let other = JetStream::builder(servers, "OTHER").connect().await;
+    let of_other = publish_numbers(&other.unwrap(), 0..2).await.unwrap();
     for cursor in [
+        of_other.as_str(),
         "42",
         "0-aaaaaa",
         "2-aaaaaa-aaaaaa",
@@ -53,6 +59,23 @@ async fn cursors_of_other_streams_are_gaps() {
     }
     publish_numbers(&node, 3..4).await;
     follower.expect_numbers(3..4).await;
+}
+
+/// A new leader of a stream may not have applied all messages yet.
+#[tokio::test]
+async fn lagging_leader_is_asked_again() {
+    let server = NatsServer::start("");
+    let first = node(&server).await;
+    let cursor = publish_numbers(&first, 0..5).await.unwrap();
+    publish_numbers(&first, 5..10).await;
+    let operator = Operator::connect(&server).await;
+    let leader = operator.lagging_leader("lagging").await;
+    let node = builder(&server).domain("lagging").max_log_events(1);
+    let node = node.connect().await.unwrap();
+    leader.answer_late_once();
+    let mut client = RelayClient::resume(node.relay(), &cursor);
+    client.expect_numbers(5..10).await;
+    assert!(leader.has_answered_late());
 }
 
 #[tokio::test]
