@@ -352,7 +352,11 @@ impl StreamApi {
         let ack: PublishAck = parse_response(&answer.payload)??;
         match *ack.stream == *self.name {
             true => Ok(ack),
-            false => Err(Error::wrong_stream("the subject is part of another stream")),
+            // The other stream has got the message.
+            false => {
+                let error = Error::wrong_stream("the subject is part of another stream");
+                Err(error.with_may_have_run(true))
+            }
         }
     }
 

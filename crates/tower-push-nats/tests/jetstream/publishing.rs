@@ -149,7 +149,7 @@ async fn refused_publications_are_errors() {
 }
 
 #[tokio::test]
-async fn full_server_is_error() {
+async fn full_stream_is_error() {
     let server = NatsServer::start("");
     let operator = Operator::connect(&server).await;
     operator
@@ -163,6 +163,48 @@ async fn full_server_is_error() {
         }
     };
     assert!(error.is_full() && !error.may_be_published(), "{error}");
+}
+
+#[tokio::test]
+async fn full_account_is_error() {
+    let config = r#"
+no_auth_user: app
+accounts { A: {
+  users: [ { user: app, password: secret } ]
+  jetstream: { max_file: 20000, max_mem: 20000 }
+} }"#;
+    let server = NatsServer::start(config);
+    let node = builder(&server).connect().await.unwrap();
+    let event = Event::text("x".repeat(500));
+    let mut published = 0;
+    let error = loop {
+        match node.publish(&event).await {
+            Ok(_) => published += 1,
+            Err(error) => break error,
+        }
+        assert!(published < 100);
+    };
+    assert!(error.is_full() && !error.may_be_published(), "{error}");
+    assert!(published > 0);
+}
+
+/// A mirror has the messages of another stream, which gets the publications.
+#[tokio::test]
+async fn publication_beside_mirror_may_be_published() {
+    let server = NatsServer::start("");
+    let operator = Operator::connect(&server).await;
+    let origin = json!({ "name": "ORIGIN", "subjects": ["events", "events.>"] });
+    operator.request("STREAM.CREATE.ORIGIN", origin).await;
+    let mirror = json!({ "mirror": { "name": "ORIGIN" }, "subjects": [] });
+    operator.create_stream(mirror).await;
+    let node = builder(&server).connect().await.unwrap();
+    let mut client = RelayClient::connect(node.relay()).await;
+    let error = node.publish(&"0".into()).await.unwrap_err();
+    assert!(
+        error.is_wrong_stream() && error.may_be_published(),
+        "{error}"
+    );
+    client.expect_numbers(0..1).await;
 }
 
 #[tokio::test]
