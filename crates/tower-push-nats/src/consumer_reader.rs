@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     nats_connection::ConnectionLossDetector,
     stream_api::StreamApi,
-    stream_message::DeliveredMessage,
+    stream_message::{DeliveredMessage, is_acknowledgement_subject},
 };
 
 /// Reads the messages of one consumer, in requests of a bounded size.
@@ -32,6 +32,9 @@ pub(crate) struct ConsumerReader {
     delivered: u64,
     /// The number of messages that the current request may still deliver. 0 if there is no request.
     requested: usize,
+    /// The maximum number of bytes for one request, if no message is larger.
+    usual_max_bytes: usize,
+    /// The maximum number of bytes for the next request.
     max_bytes: usize,
 }
 
@@ -51,6 +54,9 @@ const BATCH_MESSAGES: usize = 512;
 /// The maximum number of bytes for one request, unless one message can be larger.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// The maximum number of bytes for one request, however large the next message is. No server accepts messages above 64 MiB.
+const LARGEST_BATCH_BYTES: usize = 1 << 30;
+
 /// The space for the subjects of a message, which the server counts besides the payload and the headers.
 const MAX_SUBJECTS_LEN: usize = 64 << 10;
 
@@ -66,7 +72,9 @@ impl ConsumerReader {
         let answers = api.connection.new_inbox();
         let subscriber = api.connection.subscribe(format!("{answers}.*")).await?;
         let request_subject = format!("{}.{}", api.api_subject("CONSUMER.MSG.NEXT"), consumer.name);
+        // A message can be larger: the server accepted larger messages earlier, or other servers of the cluster do.
         let max_message_len = api.connection.max_message_len() + MAX_SUBJECTS_LEN;
+        let usual_max_bytes = BATCH_BYTES.max(max_message_len);
         Ok(Self {
             api,
             request_subject,
@@ -76,7 +84,8 @@ impl ConsumerReader {
             detector,
             delivered: 0,
             requested: 0,
-            max_bytes: BATCH_BYTES.max(max_message_len),
+            usual_max_bytes,
+            max_bytes: usual_max_bytes,
         })
     }
 
@@ -92,7 +101,7 @@ impl ConsumerReader {
             Some(message) => message,
             None => self.wait_for_message().await?,
         };
-        self.handle_message(message.ok_or_else(Error::disconnected)?)
+        self.handle_message(message.ok_or_else(|| self.detector.client().end())?)
     }
 
     async fn request_messages(&mut self) -> Result<(), Error> {
@@ -134,13 +143,25 @@ impl ConsumerReader {
     }
 
     fn handle_message(&mut self, message: Message) -> Result<Delivery, Error> {
+        // The publisher of a message can have given it a status.
+        if message
+            .reply
+            .as_deref()
+            .is_some_and(is_acknowledgement_subject)
+        {
+            return self.handle_delivery(message);
+        }
         let description = message.description.as_deref().unwrap_or_default();
         match message.status.map(|status| status.as_u16()) {
-            None | Some(200) => self.handle_delivery(message),
+            None => self.handle_delivery(message),
             Some(100) => self.handle_heartbeat(&message),
             // The server has ended the request.
             Some(404 | 408) => Ok(self.end_request(&message)),
-            Some(409) if is_end_of_request(description) => Ok(self.end_request(&message)),
+            Some(409) if description == "Batch Completed" => Ok(self.end_request(&message)),
+            Some(409) if description == "Message Size Exceeds MaxBytes" => {
+                self.grow_request(&message)?;
+                Ok(self.end_request(&message))
+            }
             // Any other status: for example, the consumer is deleted, or the server shuts down.
             Some(_) => Err(Error::unavailable(match description.is_empty() {
                 true => "the consumer is gone",
@@ -156,6 +177,7 @@ impl ConsumerReader {
         }
         self.delivered += 1;
         self.requested = self.requested.saturating_sub(1);
+        self.max_bytes = self.usual_max_bytes;
         Ok(Delivery::Message(delivered))
     }
 
@@ -170,6 +192,19 @@ impl ConsumerReader {
         }
     }
 
+    /// Lets the next request have twice as many bytes, if the current one has ended without a message, because the first one is too large.
+    fn grow_request(&mut self, message: &Message) -> Result<(), Error> {
+        let is_current = *message.subject == *self.reply_subject();
+        if !is_current || self.requested < BATCH_MESSAGES {
+            return Ok(());
+        }
+        if self.max_bytes >= LARGEST_BATCH_BYTES {
+            return Err(Error::unavailable("the server sends no message"));
+        }
+        self.max_bytes *= 2;
+        Ok(())
+    }
+
     /// Handles the end of a request. If a request has delivered all of its messages, its end arrives after the next request was sent.
     fn end_request(&mut self, message: &Message) -> Delivery {
         if *message.subject == *self.reply_subject() {
@@ -181,8 +216,4 @@ impl ConsumerReader {
 
 fn lost_message_error() -> Error {
     Error::unavailable("a message was lost on its way")
-}
-
-fn is_end_of_request(description: &str) -> bool {
-    ["Batch Completed", "Message Size Exceeds MaxBytes"].contains(&description)
 }

@@ -117,6 +117,7 @@ mod message_time;
 mod nats_connection;
 mod nats_servers;
 mod reader_status;
+mod stored_headers;
 mod stream_api;
 mod stream_backend;
 mod stream_connection;
@@ -127,6 +128,7 @@ mod stream_message;
 mod stream_reader;
 mod subject_mapping;
 mod topic_page;
+mod unreadable_messages;
 
 pub use async_nats;
 pub use tower_push::source::relay::{EventSink, ReaderState};

@@ -17,9 +17,11 @@ use crate::{
         parse_response,
     },
     error::Error,
-    nats_connection::NatsConnection,
+    nats_connection::{ConnectionLossDetector, NatsConnection},
+    stored_headers::StoredHeaders,
     stream_message::StreamMessage,
     subject_mapping::{SubjectMapping, matches_subject},
+    unreadable_messages::UnreadableMessages,
 };
 
 /// The requests that concern one stream.
@@ -36,6 +38,7 @@ pub(crate) struct StreamApi {
     description: Mutex<StreamDescription>,
     /// The sizes of reads of several messages.
     sizer: ReadSizer,
+    unreadable: Mutex<UnreadableMessages>,
 }
 
 /// The messages of one read.
@@ -44,6 +47,16 @@ pub(crate) struct DirectRead {
     pub(crate) messages: Vec<StreamMessage>,
     /// Whether the server that has answered has more messages after these.
     pub(crate) has_more: bool,
+}
+
+/// The end of a read of several messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchEnd {
+    /// The server has sent all messages of the read.
+    Complete,
+    /// The connection is broken, or the headers of the next message cannot be read. Perhaps the NATS client has closed the connection because of
+    /// this message.
+    Unreadable,
 }
 
 /// The parts of a stream's description that publications and pages need.
@@ -84,6 +97,7 @@ impl StreamApi {
                 has_holes: false,
             }),
             sizer: ReadSizer::new(usize::MAX),
+            unreadable: Mutex::new(UnreadableMessages::new()),
         }
     }
 
@@ -106,6 +120,18 @@ impl StreamApi {
     fn lock_description(&self) -> MutexGuard<'_, StreamDescription> {
         // No code panics while it holds the lock.
         self.description
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the first message with at least the sequence number `from` that this process has found unreadable for the NATS client.
+    pub(crate) fn first_unreadable_from(&self, from: u64) -> Option<u64> {
+        self.lock_unreadable().first_from(self.fingerprint(), from)
+    }
+
+    fn lock_unreadable(&self) -> MutexGuard<'_, UnreadableMessages> {
+        // No code panics while it holds the lock.
+        self.unreadable
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -219,7 +245,15 @@ impl StreamApi {
         let subject = self.api_subject("STREAM.MSG.GET");
         let response = self.call::<MessageResponse>(subject, request.to_string().into());
         match response.await? {
-            Ok(response) => StreamMessage::from_stored(&response.message).map(Some),
+            Ok(MessageResponse { message }) => {
+                let parsed = StoredHeaders::parse(&message.headers()?);
+                // The NATS client separates the parts of its protocol by white space.
+                if !parsed.is_readable || message.subject.contains(char::is_whitespace) {
+                    let stream = self.fingerprint();
+                    self.lock_unreadable().add(stream, message.seq);
+                }
+                StreamMessage::from_stored(&message, &parsed.headers).map(Some)
+            }
             Err(error) if error.err_code == ApiError::NO_MESSAGE_FOUND => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -229,6 +263,9 @@ impl StreamApi {
     /// messages with this subject. The server that answers can lag behind the leader.
     ///
     /// If only a part of the messages arrives in time, returns this part, and the next reads ask for fewer messages: for two at least.
+    ///
+    /// The NATS client closes its connection at a message whose headers it cannot parse, and ends at some. Then this method returns the messages
+    /// before this message, or reads this message alone, from the leader. Later reads go around the message, unless the stream has holes.
     pub(crate) async fn read_direct(
         &self,
         from: u64,
@@ -236,24 +273,38 @@ impl StreamApi {
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<DirectRead, Error> {
+        let unreadable = self.first_unreadable_from(from);
+        if unreadable == Some(from) {
+            return self.read_one_from_leader(from, subject).await;
+        }
+        let before_unreadable = unreadable.map_or(u64::MAX, |unreadable| unreadable - from);
+        let before_unreadable = usize::try_from(before_unreadable).unwrap_or(usize::MAX);
         // The first message can be one that the caller has read already.
         let sized = self.sizer.begin(max_messages.saturating_sub(1), max_bytes);
-        let batch = sized.max_entries() + 1;
+        let batch = (sized.max_entries() + 1).min(before_unreadable);
         let mut request = json!({ "seq": from, "batch": batch, "max_bytes": max_bytes.max(1) });
         if let Some(subject) = subject {
             request["next_by_subj"] = subject.into();
         }
+        let detector = self.connection.loss_detector()?;
         let began_at = Instant::now();
         let limit = self.connection.timeout();
         let mut read = DirectRead {
             messages: Vec::new(),
             has_more: true,
         };
-        let result = timeout(limit, self.read_batch(&request, &mut read)).await;
+        let result = timeout(limit, self.read_batch(&request, detector, &mut read)).await;
         let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
         match result {
-            Ok(result) => {
-                result?;
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(BatchEnd::Unreadable)) => {
+                self.connection.wait_until_connected_or_timeout().await;
+                match read.messages.is_empty() {
+                    true => self.read_one_from_leader(from, subject).await,
+                    false => Ok(read),
+                }
+            }
+            Ok(Ok(BatchEnd::Complete)) => {
                 sized.finish(read.messages.len(), bytes, began_at.elapsed(), limit);
                 Ok(read)
             }
@@ -267,41 +318,67 @@ impl StreamApi {
         }
     }
 
+    /// Like [`read_direct`](Self::read_direct), but reads at most one message, from the stream's leader.
+    async fn read_one_from_leader(
+        &self,
+        from: u64,
+        subject: Option<&str>,
+    ) -> Result<DirectRead, Error> {
+        let first = self.first_message_from(from, subject.unwrap_or(">"));
+        let messages: Vec<_> = first.await?.into_iter().collect();
+        Ok(DirectRead {
+            has_more: !messages.is_empty(),
+            messages,
+        })
+    }
+
     /// Sends a request for several messages, and adds them to `read`.
     async fn read_batch(
         &self,
         request: &serde_json::Value,
+        mut detector: ConnectionLossDetector,
         read: &mut DirectRead,
-    ) -> Result<(), Error> {
+    ) -> Result<BatchEnd, Error> {
         let subject = self.api_subject("DIRECT.GET");
-        let mut detector = self.connection.loss_detector()?;
         let payload = request.to_string().into();
+        let client = detector.client().clone();
         let answers = self.connection.request_many(subject.clone(), payload);
         let add_answers = async {
             let mut answers = answers.await?;
             while let Some(answer) = answers.next().await {
+                let is_message = StreamMessage::is_direct_read(&answer);
                 match answer.status.map(|status| status.as_u16()) {
-                    None | Some(200) => {
-                        read.messages
-                            .push(StreamMessage::from_direct_read(&answer)?);
+                    status if is_message || status.is_none() => {
+                        match StreamMessage::from_direct_read(&answer) {
+                            Ok(message) => read.messages.push(message),
+                            Err(_) => return Ok(BatchEnd::Unreadable),
+                        }
                     }
                     // This status ends the batch, or says that there are no messages.
                     Some(204 | 404) => {
                         read.has_more = pending_messages(&answer) > 0;
-                        return Ok(());
+                        return Ok(BatchEnd::Complete);
                     }
                     Some(503) => return Err(Error::unavailable("no server has the stream")),
-                    Some(_) => {
+                    _ => {
                         let detail = answer.description.unwrap_or_default();
                         return Err(Error::unsupported(&detail));
                     }
                 }
             }
-            Err(Error::unavailable("the connection is closed"))
+            client.end();
+            Ok(BatchEnd::Unreadable)
         };
         tokio::select! {
+            // The messages before an unreadable one have arrived before the connection breaks.
+            biased;
             added = add_answers => added,
-            error = self.connection.wait_until_refused(&mut detector, &subject) => Err(error),
+            error = self.connection.wait_until_refused(&mut detector, &subject) => {
+                match error.is_unauthorized() {
+                    true => Err(error),
+                    false => Ok(BatchEnd::Unreadable),
+                }
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     subject_mapping::SubjectMapping,
 };
 
-/// A message of a stream.
+/// A message of a stream. The names of headers are case-sensitive.
 ///
 /// | header | value |
 /// |---|---|
@@ -67,7 +67,7 @@ impl StreamMessage {
         headers: impl Fn(&str) -> Vec<&'a str>,
         payload: Bytes,
     ) -> Self {
-        // The server appends its own headers.
+        // The server appends its own headers to those of the publisher.
         let header = |name: &str| headers(name).pop();
         let owned = |name| header(name).map(Box::from);
         let token = header(EVENT_TOKEN).and_then(Fingerprint::parse);
@@ -92,6 +92,11 @@ impl StreamMessage {
         Self::new(sequence, time, "events", |_| Vec::new(), payload.into())
     }
 
+    /// Returns whether an answer to a direct read is a message. The publisher of a message can have given it a status.
+    pub(crate) fn is_direct_read(answer: &Message) -> bool {
+        !header_values(answer.headers.as_ref(), SEQUENCE).is_empty()
+    }
+
     /// Reads a message as a direct read returns it.
     pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
         let headers = |name: &str| header_values(message.headers.as_ref(), name);
@@ -107,15 +112,9 @@ impl StreamMessage {
         Ok(Self::new(sequence, time, subject, headers, payload))
     }
 
-    /// Reads a message as the leader of a stream returns it.
-    pub(crate) fn from_stored(message: &StoredMessage) -> Result<Self, Error> {
-        let text = message.headers()?;
-        let text = String::from_utf8_lossy(&text);
-        let headers = |name: &str| {
-            let lines = text.lines().filter_map(|line| line.split_once(':'));
-            let found = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.trim()).collect()
-        };
+    /// Reads a message as the leader of a stream returns it. `headers` are the message's headers.
+    pub(crate) fn from_stored(message: &StoredMessage, headers: &HeaderMap) -> Result<Self, Error> {
+        let headers = |name: &str| header_values(Some(headers), name);
         let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete_message_error)?;
         let payload = message.payload()?.into();
         Ok(Self::new(
@@ -206,6 +205,14 @@ fn header_values<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Vec<&'a str>
     values.map(|value| value.as_str()).collect()
 }
 
+/// The prefix of the subjects to which the messages of consumers would be acknowledged.
+const ACKNOWLEDGEMENT_PREFIX: &str = "$JS.ACK.";
+
+/// Returns whether the message of a consumer would be acknowledged to this subject.
+pub(crate) fn is_acknowledgement_subject(subject: &str) -> bool {
+    subject.starts_with(ACKNOWLEDGEMENT_PREFIX)
+}
+
 /// The numbers in the subject to which a message of a consumer would be acknowledged.
 ///
 /// The subject is `$JS.ACK.STREAM.CONSUMER.DELIVERIES.SEQUENCE.DELIVERY.TIME.PENDING`, or `$JS.ACK.DOMAIN.ACCOUNT.STREAM` and so on, with one more
@@ -221,7 +228,10 @@ struct DeliveryNumbers {
 
 impl DeliveryNumbers {
     fn parse(subject: &str) -> Option<Self> {
-        let parts: Vec<_> = subject.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let parts: Vec<_> = subject
+            .strip_prefix(ACKNOWLEDGEMENT_PREFIX)?
+            .split('.')
+            .collect();
         let first_number = match parts.len() {
             7 => 2,
             9.. => 4,
@@ -260,6 +270,7 @@ pub(crate) fn headers_of_event(event: &Event) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stored_headers::StoredHeaders;
 
     const STREAM: &str = "abcdef";
 
@@ -345,10 +356,42 @@ mod tests {
         // "NATS/1.0\r\nEvent-Type: a\r\n\r\n" and "x1".
         let text = r#"{"subject":"events.t","seq":2,"hdrs":"TkFUUy8xLjANCkV2ZW50LVR5cGU6IGENCg0K","data":"eDE=","time":"2026-11-29T08:08:30.753473094Z"}"#;
         let stored: StoredMessage = serde_json::from_str(text).unwrap();
-        let read = StreamMessage::from_stored(&stored).unwrap();
+        let headers = StoredHeaders::parse(&stored.headers().unwrap()).headers;
+        let read = StreamMessage::from_stored(&stored, &headers).unwrap();
         assert_eq!((read.sequence, &read.payload[..]), (2, &b"x1"[..]));
         assert_eq!(read.event_type.as_deref(), Some("a"));
         let time = 1_795_939_710_753_473_094_i64;
         assert_eq!(read.fingerprint, fingerprint_of_bytes(&time.to_be_bytes()));
+    }
+
+    /// The leader returns the bytes of the headers. The NATS client has parsed those of a delivery.
+    #[test]
+    fn delivered_message_is_stored_message() {
+        let text = r#"{"subject":"events.t","seq":2,"data":"eDE=","time":"2026-11-29T08:08:30.753473094Z"}"#;
+        let stored: StoredMessage = serde_json::from_str(text).unwrap();
+        for (bytes, delivered) in [
+            (&b"event-token: abc234"[..], [("event-token", "abc234")]),
+            (b"Event-Token:\r\n abc234", [("Event-Token", " abc234")]),
+            (b"Nats-Msg-Id: a\r\n b\r\n\tc", [("Nats-Msg-Id", "a b\tc")]),
+        ] {
+            let bytes = [b"NATS/1.0\r\n", bytes, b"\r\n\r\n"].concat();
+            let headers = StoredHeaders::parse(&bytes).headers;
+            let stored = StreamMessage::from_stored(&stored, &headers).unwrap();
+            let delivered = Message {
+                subject: "events.t".into(),
+                reply: Some("$JS.ACK.E.c1.1.2.2.1795939710753473094.9".into()),
+                payload: "x1".into(),
+                headers: Some(delivered.into_iter().fold(HeaderMap::new(), with_header)),
+                status: None,
+                description: None,
+                length: 0,
+            };
+            assert_eq!(stored, DeliveredMessage::parse(delivered).unwrap().message);
+        }
+    }
+
+    fn with_header(mut headers: HeaderMap, (name, value): (&str, &str)) -> HeaderMap {
+        headers.append(name, value);
+        headers
     }
 }

@@ -61,6 +61,11 @@ impl<S: EventSink> MessageSink for S {
 /// The sink has every message up to `position`, except where a gap was announced. Sequence numbers of a stream have no holes, so a number that is
 /// left out is a message that was removed. The reader compares the position with the stream after it has created a consumer, and a stream that
 /// is deleted takes its consumers with it. So all messages of a consumer are of the stream that `position` names.
+///
+/// # Messages that the NATS client cannot read
+/// The NATS client closes its connection at a message whose headers it cannot parse, and ends at some, each time that a consumer delivers the
+/// message. So after a consumer has failed, the reader reads the next message from the stream's leader, which returns it in another form, and
+/// the next consumer begins behind this message. While consumers deliver nothing, the reader reads twice as many messages in this way.
 pub(crate) struct StreamReader<S> {
     api: Arc<StreamApi>,
     sink: S,
@@ -72,6 +77,10 @@ pub(crate) struct StreamReader<S> {
     limits: InitialEntriesLimits,
     metrics: Arc<ReaderMetrics>,
     backoff: FeedBackoff,
+    /// The sequence number before the messages of the last consumer.
+    consumer_start: u64,
+    /// The number of messages to read from the leader before the next consumer is created.
+    leader_messages: usize,
 }
 
 /// The interval of comparisons of the position with the stream.
@@ -80,6 +89,14 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The time after which a loss of messages is checked again. The reader checks again because a new leader of a stream may not have applied all
 /// messages yet.
 pub(crate) const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
+
+/// The maximum number of messages that are read from the leader before a consumer is created, and the number of bytes after which no more are
+/// read.
+const MAX_LEADER_MESSAGES: usize = 64;
+const MAX_LEADER_BYTES: usize = 4 << 20;
+
+/// While the log is filled, the next message is read from the leader, then two, then four, even if there is no time to wait for the server.
+const MAX_FIRST_LEADER_MESSAGES: usize = 4;
 
 /// The number of messages in `recent`.
 const MAX_RECENT: usize = 512;
@@ -103,6 +120,8 @@ impl<S: MessageSink> StreamReader<S> {
             limits,
             metrics,
             backoff: FeedBackoff::default(),
+            consumer_start: sequence,
+            leader_messages: 0,
         }
     }
 
@@ -113,17 +132,31 @@ impl<S: MessageSink> StreamReader<S> {
         ends_at: Instant,
     ) -> Result<ConsumerReader, Error> {
         loop {
-            match self.fill_log().await {
-                Err(error) if error.is_unavailable() && Instant::now() < ends_at => {
-                    sleep(self.backoff.next_delay()).await;
-                }
-                result => return result,
+            let (error, may_be_unreadable) = match self.open_consumer().await {
+                Ok((consumer, pending)) => match self.read_pending(consumer, pending).await {
+                    Ok(consumer) => return Ok(consumer),
+                    Err(error) => {
+                        self.after_failed_consumer();
+                        (error, self.leader_messages <= MAX_FIRST_LEADER_MESSAGES)
+                    }
+                },
+                Err(error) => (error, false),
+            };
+            let may_retry = may_be_unreadable || Instant::now() < ends_at;
+            if !may_retry || !error.is_unavailable() {
+                return Err(error);
             }
+            sleep(self.backoff.next_delay()).await;
+            self.api.connection.wait_until_connected_or_timeout().await;
         }
     }
 
-    async fn fill_log(&mut self) -> Result<ConsumerReader, Error> {
-        let (mut consumer, mut pending) = self.open_consumer().await?;
+    /// Reads the number `pending` of messages from a new consumer.
+    async fn read_pending(
+        &mut self,
+        mut consumer: ConsumerReader,
+        mut pending: u64,
+    ) -> Result<ConsumerReader, Error> {
         while pending > 0 {
             match consumer.next().await? {
                 Delivery::Message(delivered) => {
@@ -142,6 +175,7 @@ impl<S: MessageSink> StreamReader<S> {
     pub(crate) async fn run(mut self, mut consumer: ConsumerReader) {
         loop {
             let mut error = self.follow(consumer).await;
+            self.after_failed_consumer();
             consumer = loop {
                 self.metrics.record_error(error);
                 sleep(self.backoff.next_delay()).await;
@@ -159,13 +193,16 @@ impl<S: MessageSink> StreamReader<S> {
     async fn follow(&mut self, mut consumer: ConsumerReader) -> Error {
         let mut check_at = Instant::now() + CHECK_INTERVAL;
         loop {
+            let mut has_answer = true;
             match timeout_at(check_at, consumer.next()).await {
                 Ok(Ok(Delivery::Message(delivered))) => {
                     if let Err(error) = self.push(&delivered.message).await {
                         return error;
                     }
                 }
-                Ok(Ok(Delivery::Heartbeat | Delivery::RequestEnded)) | Err(_) => {}
+                Ok(Ok(Delivery::Heartbeat)) => {}
+                // Requests that end without a message are no progress.
+                Ok(Ok(Delivery::RequestEnded)) | Err(_) => has_answer = false,
                 Ok(Err(error)) => return error,
             }
             if Instant::now() >= check_at {
@@ -177,9 +214,20 @@ impl<S: MessageSink> StreamReader<S> {
             if let Err(error) = self.sink.after_read().await {
                 return error;
             }
-            self.metrics.record_answer();
-            self.backoff = FeedBackoff::default();
+            if has_answer {
+                self.metrics.record_answer();
+                self.backoff = FeedBackoff::default();
+            }
         }
+    }
+
+    /// Prepares the next consumer after one has failed, perhaps at a message that the NATS client cannot read.
+    fn after_failed_consumer(&mut self) {
+        let has_delivered = self.position.sequence != self.consumer_start;
+        self.leader_messages = match has_delivered {
+            true => 1,
+            false => (self.leader_messages * 2).clamp(1, MAX_LEADER_MESSAGES),
+        };
     }
 
     /// Checks that the stream is still the one that the position names.
@@ -213,14 +261,39 @@ impl<S: MessageSink> StreamReader<S> {
             }
         }
         // `position` is not beyond the end of the stream: the server would accept such a sequence number, and skip the messages before it.
-        let consumer = self.api.create_consumer(self.position.sequence + 1).await?;
+        let messages = self.read_from_leader().await?;
+        let last = messages
+            .last()
+            .map_or(self.position.sequence, |last| last.sequence);
+        let consumer = self.api.create_consumer(last + 1).await?;
         let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
         let info = self.api.info().await?;
         match self.compare_with_stream(&info).await? {
-            StreamContinuity::Intact => Ok((reader, consumer.num_pending)),
+            StreamContinuity::Intact => {
+                for message in &messages {
+                    self.push(message).await?;
+                }
+                self.consumer_start = self.position.sequence;
+                Ok((reader, consumer.num_pending))
+            }
             // The reader tries again after this error, and then announces the gap.
             _ => Err(Error::unavailable("the stream was replaced")),
         }
+    }
+
+    /// Reads the messages after the position that the next consumer does not deliver.
+    async fn read_from_leader(&mut self) -> Result<Vec<StreamMessage>, Error> {
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        let mut from = self.position.sequence + 1;
+        while messages.len() < self.leader_messages && bytes < MAX_LEADER_BYTES {
+            let Some(message) = self.api.first_message_from(from, ">").await? else {
+                break;
+            };
+            from = message.sequence + 1;
+            bytes += message.byte_len();
+            messages.push(message);
+        }
+        Ok(messages)
     }
 
     async fn compare_with_stream(&mut self, info: &StreamInfo) -> Result<StreamContinuity, Error> {

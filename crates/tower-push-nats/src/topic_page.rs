@@ -69,7 +69,9 @@ impl<'a> TopicPageReader<'a> {
         let topics = request.topics()?;
         let cursor = StreamCursor::parse(request.after())?;
         let is_far = is_far_before(cursor, read_before, request);
-        if topics.len() > MAX_SELECTED_TOPICS || !is_far || api.had_holes() {
+        // A read of one subject cannot end before an unreadable message.
+        let has_unreadable = api.first_unreadable_from(cursor.sequence).is_some();
+        if topics.len() > MAX_SELECTED_TOPICS || !is_far || api.had_holes() || has_unreadable {
             return None;
         }
         let mut subjects = vec![api.subjects.subject_of_several_topics()];

@@ -4,6 +4,7 @@ mod broker_away;
 mod connecting;
 mod faults;
 mod feed;
+mod foreign_messages;
 mod hub;
 mod hub_random_faults;
 mod nodes;
