@@ -27,7 +27,7 @@ const SIZED_FILES = {
 
 /** Names of properties that no user of the package sees, and that nothing but the package has. */
 const INTERNAL_NAMES = new RegExp(
-  "^(abortReason|again|consequence|emit|emitEvent|emitOfType|freshTopics|hasLoop|hasWorked|isBetweenEvents|isProbe|items|options|url|onBlock|onOpen|onQuiet|onRead|onRecord|onRetry|onTick|receive|" +
+  "^(abortReason|again|consequence|emit|emitEvent|emitOfType|freshTopics|hasLoop|hasWorked|isBetweenEvents|isProbe|items|options|url|onBlock|onOpen|onQuiet|onRead|onRecord|onRetry|onTick|queues|receive|" +
     "reconnect|restart|streamUrl|suspend|tick|wake|whenReady)$",
 );
 

@@ -1,4 +1,4 @@
-import { type Gap, type PushEvent, type PushGap, type State } from "./index.js";
+import { type ConnectOptions, type Gap, type PushEvent, type PushGap, type State } from "./index.js";
 import type { ErrorFields } from "./reports.js";
 /** Where the cursor moves. */
 interface Cursor {
@@ -8,14 +8,14 @@ interface Cursor {
 export declare const BEGUN_AFTER = 5000;
 /**
  * The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. Nothing follows the state `closed` but
- * `finished`.
+ * `finished`. The connection of all tabs waits for no loop of one of them: a loop that lags gets a gap.
  */
 export declare class ConnectionOutput {
     #private;
     state: State;
     cursor: string | undefined;
     /** Calls `onEnd` once, when the state has become `closed`. */
-    constructor(onEnd: () => void);
+    constructor({ maxBuffered }: ConnectOptions, onEnd: () => void);
     /** Whether events may be missing if the connection goes on without a cursor. */
     get hasBegun(): boolean;
     on(name: string, listener: (value: any) => void): () => void;

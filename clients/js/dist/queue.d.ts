@@ -7,6 +7,8 @@ export interface ItemQueue {
 /** The queues of all loops over a connection. */
 export declare class ItemQueues {
     #private;
+    /** Only modules of this package read it. */
+    queues: ItemQueue[];
     /** Calls `onRead` when a loop has read an item or has ended. */
     constructor(onRead: () => void);
     /** The length of the longest queue. */

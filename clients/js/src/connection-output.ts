@@ -1,7 +1,8 @@
+import { DEFAULTS } from "./attempt.js";
 import { Consequence } from "./error.js";
-import { PushError, type Gap, type PushEvent, type PushGap, type State } from "./index.js";
+import { PushError, type ConnectOptions, type Gap, type PushEvent, type PushGap, type State } from "./index.js";
 import { ListenerSet } from "./listeners.js";
-import { ItemQueues } from "./queue.js";
+import { ItemQueues, type ItemQueue } from "./queue.js";
 import type { ErrorFields } from "./reports.js";
 
 /** Where the cursor moves. */
@@ -12,9 +13,19 @@ interface Cursor {
 /** How long a stream that has no cursor is open before its interruption is a gap, in milliseconds: a cursor would have arrived before. */
 export const BEGUN_AFTER = 5000;
 
+/** Puts a gap in place of the older half of the items that a slow loop has not read. */
+function dropOldest({ items }: ItemQueue): void {
+  let missed: number | null = 0;
+  for (const { gap } of items.splice(0, Math.ceil(items.length / 2))) {
+    const count: number | null | undefined = gap ? gap.missed : 1;
+    missed = missed == null || count == null ? null : missed + count;
+  }
+  items.unshift({ type: "gap", gap: { reason: "lagged", missed } });
+}
+
 /**
  * The side of a shared connection that its user sees: the state, the cursor, and what listeners and loops get. Nothing follows the state `closed` but
- * `finished`.
+ * `finished`. The connection of all tabs waits for no loop of one of them: a loop that lags gets a gap.
  */
 export class ConnectionOutput {
   state: State = "connecting";
@@ -25,10 +36,12 @@ export class ConnectionOutput {
   #hasBegun = false;
   #openedAt = Infinity;
   #owesGap = false;
+  #maxBuffered: number;
   #onEnd: () => void;
 
   /** Calls `onEnd` once, when the state has become `closed`. */
-  constructor(onEnd: () => void) {
+  constructor({ maxBuffered = DEFAULTS.maxBuffered }: ConnectOptions, onEnd: () => void) {
+    this.#maxBuffered = maxBuffered;
     this.#onEnd = onEnd;
   }
 
@@ -56,7 +69,7 @@ export class ConnectionOutput {
     if (this.state === "closed") return;
     this.#hasBegun = true;
     this.setCursor(cursor);
-    this.#queues.push(event);
+    this.#queue(event);
     this.#listeners.emitEvent(event);
   }
 
@@ -64,8 +77,13 @@ export class ConnectionOutput {
   emitGap(gap: Gap, { cursor }: Cursor = this): void {
     if (this.state === "closed") return;
     this.setCursor(cursor);
-    this.#queues.push({ type: "gap", gap });
+    this.#queue({ type: "gap", gap });
     this.#listeners.emit("gap", gap);
+  }
+
+  #queue(item: PushEvent | PushGap): void {
+    this.#queues.push(item);
+    for (const queue of this.#queues.queues) if (queue.items.length > this.#maxBuffered) dropOldest(queue);
   }
 
   /**

@@ -8,7 +8,8 @@ export interface ItemQueue {
 
 /** The queues of all loops over a connection. */
 export class ItemQueues {
-  #queues: ItemQueue[] = [];
+  /** Only modules of this package read it. */
+  queues: ItemQueue[] = [];
   #end: { error: unknown } | undefined;
   #onRead: () => void;
 
@@ -20,16 +21,16 @@ export class ItemQueues {
   /** The length of the longest queue. */
   get length(): number {
     let max = 0;
-    for (const { items } of this.#queues) max = Math.max(max, items.length);
+    for (const { items } of this.queues) max = Math.max(max, items.length);
     return max;
   }
 
   get hasLoop(): boolean {
-    return !!this.#queues[0];
+    return !!this.queues[0];
   }
 
   push(item: PushEvent | PushGap): void {
-    for (const queue of this.#queues) {
+    for (const queue of this.queues) {
       queue.items.push(item);
       queue.wake();
     }
@@ -38,12 +39,12 @@ export class ItemQueues {
   /** No item follows. The loops throw `error` after their last item if there is one. */
   end(error?: unknown): void {
     this.#end = { error };
-    for (const queue of this.#queues) queue.wake();
+    for (const queue of this.queues) queue.wake();
   }
 
   async *read(): AsyncGenerator<PushEvent | PushGap, undefined> {
     const queue: ItemQueue = { items: [], wake: () => {} };
-    this.#queues.push(queue);
+    this.queues.push(queue);
     try {
       for (;;) {
         const item = queue.items.shift();
@@ -56,7 +57,7 @@ export class ItemQueues {
         } else await new Promise<void>((resolve) => (queue.wake = resolve));
       }
     } finally {
-      this.#queues = this.#queues.filter((other) => other !== queue);
+      this.queues = this.queues.filter((other) => other !== queue);
       this.#onRead();
     }
   }

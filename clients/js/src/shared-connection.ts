@@ -66,7 +66,7 @@ export class SharedConnection implements PushConnection {
   #options: ConnectOptions;
   #group: TabGroup<Message>;
   #id = Math.random().toString(36).slice(2);
-  #output = new ConnectionOutput(() => this.#group.stop());
+  #output: ConnectionOutput;
 
   #position: Position | undefined;
   /** While the leader repeats events that this tab has passed on: how many it has repeated. */
@@ -85,6 +85,7 @@ export class SharedConnection implements PushConnection {
     const { since, signal } = options;
     this.#url = url;
     this.#options = options;
+    this.#output = new ConnectionOutput(options, () => this.#group.stop());
     if (since && since !== "now") this.#output.cursor = since;
     const name = `tower-push ${JSON.stringify([url.href, key])}`;
     this.#group = new TabGroup<Message>(name, lease, { kind: "ping" }, {

@@ -24,7 +24,7 @@ export class SharedHubConnection implements TopicConnection {
   #tab = "";
   /** Aborted when this tab leaves the group. */
   #session = new AbortController();
-  #output = new ConnectionOutput(() => this.#onEnd());
+  #output: ConnectionOutput;
   #follower: TopicFollower;
   #publications = new PendingPublications((ref, publication) => this.#sendPublication(ref, publication));
   /** `undefined` if this tab is not the leader. */
@@ -37,6 +37,7 @@ export class SharedHubConnection implements TopicConnection {
     if (!topics[0]) throw noTopic();
     this.#url = url;
     this.#options = options;
+    this.#output = new ConnectionOutput(options, () => this.#onEnd());
     if (since && since !== "now") this.#output.cursor = since;
     this.#follower = new TopicFollower(url, options, this.#output);
     this.#name = `tower-push topics ${JSON.stringify([url.href, key])}`;

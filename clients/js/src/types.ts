@@ -121,7 +121,10 @@ export interface ConnectOptions {
   upgradeAfter?: number;
   /** The length of the longest event, in characters or bytes. Default: 16 Mi. A longer event is a final error. */
   maxEventLength?: number;
-  /** How many events wait for a slow `for await` before the connection pauses. Default: 1024. */
+  /**
+   * How many events wait for a slow `for await` before the connection pauses. Default: 1024. A connection that tabs share does not pause: the loop
+   * gets a gap with the reason `lagged` in place of the oldest events.
+   */
   maxBuffered?: number;
   /** Disconnects while the page is hidden. Default: `false`. */
   pauseWhenHidden?: boolean;

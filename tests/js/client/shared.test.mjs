@@ -96,6 +96,29 @@ for (const transport of ["websocket", "sse", "long-poll"]) {
   });
 }
 
+test("a slow loop in a tab gets a gap", async (context) => {
+  const options = { shared: `slow ${++count}`, transports: ["sse"], maxBuffered: 10, lease: 600_000 };
+  const push = connect(new URL("/channel", SERVER), options);
+  context.after(() => push.close());
+  const texts = [];
+  push.on("event", ({ data }) => texts.push(data));
+  const loop = push[Symbol.asyncIterator]();
+  const first = loop.next();
+  if (push.state !== "open") await next(push, "state", (state) => state === "open");
+  await publish();
+  const items = [(await first).value];
+  for (let n = 0; n < 100; n++) await publish();
+  const last = `${RUN} ${ids.length - 1}`;
+  while (texts.at(-1) !== last) await wait(1);
+  while (items.at(-1).data !== last) items.push((await loop.next()).value);
+  const gaps = items.filter(({ gap }) => gap).map(({ gap }) => gap);
+  assert.ok(gaps[0] && gaps.every(({ reason }) => reason === "lagged"));
+  const missed = gaps.reduce((sum, gap) => sum + gap.missed, 0);
+  assert.equal(items.length - gaps.length + missed, texts.length);
+  // The items before the first `await`, and those that wait.
+  assert.ok(items.length <= 2 + 10, `${items.length}`);
+});
+
 test("a final error of a shared connection that nobody would learn of is on the console", async () => {
   const { error: original } = console;
   const shown = [];

@@ -75,6 +75,37 @@ class Tab {
   }
 }
 
+test("a slow loop in a tab gets a gap, and no other tab waits for it", async (context) => {
+  const [topic] = namesOf("slow");
+  const name = newName();
+  const tabs = [10, 1, 1000].map((maxBuffered) => new Tab(name, [topic], "sse", { maxBuffered }));
+  context.after(() => tabs.forEach(({ push }) => push.close()));
+  const loops = tabs.map(({ push }) => push[Symbol.asyncIterator]());
+  const firsts = loops.map((loop) => loop.next());
+  const [first] = tabs;
+  await publish(topic);
+  for (const tab of tabs) await tab.hasSeen(topic);
+  await Promise.all(firsts);
+  for (let n = 0; n < 100; n++) await publish(topic);
+  for (const tab of tabs) await tab.hasSeen(topic);
+  for (const [index, most] of [10, 2, 100].entries()) {
+    const numbers = [];
+    let missed = 0;
+    do {
+      const { value } = await loops[index].next();
+      if (value.gap) {
+        assert.deepEqual([value.type, value.gap.reason, numbers], ["gap", "lagged", []]);
+        missed = value.gap.missed;
+      } else numbers.push(value.data.numbers[topic]);
+    } while (numbers.at(-1) !== 101);
+    assert.deepEqual(numbers, range(101 - numbers.length + 1, 101));
+    assert.equal(numbers.length + missed, 100);
+    assert.ok(numbers.length <= most, `${numbers.length} of at most ${most}`);
+  }
+  // Its listeners have had each event.
+  first.check(topic, 1);
+});
+
 for (const transport of TRANSPORTS) {
   test(`${transport}: each tab gets its topics over one connection`, async () => {
     const [a, b, c] = namesOf("a", "b", "c");
