@@ -354,6 +354,34 @@ async fn further_subscription_waits_for_resume() {
     expect(&mut client, &["other 7 0.7"]).await;
 }
 
+/// A client that sends commands without reading the answers waits itself: its socket is not read while the queue is full.
+#[tokio::test(start_paused = true)]
+async fn commands_behind_waiting_one_are_bounded() {
+    let broker = broker_with_six_events();
+    broker.lock().delay = Duration::from_secs(1);
+    let (_node, mut client) = client_of_sport(&broker).await;
+    client.send(SUBSCRIBE_TO_NEWS);
+    expect(&mut client, &["hub.subscribed"]).await;
+    let send = |client: &CommandingSubscriber| {
+        client.send(r#"{"subscribe":{"topic":"other"}}"#)
+            && client.send(r#"{"unsubscribe":{"topic":"other"}}"#)
+    };
+    let mut sent = 0;
+    for _ in 0..10_000 {
+        sent += usize::from(send(&client));
+        expect(&mut client, &[]).await;
+    }
+    // One command waits in the hub, and 64 wait in the queue.
+    assert_eq!(sent, 32);
+    for expected in ["news 3 0.3", "news 5 0.5", "cursor 0.6"] {
+        assert_eq!(next_description(&mut client).await, expected);
+    }
+    for _ in 0..sent {
+        assert_eq!(next_description(&mut client).await, "hub.subscribed");
+        assert_eq!(next_description(&mut client).await, "hub.unsubscribed");
+    }
+}
+
 /// The other topics wait while pages are read, and miss nothing.
 #[tokio::test(start_paused = true)]
 async fn other_topics_wait_for_resume() {

@@ -1,7 +1,10 @@
 //! Commands on an open WebSocket, as `docs/hub-protocol.md` describes them.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -408,6 +411,46 @@ async fn publication_is_decided_anew_after_revocation() {
         "{answer}"
     );
     assert_eq!(hub.counts().published, 0);
+}
+
+/// Access is revoked during each decision. The client is told to try later, and the stream goes on.
+#[tokio::test]
+async fn command_is_refused_after_too_many_decisions() {
+    let hub = Hub::new();
+    let decisions = Arc::new(AtomicUsize::new(0));
+    let (revoking_hub, counted) = (hub.clone(), decisions.clone());
+    let authorize = move |_: Subscription, topic: Topic| {
+        if topic.as_str() == "busy" {
+            counted.fetch_add(1, Ordering::Relaxed);
+            revoking_hub.revoke("other", |_| true).unwrap();
+        }
+        std::future::ready(TopicAccess::allow().with_publishing())
+    };
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .authorize(authorize);
+    let mut client = CommandingSubscriber::subscribe(source, "/?topic=quiet", None).unwrap();
+    assert!(matches!(
+        next_item(&mut client.items).await,
+        Item::Cursor(_)
+    ));
+    for command in [
+        r#"{"subscribe":{"topic":"busy"},"ref":1}"#,
+        r#"{"publish":{"topic":"busy","data":1},"ref":1}"#,
+    ] {
+        assert!(client.send(command));
+        let Item::Event(answer) = next_item(&mut client.items).await else {
+            panic!("no answer");
+        };
+        assert_eq!(answer.event_type().unwrap().as_str(), "hub.refused");
+        let data: Value = serde_json::from_slice(answer.payload().as_bytes()).unwrap();
+        assert_eq!((&data["status"], &data["ref"]), (&503.into(), &1.into()));
+        assert_eq!(decisions.swap(0, Ordering::Relaxed), 8);
+    }
+    assert_eq!(hub.counts().published, 0);
+    hub.publish("quiet", "still open").unwrap();
+    let event = next_item(&mut client.items).await;
+    assert!(matches!(event, Item::Event(event) if event.payload().as_text() == Some("still open")));
 }
 
 /// A client subscribes and unsubscribes as fast as it can, to other topics each time. Nothing of it remains.

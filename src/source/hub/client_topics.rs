@@ -90,8 +90,8 @@ pub(super) struct AllowedTopics {
     pub(super) publishable: Vec<Topic>,
 }
 
-/// The maximum number of decisions about one request. A decision is repeated if access to any topic was revoked in the meantime.
-const MAX_DECISIONS: usize = 8;
+/// The maximum number of decisions about one request or one command. A decision is repeated if access to any topic was revoked in the meantime.
+pub(super) const MAX_DECISIONS: usize = 8;
 
 /// The time after which a client returns whose access could not be decided, because access to topics is revoked all the time.
 const UNDECIDED_RETRY: Duration = Duration::from_secs(1);

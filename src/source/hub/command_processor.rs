@@ -15,7 +15,7 @@ use super::{
     PublishOptions,
     backend_resume::BackendResumeTopics,
     client_command::{ClientCommand, CommandAction},
-    client_topics::{AllowedTopics, Authorizer},
+    client_topics::{AllowedTopics, Authorizer, MAX_DECISIONS},
     control_events,
     hub_reader::HubReader,
     hub_state::RequestedTopic,
@@ -87,18 +87,23 @@ type PendingCommand = Pin<Box<dyn Future<Output = AwaitedAnswer> + Send>>;
 /// The answer that a command has waited for.
 enum AwaitedAnswer {
     /// The decision about the command's topic or pattern.
-    Decided {
-        command: ClientCommand,
-        /// The number of revocations before the decision.
-        decided_after: u64,
-        decision: Result<AllowedTopics, Rejection>,
-    },
+    Decided(CommandDecision),
     /// The answer of the hub's broker to the command's event.
     Published {
         topic: Topic,
         reference: Option<Value>,
         result: Result<EventId, Error>,
     },
+}
+
+/// The decision about the topic or pattern of a command.
+struct CommandDecision {
+    command: ClientCommand,
+    /// The number of revocations before the decision.
+    decided_after: u64,
+    /// The number of decisions about the command so far.
+    decisions: usize,
+    decision: Result<AllowedTopics, Rejection>,
 }
 
 /// Counts the commands in each second.
@@ -185,11 +190,7 @@ impl CommandProcessor {
     /// Continues the command that has waited for `answer`.
     fn finish(&mut self, answer: AwaitedAnswer, reader: &mut HubReader) {
         match answer {
-            AwaitedAnswer::Decided {
-                command,
-                decided_after,
-                decision,
-            } => self.execute(command, decided_after, decision, reader),
+            AwaitedAnswer::Decided(decision) => self.execute(decision, reader),
             AwaitedAnswer::Published {
                 topic,
                 reference,
@@ -209,14 +210,14 @@ impl CommandProcessor {
             }
             CommandAction::Subscribe { .. } => {
                 match self.subscribed.check_room(requested, &self.topics) {
-                    Ok(()) => self.decide(command, reader),
+                    Ok(()) => self.decide(command, 0, reader),
                     Err(message) => {
                         let rejection = Rejection::new(StatusCode::BAD_REQUEST).message(message);
                         refuse(reader, requested, &rejection, command.reference);
                     }
                 }
             }
-            CommandAction::Publish { .. } => self.decide(command, reader),
+            CommandAction::Publish { .. } => self.decide(command, 0, reader),
         }
     }
 
@@ -239,29 +240,36 @@ impl CommandProcessor {
         }
     }
 
-    /// Begins to ask whether the client may do what the command says.
-    fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
+    /// Begins to ask whether the client may do what the command says. Refuses the command after too many `earlier_decisions`, which access that was
+    /// revoked in the meantime has made stale.
+    fn decide(&mut self, command: ClientCommand, earlier_decisions: usize, reader: &mut HubReader) {
+        if earlier_decisions == MAX_DECISIONS {
+            let rejection = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
+            let rejection = rejection.message("access to topics is being revoked");
+            return refuse(reader, &command.requested, &rejection, command.reference);
+        }
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
         let decided_after = reader.hub().revocable_subscriptions.count();
         self.pending = Some(Box::pin(async move {
             let requested = slice::from_ref(&command.requested);
             let decision = authorizer.authorize(&subscription, requested).await;
-            AwaitedAnswer::Decided {
+            AwaitedAnswer::Decided(CommandDecision {
                 command,
                 decided_after,
+                decisions: earlier_decisions + 1,
                 decision,
-            }
+            })
         }));
     }
 
     /// Executes a command after the decision about its topic or pattern.
-    fn execute(
-        &mut self,
-        command: ClientCommand,
-        decided_after: u64,
-        decision: Result<AllowedTopics, Rejection>,
-        reader: &mut HubReader,
-    ) {
+    fn execute(&mut self, decision: CommandDecision, reader: &mut HubReader) {
+        let CommandDecision {
+            command,
+            decided_after,
+            decisions,
+            decision,
+        } = decision;
         let requested = &command.requested;
         let allowed = decision.and_then(|mut allowed| match allowed.refused.pop() {
             Some((_, rejection)) => Err(rejection),
@@ -280,7 +288,7 @@ impl CommandProcessor {
             CommandAction::Publish { .. }
                 if reader.hub().revocable_subscriptions.count() != decided_after =>
             {
-                self.decide(command, reader);
+                self.decide(command, decisions, reader);
             }
             CommandAction::Publish { .. } => self.pending = publish(command, reader),
             CommandAction::Unsubscribe => {}
@@ -288,7 +296,7 @@ impl CommandProcessor {
                 let member = allowed.members.pop().and_then(|(_, key)| key);
                 match reader.register_access(requested.clone(), member, decided_after) {
                     Ok(()) => self.subscribe(command, &allowed, reader),
-                    Err(StaleAccessDecision) => self.decide(command, reader),
+                    Err(StaleAccessDecision) => self.decide(command, decisions, reader),
                 }
             }
         }
