@@ -1,7 +1,7 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use http::StatusCode;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
 use super::{
     is_control_type,
@@ -52,24 +52,27 @@ pub(super) struct InvalidCommand {
     pub(super) reference: Option<Value>,
 }
 
+/// The members of a JSON object, as the client has written them: a `Value` would change the order of the data's members, and long numbers.
+type Members<'a> = HashMap<String, &'a RawValue>;
+
 /// The maximum length of a reference and of an idempotency key, in bytes.
 const MAX_NAME_LEN: usize = 128;
 
 impl ClientCommand {
     /// Parses a message.
     pub(super) fn parse(message: &Payload) -> Result<Self, InvalidCommand> {
-        let value = serde_json::from_slice(message.as_bytes());
-        let Ok(Value::Object(mut members)) = value else {
+        let Ok(members) = serde_json::from_slice::<Members<'_>>(message.as_bytes()) else {
             return Err(InvalidCommand {
                 rejection: bad_request("a command is a JSON object"),
                 reference: None,
             });
         };
-        let reference = members.remove("ref");
+        let reference = members.get("ref");
+        let reference = reference.and_then(|value| serde_json::from_str(value.get()).ok());
         let is_integer = |value: &Value| value.is_u64() || value.is_i64();
         let reference =
             reference.filter(|value| is_integer(value) || value.as_str().is_some_and(is_short));
-        match Self::parse_members(&mut members, message.as_bytes()) {
+        match Self::parse_members(&members) {
             Ok((requested, action)) => Ok(Self {
                 requested,
                 action,
@@ -84,112 +87,108 @@ impl ClientCommand {
 
     /// Parses the member that has the name of the command. Returns the topic or the pattern, and the action.
     fn parse_members(
-        members: &mut Map<String, Value>,
-        message: &[u8],
+        members: &Members<'_>,
     ) -> Result<(TopicOrPattern, CommandAction), InvalidMember> {
         let names = ["subscribe", "unsubscribe", "publish"];
-        let mut commands = names.map(|name| members.remove(name));
-        if commands.iter().flatten().count() > 1 {
+        let mut commands = names
+            .into_iter()
+            .filter_map(|name| Some((name, members.get(name)?)));
+        let (Some((name, arguments)), other) = (commands.next(), commands.next()) else {
+            return Err(NO_COMMAND.into());
+        };
+        if other.is_some() {
             return Err("a message is one command".into());
         }
-        match commands.each_mut().map(Option::take) {
-            [Some(Value::Object(arguments)), _, _] => {
+        let arguments = serde_json::from_str::<Members<'_>>(arguments.get());
+        let arguments = arguments.map_err(|_| NO_COMMAND)?;
+        match name {
+            "subscribe" => {
                 let cursor = string_member(&arguments, "cursor")?.map(EventId::new);
                 let cursor = cursor.transpose().map_err(|_| "`cursor` is not an id")?;
                 let requested = parse_topic_or_pattern(&arguments)?;
                 Ok((requested, CommandAction::Subscribe { cursor }))
             }
-            [_, Some(Value::Object(arguments)), _] => {
+            "unsubscribe" => {
                 let requested = parse_topic_or_pattern(&arguments)?;
                 Ok((requested, CommandAction::Unsubscribe))
             }
-            [_, _, Some(Value::Object(arguments))] => parse_publication(arguments, message),
-            _ => Err("a command is `subscribe`, `unsubscribe` or `publish`".into()),
+            _ => parse_publication(&arguments),
         }
     }
 }
+
+const NO_COMMAND: &str = "a command is `subscribe`, `unsubscribe` or `publish`";
 
 /// What is wrong with a member of a command.
 type InvalidMember = Cow<'static, str>;
 
 fn parse_publication(
-    mut arguments: Map<String, Value>,
-    message: &[u8],
+    arguments: &Members<'_>,
 ) -> Result<(TopicOrPattern, CommandAction), InvalidMember> {
-    let event = match arguments.remove("data") {
-        Some(Value::String(text)) => Event::text(text),
-        Some(_) => json_event_of(message)?,
-        None => return Err("`data` is missing".into()),
+    let data = arguments.get("data").ok_or("`data` is missing")?.get();
+    let event = match data.starts_with('"') {
+        true => serde_json::from_str::<String>(data).map(Event::text).ok(),
+        false if is_too_deep(data) => {
+            return Err(format!("`data` has more than {MAX_JSON_DEPTH} levels").into());
+        }
+        false => Event::json_text(data).ok(),
     };
-    let event_type = string_member(&arguments, "event")?;
+    let event = event.ok_or("the data is not JSON")?;
+    let event_type = string_member(arguments, "event")?;
     let event = match event_type.map(EventType::new) {
         Some(Ok(name)) if !is_control_type(&name) => event.with_type(name),
         Some(_) => return Err("`event` is not a type that clients may use".into()),
         None => Ok(event),
     };
-    let key = string_member(&arguments, "key")?;
-    if key.is_some_and(|key| key.is_empty() || !is_short(key)) {
+    let key = string_member(arguments, "key")?;
+    if key
+        .as_deref()
+        .is_some_and(|key| key.is_empty() || !is_short(key))
+    {
         return Err(format!("`key` is 1 to {MAX_NAME_LEN} bytes").into());
     }
-    let has_echo = match arguments.get("echo") {
-        None | Some(Value::Null) => true,
-        Some(Value::Bool(has_echo)) => *has_echo,
-        Some(_) => return Err("`echo` is not a boolean".into()),
+    let has_echo = arguments.get("echo").map_or("true", |echo| echo.get());
+    let has_echo = match has_echo {
+        "true" | "null" => true,
+        "false" => false,
+        _ => return Err("`echo` is not a boolean".into()),
     };
     let action = CommandAction::Publish {
         event: event.map_err(|_| "`event` is not a type")?,
-        idempotency_key: key.map(str::to_owned),
+        idempotency_key: key,
         has_echo,
     };
-    Ok((TopicOrPattern::Topic(parse_topic(&arguments)?), action))
-}
-
-/// Returns the event of the data in a publication, as the client has written it: a `Value` would change the order of the data's members, and long
-/// numbers.
-fn json_event_of(message: &[u8]) -> Result<Event, InvalidMember> {
-    let data = || {
-        let command: HashMap<String, &RawValue> = serde_json::from_slice(message).ok()?;
-        let arguments = command.get("publish")?.get();
-        let arguments: HashMap<String, &RawValue> = serde_json::from_str(arguments).ok()?;
-        arguments.get("data").copied()
-    };
-    let data = data().ok_or("the data is not JSON")?.get();
-    if is_too_deep(data) {
-        return Err(format!("`data` has more than {MAX_JSON_DEPTH} levels").into());
-    }
-    Event::json_text(data).map_err(|_| "the data is not JSON".into())
+    Ok((TopicOrPattern::Topic(parse_topic(arguments)?), action))
 }
 
 fn is_short(text: &str) -> bool {
     text.len() <= MAX_NAME_LEN
 }
 
-fn string_member<'a>(
-    arguments: &'a Map<String, Value>,
-    name: &str,
-) -> Result<Option<&'a str>, InvalidMember> {
-    match arguments.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(format!("`{name}` is not a string").into()),
-    }
+fn string_member(arguments: &Members<'_>, name: &str) -> Result<Option<String>, InvalidMember> {
+    let Some(value) = arguments.get(name) else {
+        return Ok(None);
+    };
+    let text = serde_json::from_str::<Option<String>>(value.get());
+    text.map_err(|_| format!("`{name}` is not a string").into())
 }
 
-fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, InvalidMember> {
+fn parse_topic(arguments: &Members<'_>) -> Result<Topic, InvalidMember> {
     let name = string_member(arguments, "topic")?.ok_or("`topic` is missing")?;
     Topic::new(name).map_err(|_| "`topic` is not a topic".into())
 }
 
-fn parse_topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, InvalidMember> {
+fn parse_topic_or_pattern(arguments: &Members<'_>) -> Result<TopicOrPattern, InvalidMember> {
     let pattern = match (arguments.get("pattern"), arguments.get("topic")) {
         (None, _) => return parse_topic(arguments).map(TopicOrPattern::Topic),
-        (Some(Value::Object(pattern)), None) => pattern,
+        (Some(pattern), None) => pattern.get(),
         (Some(_), Some(_)) => return Err("a command has a topic or a pattern, not both".into()),
-        (Some(_), None) => return Err("`pattern` is not an object".into()),
     };
+    let pattern = serde_json::from_str::<Members<'_>>(pattern);
+    let pattern = &pattern.map_err(|_| "`pattern` is not an object")?;
     let prefix = string_member(pattern, "prefix")?.ok_or("`prefix` is missing")?;
     let suffix = string_member(pattern, "suffix")?;
-    let pattern = TopicPattern::from_client(prefix, suffix)?;
+    let pattern = TopicPattern::from_client(&prefix, suffix.as_deref())?;
     Ok(TopicOrPattern::Pattern(pattern))
 }
 
