@@ -453,6 +453,23 @@ async fn idle_topics_and_old_events_are_removed() {
     assert_eq!(read_with_topics(&mut returned), ["a: expired None"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn last_value_stays_however_long_nobody_uses_its_topic() {
+    let hour = Duration::from_secs(3600);
+    for (builder, kept) in [
+        (Hub::builder().last_value_only(), 1),
+        (Hub::builder().last_value_only().idle_timeout(hour), 0),
+    ] {
+        let hub = builder.build();
+        publish_all(&hub, &[("quiet", "value")]);
+        tokio::time::sleep(2 * hour).await;
+        hub.remove_idle_topics();
+        let mut subscriber = subscribe(&hub, &["quiet"], StartPosition::Last(1));
+        let values = read_ready_items(&mut subscriber);
+        assert_eq!(values.iter().filter(|item| *item == "value").count(), kept);
+    }
+}
+
 #[test]
 fn cursor_of_quiet_subscriber_moves_on() {
     let hub = Hub::new();

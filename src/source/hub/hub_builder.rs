@@ -140,8 +140,10 @@ impl HubBuilder {
     /// Lets each topic have one value, the last event. A new subscriber begins with the last value of each of its topics, and a subscriber that
     /// is too slow gets the newest value without a gap.
     ///
-    /// This setting replaces [`max_events`](Self::max_events) and [`start`](Self::start).
+    /// This setting replaces [`max_events`](Self::max_events) and [`start`](Self::start). It also replaces [`idle_timeout`](Self::idle_timeout): a value
+    /// stays until the hub is full, however long nobody uses its topic. Call `idle_timeout` afterwards to remove such values.
     pub fn last_value_only(mut self) -> Self {
+        self.config.idle_timeout = Duration::MAX;
         self.config.topic_limits.max_events = 1;
         self.config.is_last_value = true;
         self.config.start = StartPosition::Last(1);
@@ -171,7 +173,7 @@ impl HubBuilder {
     }
 
     /// Sets the time after which a topic is removed with its history if nobody publishes to it or subscribes to it. The default is 5
-    /// minutes. A topic without history is removed when its last subscriber leaves.
+    /// minutes, and no removal in a hub of [last values](Self::last_value_only). A topic without history is removed when its last subscriber leaves.
     ///
     /// The hub has no task of its own. The hub removes an idle topic while other topics are used.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
