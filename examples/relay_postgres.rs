@@ -10,10 +10,13 @@
 //! Ctrl-C ends the streams first and then the server.
 //!
 //! # How the table becomes a feed
-//! - **The order of the numbers is the order of the commits.** Numbers are drawn before a transaction commits: without a lock, 42 could
-//!   become visible after 43, and a reader that has seen 43 would miss 42. So `publish` takes a lock that it holds until it commits.
+//! - **The order of the numbers is the order of the commits.** With the numbers of a sequence, 42 could become visible after 43, and a reader that
+//!   has seen 43 would miss 42. So `publish` counts in the one row of `events_tail`, which it locks until it commits. A transaction that is
+//!   rolled back leaves no hole in the numbers.
 //! - **No other row ever has the id of a row.** An id is the row's number and a random token, `42-1f0c9a3e`. A table that was created anew has the
 //!   same numbers, and other tokens.
+//! - **Rows may be deleted.** A row has the token of the row before it, and `events_tail` has the id of the newest row. So a client that has got the last
+//!   of the deleted rows misses nothing, and for any other client the number of the rows that it misses is known.
 //! - **NOTIFY only wakes.** The reader reads the table, so that a notification that is lost costs time and no event.
 
 use std::{env, pin::pin, sync::Arc, time::Duration};
@@ -41,36 +44,51 @@ use tower_push::{
     transport::Negotiate,
 };
 
-/// The table, and the one way to write to it.
+/// The tables, and the one way to write to them.
 const SCHEMA: &str = "
     SELECT pg_advisory_lock(7015);
     CREATE TABLE IF NOT EXISTS events (
-        number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        token text NOT NULL DEFAULT left(gen_random_uuid()::text, 8),
+        number bigint PRIMARY KEY,
+        token text NOT NULL,
+        previous_token text NOT NULL,
         topic text,
         payload text NOT NULL
     );
-    CREATE OR REPLACE FUNCTION publish(topic text, payload text) RETURNS text LANGUAGE sql AS $$
-        SELECT pg_advisory_xact_lock(7016);
-        SELECT pg_notify('events', '');
-        INSERT INTO events (topic, payload) VALUES ($1, $2) RETURNING number || '-' || token;
+    CREATE TABLE IF NOT EXISTS events_tail (number bigint NOT NULL, token text NOT NULL);
+    INSERT INTO events_tail SELECT 0, 'start' WHERE NOT EXISTS (SELECT FROM events_tail);
+    CREATE OR REPLACE FUNCTION publish(topic text, payload text) RETURNS text LANGUAGE plpgsql AS $$
+        DECLARE previous events_tail; latest events_tail;
+        BEGIN
+            SELECT * INTO previous FROM events_tail FOR UPDATE;
+            UPDATE events_tail SET number = number + 1, token = left(gen_random_uuid()::text, 8) RETURNING * INTO latest;
+            INSERT INTO events VALUES (latest.number, latest.token, previous.token, topic, payload);
+            PERFORM pg_notify('events', '');
+            RETURN latest.number || '-' || latest.token;
+        END
     $$;
     SELECT pg_advisory_unlock(7015);";
 
-/// The rows after `$1`, the id of the last row of all topics, and what the cursor rule needs: the token of row `$1`, and the number of the
-/// first row. One statement sees one state of the table. There is a row even if there are no rows after `$1`.
+/// The rows after the cursor with the number `$1` and the token `$2`, and what the cursor rule needs: whether the cursor is known, the id before the
+/// first row, and the id of the newest row, which may be deleted. One statement sees one state of the tables. There is a row even if there are no rows
+/// after `$1`.
 const READ_PAGE: &str = "
-    SELECT (SELECT token FROM events WHERE number = $1) AS found_token,
-           (SELECT min(number) FROM events) AS first_number,
-           (SELECT number || '-' || token FROM events ORDER BY number DESC LIMIT 1) AS last_id,
+    SELECT EXISTS (SELECT FROM events WHERE number = $1 AND token = $2)
+           OR EXISTS (SELECT FROM events WHERE number = $1 + 1 AND previous_token = $2)
+           OR (tail.number = $1 AND tail.token = $2) AS is_known,
+           (SELECT (number - 1) || '-' || previous_token FROM events ORDER BY number LIMIT 1) AS before_first_id,
+           tail.number || '-' || tail.token AS last_id,
            page.*
-    FROM (SELECT 1) AS always LEFT JOIN (
-        SELECT * FROM events
-        WHERE number > $1 AND ($2::text[] IS NULL OR topic = ANY($2)) ORDER BY number LIMIT $3
+    FROM events_tail AS tail LEFT JOIN (
+        SELECT number, token, topic, payload FROM events
+        WHERE number > $1 AND ($3::text[] IS NULL OR topic = ANY($3)) ORDER BY number LIMIT $4
     ) AS page ON true";
 
-/// The id before the first row.
-const START: &str = "0-start";
+/// The id before the last `$1` rows, or that of the newest row if there are none.
+const ID_BEFORE_LAST: &str = "
+    SELECT coalesce(
+        (SELECT (number - 1) || '-' || previous_token
+         FROM (SELECT * FROM events ORDER BY number DESC LIMIT $1) AS last ORDER BY number LIMIT 1),
+        (SELECT number || '-' || token FROM events_tail))";
 
 /// The number of rows that a server reads before it serves clients, and that its relay keeps.
 const LOG_EVENTS: i64 = 1000;
@@ -203,25 +221,23 @@ impl EventTable {
 
     /// Returns the id after which there are `count` rows, or all rows if there are fewer.
     async fn id_before_last(&self, count: i64) -> Result<EventId, BoxError> {
-        let query = "SELECT number, token FROM events ORDER BY number DESC OFFSET $1 LIMIT 1";
-        let row = self.client().await?.query_opt(query, &[&count]).await?;
-        Ok(match row {
-            Some(row) => id_of(&row)?,
-            None => START.parse()?,
-        })
+        let client = self.client().await?;
+        let row = client.query_one(ID_BEFORE_LAST, &[&count]).await?;
+        Ok(row.try_get::<_, &str>(0)?.parse()?)
     }
 
     /// Pushes the next rows. Returns whether there may be more.
     async fn read_into(&self, writer: &mut RelayWriter) -> Result<bool, BoxError> {
         let after = match writer.last_id() {
             Some(id) => id,
-            None => START.parse()?,
+            None => self.id_before_last(LOG_EVENTS).await?,
         };
         let page = match self.read_page(PageRequest::new(after)).await {
             Ok(page) => page,
             Err(UpstreamError::Lost(reason)) => {
-                // The table was created anew. Its rows are read from the first one on.
-                writer.gap(&Gap::new(reason).resumed(START.parse()?));
+                // The table was created anew, or a failover has lost its newest rows. The log begins anew, as after a start.
+                let start = self.id_before_last(LOG_EVENTS).await?;
+                writer.gap(&Gap::new(reason).resumed(start));
                 return Ok(true);
             }
             Err(failed) => return Err(failed.to_string().into()),
@@ -270,49 +286,56 @@ impl EventTable {
     }
 }
 
-/// The cursor rule: a client resumes after a row only if that row is still there.
+/// The cursor rule: a client resumes after a row only if that row or the next one is still there, or the row was the newest.
 impl Upstream for EventTable {
     async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
-        let Some((number, token)) = split_id(request.after()) else {
-            return Err(UpstreamError::Lost(GapReason::Epoch));
-        };
+        let lost = || UpstreamError::Lost(GapReason::Epoch);
+        let (number, token) = split_id(request.after()).ok_or_else(lost)?;
         let topics = request
             .topics()
             .map(|topics| topics.iter().map(Topic::as_str).collect());
         let topics: Option<Vec<&str>> = topics;
         let limit = request.max_events() as i64;
         let client = self.client().await?;
-        let rows = client.query(READ_PAGE, &[&number, &topics, &limit]).await?;
+        let rows = client
+            .query(READ_PAGE, &[&number, &token, &topics, &limit])
+            .await?;
         let checked = rows.first().ok_or("a row is always there")?;
-        let found: Option<&str> = checked.try_get("found_token")?;
-        let first: Option<i64> = checked.try_get("first_number")?;
-        let last_id: Option<&str> = checked.try_get("last_id")?;
-        let is_start = request.after().as_str() == START;
-        let is_deleted = first.is_some_and(|first| number < first);
-        if !is_start && !is_deleted && found != Some(token) {
-            return Err(UpstreamError::Lost(GapReason::Epoch));
-        }
-        let rows = rows
+        let is_known: bool = checked.try_get("is_known")?;
+        let before_first: Option<&str> = checked.try_get("before_first_id")?;
+        let last: EventId = checked.try_get::<_, &str>("last_id")?.parse()?;
+        let events = rows
             .iter()
             .filter(|row| row.get::<_, Option<i64>>("number").is_some());
-        let events: Vec<_> = rows.map(event_of).collect::<Result<_, _>>()?;
+        let events: Vec<_> = events.map(event_of).collect::<Result<_, _>>()?;
         let is_full = events.len() >= request.max_events();
         let mut page = Page::new(events);
-        if let (false, Some(last_id)) = (is_full, last_id) {
+        if !is_full {
             // There are no more rows of these topics up to the last row, so a client of a quiet topic need not read the rows in between.
-            page = page.scanned_to(last_id.parse()?);
+            page = page.scanned_to(last.clone());
         }
-        if is_deleted && !(is_start && first == Some(1)) {
-            // The numbers do not tell how many rows are missing: a transaction that was rolled back has used one, too.
-            return Ok(page.after_gap(Gap::new(GapReason::Expired)));
+        if is_known {
+            return Ok(page);
         }
-        Ok(page)
+        // Without rows, the rows up to the newest are deleted.
+        let first_after = before_first.map_or(Ok(last), str::parse)?;
+        let (deleted_to, _) = split_id(&first_after).ok_or_else(lost)?;
+        if number >= deleted_to {
+            return Err(lost());
+        }
+        let mut gap = Gap::new(GapReason::Expired).resumed(first_after);
+        if topics.is_none() {
+            gap = gap.missed(number.abs_diff(deleted_to));
+        }
+        Ok(page.after_gap(gap))
     }
 }
 
+/// Returns the number and the token of an id. The number is one that has a next one.
 fn split_id(id: &EventId) -> Option<(i64, &str)> {
     let (number, token) = id.as_str().split_once('-')?;
-    Some((number.parse().ok()?, token))
+    let number = number.parse().ok().filter(|number| *number < i64::MAX)?;
+    Some((number, token))
 }
 
 fn id_of(row: &Row) -> Result<EventId, BoxError> {

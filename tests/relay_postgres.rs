@@ -227,7 +227,24 @@ async fn servers_share_one_feed() {
     broken_connections_lose_nothing(&cluster, servers).await;
     old_cursor_reads_the_table(&cluster, servers).await;
     quiet_topic_catches_up(&cluster, servers).await;
+    deleted_rows_are_no_loss(&cluster, servers).await;
+    missing_rows_are_counted(&cluster, servers).await;
+    lost_rows_restart_the_log(&cluster, servers).await;
     new_table_is_a_gap(&cluster, servers).await;
+}
+
+/// A transaction that publishes and is rolled back uses no number, so that the beginning stays a cursor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rolled_back_publication_is_no_loss() {
+    let cluster = PostgresCluster::start();
+    let (_process, address) = cluster.start_example();
+    let rolled_back = cluster.psql("BEGIN; SELECT publish(NULL, 'rolled back'); ROLLBACK");
+    assert!(rolled_back.is_some());
+    let mut follower = Follower::open(&address, "0-start", "").await;
+    publish(&address, "0", "").await.unwrap();
+    follower.expect_texts([0]).await;
+    let mut returned = Follower::open(&address, "0-start", "").await;
+    returned.expect_texts([0]).await;
 }
 
 async fn client_moves_between_servers(servers: [&str; 2]) {
@@ -329,6 +346,9 @@ async fn old_cursor_reads_the_table(cluster: &PostgresCluster, servers: [&str; 2
     }
 }
 
+/// How long a server waits for a notification before it looks at the table anyway.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long a relay sends a page of the table again, without reading the table.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
@@ -375,10 +395,78 @@ async fn quiet_topic_catches_up(cluster: &PostgresCluster, servers: [&str; 2]) {
     }
 }
 
+/// Rows that a client has got are deleted: the newest one, and then all.
+async fn deleted_rows_are_no_loss(cluster: &PostgresCluster, servers: [&str; 2]) {
+    for deleted in ["payload = 'newest'", "true"] {
+        let last = publish(servers[0], "newest", "").await.unwrap();
+        let mut connected = Vec::new();
+        for server in servers {
+            let mut follower = Follower::open(server, &last, "").await;
+            publish(servers[0], "before", "").await.unwrap();
+            assert_eq!(follower.next_text().await, "before");
+            connected.push(follower);
+        }
+        let newest = publish(servers[1], "newest", "").await.unwrap();
+        for follower in &mut connected {
+            while follower.next_text().await != "newest" {}
+            assert_eq!(follower.cursor(), newest);
+        }
+        let delete = format!("DELETE FROM events WHERE {deleted}");
+        assert!(cluster.psql(&delete).is_some());
+        // The readers look at the table with and without a newer row.
+        sleep(POLL_INTERVAL).await;
+        let (_process, new_server) = cluster.start_example();
+        connected.push(Follower::open(&new_server, &newest, "").await);
+        publish_numbers(servers, 0..2).await;
+        connected.push(Follower::open(&new_server, &newest, "").await);
+        for follower in &mut connected {
+            follower.expect_texts(0..2).await;
+        }
+    }
+}
+
+/// Rows that a client has not got are deleted, up to the newest one.
+async fn missing_rows_are_counted(cluster: &PostgresCluster, servers: [&str; 2]) {
+    let first = publish(servers[0], "first", "").await.unwrap();
+    publish_numbers(servers, 0..5).await;
+    assert!(cluster.psql("DELETE FROM events").is_some());
+    let (_process, new_server) = cluster.start_example();
+    let mut follower = Follower::open(&new_server, &first, "").await;
+    let gap = follower.next_record().await.gap.unwrap();
+    assert_eq!(
+        (&gap["reason"], &gap["missed"]),
+        (&"expired".into(), &5.into())
+    );
+    // The gap is not repeated.
+    let cursor = follower.cursor();
+    let mut returned = Follower::open(&new_server, &cursor, "").await;
+    publish_numbers(servers, 5..7).await;
+    follower.expect_texts(5..7).await;
+    returned.expect_texts(5..7).await;
+}
+
+/// A failover loses the newest row. The log of a server begins anew with the last rows, and not with the first.
+async fn lost_rows_restart_the_log(cluster: &PostgresCluster, servers: [&str; 2]) {
+    let fill = "SELECT publish(NULL, n::text) FROM generate_series(1, 1500) AS n";
+    assert!(cluster.psql(fill).is_some());
+    let lost = publish(servers[0], "lost", "").await.unwrap();
+    let mut follower = Follower::open(servers[0], &lost, "").await;
+    publish(servers[0], "also lost", "").await.unwrap();
+    assert_eq!(follower.next_text().await, "also lost");
+    let lose = "DELETE FROM events WHERE payload LIKE '%lost';
+                UPDATE events_tail SET (number, token) =
+                    (SELECT number, token FROM events ORDER BY number DESC LIMIT 1)";
+    assert!(cluster.psql(lose).is_some());
+    let record = follower.next_record().await;
+    assert_eq!(record.gap.unwrap()["reason"], "epoch");
+    follower.expect_texts(501..=1500).await;
+}
+
 async fn new_table_is_a_gap(cluster: &PostgresCluster, servers: [&str; 2]) {
     let last = publish(servers[0], "last", "").await.unwrap();
     let mut connected = Follower::open(servers[1], &last, "").await;
-    assert!(cluster.psql("TRUNCATE events RESTART IDENTITY").is_some());
+    let recreate = "TRUNCATE events; UPDATE events_tail SET number = 0, token = 'start'";
+    assert!(cluster.psql(recreate).is_some());
     publish_numbers(servers, 0..3).await;
     let mut returned = Follower::open(servers[0], &last, "").await;
     for follower in [&mut connected, &mut returned] {
