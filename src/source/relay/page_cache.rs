@@ -82,7 +82,7 @@ const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 /// An upstream can find a cursor lost because the server that it asks lags.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
-/// The maximum number of finished reads in the cache: pages without events have few bytes.
+/// The maximum number of finished reads in the cache: pages without events, of all topics, have no bytes.
 const MAX_FINISHED: usize = 4096;
 
 impl<E: PageEvent> PageCache<E> {
@@ -154,13 +154,13 @@ impl<E: PageEvent> PageCache<E> {
         now: Instant,
     ) -> Vec<PageResult<E>> {
         self.pending_reads -= 1;
-        let memory_len = match &result {
+        let memory_len: usize = match &result {
             Ok(page) => {
                 let events = page.events.iter();
                 events.map(|event| event_memory_len(event.event())).sum()
             }
             Err(_) => 0,
-        };
+        } + key.memory_len();
         let is_transient = match &result {
             Ok(page) => page.is_end_of_feed(&key.after),
             Err(_) => true,
@@ -228,7 +228,10 @@ impl<E> CacheEntry<E> {
 #[cfg(all(test, not(tower_push_loom)))]
 mod tests {
     use super::*;
-    use crate::{event::Event, source::log::EVENT_OVERHEAD_LEN};
+    use crate::{
+        event::{Event, Topic},
+        source::{TopicSet, log::EVENT_OVERHEAD_LEN},
+    };
 
     fn key(after: u64) -> PageKey {
         PageKey {
@@ -272,6 +275,30 @@ mod tests {
             (cache.entries.len(), cache.memory_len, cache.pending_reads),
             (1, MAX_BYTES + EVENT_OVERHEAD_LEN, 0)
         );
+    }
+
+    #[test]
+    fn topics_of_clients_count() {
+        let now = Instant::now();
+        let topics = |after: u64| {
+            let topics =
+                (0..64).map(|number| Topic::new(format!("{after} {number:01000}")).unwrap());
+            PageKey {
+                after: after.into(),
+                topics: Some(TopicSet::new(topics)),
+            }
+        };
+        const MAX_BYTES: usize = 1 << 20;
+        let mut cache = PageCache::<Event>::new(MAX_BYTES);
+        for after in 0..100 {
+            let key = topics(after);
+            assert!(key.memory_len() > 64_000);
+            let number = cache.begin_read(key.clone(), watch::channel(()).1).number;
+            let lost = Err(PageReadError::Lost(GapReason::Epoch));
+            let _ = cache.finish_read(key, number, lost, now);
+            assert!(cache.memory_len <= MAX_BYTES && cache.entries.len() <= 16);
+        }
+        assert_eq!(cache.entries.len(), cache.finished.len());
     }
 
     #[test]

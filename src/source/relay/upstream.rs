@@ -90,6 +90,19 @@ pub(crate) struct PageKey {
     pub(super) topics: Option<TopicSet>,
 }
 
+/// The bytes of memory that a topic of a key takes besides its text.
+const TOPIC_OVERHEAD_LEN: usize = 32;
+
+impl PageKey {
+    /// Returns the bytes of memory that the topics take. A client can name many.
+    pub(super) fn memory_len(&self) -> usize {
+        let topics = self.topics.iter().flat_map(TopicSet::as_slice);
+        topics
+            .map(|topic| topic.as_str().len() + TOPIC_OVERHEAD_LEN)
+            .sum()
+    }
+}
+
 /// A part of the feed that a [`Relay`](super::Relay) has read from its [`Upstream`].
 ///
 /// ```

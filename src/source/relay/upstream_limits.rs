@@ -82,8 +82,8 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of bytes of memory that the events in the pages take that the relay holds. The default is 16 MiB. Bytes are counted
-    /// as in a [channel](crate::source::channel::ChannelBuilder::max_bytes). All clients share these pages. A slow client whose page is dropped
+    /// Sets the maximum number of bytes of memory that the events in the pages take that the relay holds, and the topics of the clients that asked for
+    /// them. The default is 16 MiB. Bytes are counted as in a [channel](crate::source::channel::ChannelBuilder::max_bytes). All clients share these pages. A slow client whose page is dropped
     /// reads the rest of the page anew.
     pub fn max_cache_bytes(mut self, bytes: usize) -> Self {
         self.max_cache_bytes = bytes;
