@@ -20,6 +20,8 @@ pub struct ReadSizer {
 struct SizerState {
     /// The bytes that an answer should have at most.
     max_bytes: usize,
+    /// The entries that an answer should have at most. It doubles with each answer that has so many.
+    max_entries: usize,
     /// An estimate from the answers so far. It rises at once after large entries, and falls little by little after small entries.
     bytes_per_entry: usize,
 }
@@ -46,10 +48,19 @@ impl ReadSizer {
         Self {
             state: Mutex::new(SizerState {
                 max_bytes: most_bytes,
+                max_entries: usize::MAX,
                 bytes_per_entry: most_bytes.min(FIRST_BYTES) / FIRST_ENTRIES,
             }),
             most_bytes,
         }
+    }
+
+    /// Limits the first reads to few entries, for a store whose reads have no limit in bytes: `entries` in the first read, and then at most twice as
+    /// many as have come before.
+    #[must_use]
+    pub fn with_first_entries(self, entries: usize) -> Self {
+        self.lock().max_entries = entries.max(1);
+        self
     }
 
     /// Begins a read of at most `max_entries` and `max_bytes`, or of one entry.
@@ -59,7 +70,7 @@ impl ReadSizer {
         let fitting = max_bytes / state.bytes_per_entry.max(1);
         SizedRead {
             sizer: self,
-            max_entries: fitting.min(max_entries).max(1),
+            max_entries: fitting.min(state.max_entries).min(max_entries).max(1),
             max_bytes: max_bytes.max(1),
         }
     }
@@ -115,6 +126,7 @@ impl SizedRead<'_> {
 
 impl SizerState {
     fn learn_entry_size(&mut self, entries: usize, bytes: usize) {
+        self.max_entries = self.max_entries.max(entries.saturating_mul(2));
         if let Some(average) = bytes.checked_div(entries) {
             self.bytes_per_entry = average.max(self.bytes_per_entry / 2);
         }
@@ -152,6 +164,26 @@ mod tests {
         assert_eq!((read.max_entries(), read.max_bytes()), (1, 3));
         let read = sizer.begin(0, 0);
         assert_eq!((read.max_entries(), read.max_bytes()), (1, 1));
+    }
+
+    #[test]
+    fn first_entries_are_few() {
+        let sizer = ReadSizer::new(MOST_BYTES).with_first_entries(4);
+        assert_eq!(begin(&sizer).max_entries(), 4);
+        begin(&sizer).finish(0, 0, EARLY, LIMIT);
+        begin(&sizer).finish(1, 10, EARLY, LIMIT);
+        assert_eq!(begin(&sizer).max_entries(), 4);
+        for expected in [8, 16, 32, 64] {
+            let reads = [begin(&sizer), begin(&sizer)];
+            for read in reads {
+                let entries = read.max_entries();
+                read.finish(entries, 10 * entries, EARLY, LIMIT);
+            }
+            assert_eq!(begin(&sizer).max_entries(), expected);
+        }
+        let sizer = ReadSizer::new(MOST_BYTES).with_first_entries(4);
+        begin(&sizer).finish(4, 4 * MOST_BYTES, EARLY, LIMIT);
+        assert_eq!(begin(&sizer).max_entries(), 1);
     }
 
     #[test]

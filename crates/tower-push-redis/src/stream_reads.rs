@@ -7,8 +7,12 @@ use tokio::time::Instant;
 use tower_push_proto::read_sizer::{ReadSizer, SizedRead};
 
 use crate::{
-    connector::Connector, entry_id::EntryId, error::Error, stream_continuity::StreamSnapshot,
-    stream_entry::StreamEntry, stream_info::StreamInfo,
+    connector::{Connector, is_master},
+    entry_id::EntryId,
+    error::Error,
+    stream_continuity::StreamSnapshot,
+    stream_entry::StreamEntry,
+    stream_info::StreamInfo,
 };
 
 /// The bytes that one response should have at most, on average.
@@ -17,9 +21,13 @@ const RESPONSE_BYTES: usize = 1 << 20;
 /// The largest number of entries in one response.
 pub(crate) const MAX_RESPONSE_ENTRIES: usize = 512;
 
+/// The largest number of entries in the first response, whose size is not known. An entry can be as large as the server allows, and a read has no
+/// limit in bytes.
+const FIRST_ENTRIES: usize = 4;
+
 /// Returns the sizer of reads over one link.
 pub(crate) fn read_sizer() -> ReadSizer {
-    ReadSizer::new(RESPONSE_BYTES)
+    ReadSizer::new(RESPONSE_BYTES).with_first_entries(FIRST_ENTRIES)
 }
 
 /// The response of a read, by which a [`ReadSizer`] sizes the next reads.
@@ -58,7 +66,8 @@ pub(crate) async fn run_sized_read<T: ReadResponse>(
     response
 }
 
-/// Reads the entries from `from` on, which is included, and the stream's counts, in one transaction.
+/// Reads the entries from `from` on, which is included, and the stream's counts, in one transaction. Fails if the server is not a master any more:
+/// a replica may have lost entries, or not have them yet.
 pub(crate) async fn read_snapshot(
     connection: &mut MultiplexedConnection,
     key: &str,
@@ -118,10 +127,14 @@ async fn read_transaction(
     pipeline: &mut Pipeline,
     max_entries: usize,
 ) -> Result<StreamSnapshot, Error> {
+    pipeline.cmd("ROLE");
     pipeline.atomic().ignore_errors();
     let responses: Vec<RedisResult<Value>> = pipeline.query_async(connection).await?;
-    let [info, entries] =
-        <[_; 2]>::try_from(responses).map_err(|_: Vec<_>| Error::unsupported())?;
+    let [info, entries, role] =
+        <[_; 3]>::try_from(responses).map_err(|_: Vec<_>| Error::unsupported())?;
+    if !is_master(&role?) {
+        return Err(Error::not_master());
+    }
     let info = match info.map_err(Error::from) {
         Ok(info) => Some(StreamInfo::parse(info)?),
         Err(error) if error.is_no_such_key() => None,
@@ -133,4 +146,29 @@ async fn read_transaction(
         is_complete: entries.len() < max_entries,
         entries,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::{RedisProgram, RedisServer};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn snapshot_of_replica_is_error() {
+        let master = RedisServer::start(RedisProgram::Redis, &[]);
+        let replica = master.start_replica();
+        for (server, is_master) in [(&master, true), (&replica, false)] {
+            let client = redis::Client::open(server.url()).unwrap();
+            let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+            let snapshots = [
+                read_snapshot(&mut connection, "events", EntryId::ZERO, 1).await,
+                read_backwards(&mut connection, "events", None, 1).await,
+            ];
+            for snapshot in snapshots {
+                assert_eq!(snapshot.is_ok(), is_master);
+                assert!(snapshot.is_ok_and(|snapshot| snapshot.info.is_none()) || !is_master);
+            }
+        }
+    }
 }
