@@ -1,6 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, RedisResult, Value, aio::MultiplexedConnection,
+};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -72,6 +74,7 @@ impl Connector {
         let mut connection = self.open(info).await?;
         self.check_type(&mut connection).await?;
         self.check_role(&mut connection).await?;
+        self.check_transactions(&mut connection).await?;
         Ok(connection)
     }
 
@@ -92,6 +95,36 @@ impl Connector {
         match name.as_str() {
             "stream" | "none" => Ok(()),
             _ => Err(Error::wrong_type()),
+        }
+    }
+
+    /// Checks that the user may run transactions. If the user may not, the client crate does not say so when it runs one.
+    async fn check_transactions(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let mut commands = redis::pipe();
+        commands.cmd("MULTI").cmd("EXEC").ignore_errors();
+        let responses = self.with_timeout(commands.query_async(connection));
+        let responses: Vec<RedisResult<Value>> = responses.await?;
+        for response in responses {
+            response?;
+        }
+        Ok(())
+    }
+
+    /// Returns the server's limit for the bytes of one value, if the user may ask for it.
+    pub(crate) async fn max_value_bytes(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<usize>, Error> {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("proto-max-bulk-len");
+        let answer = self.with_timeout(command.query_async::<Vec<String>>(connection));
+        match answer.await {
+            Ok(answer) => Ok(answer.get(1).and_then(|value| value.parse().ok())),
+            Err(error) if error.is_unavailable() => Err(error),
+            Err(_) => Ok(None),
         }
     }
 
@@ -191,18 +224,40 @@ pub(crate) fn is_master(role: &Value) -> bool {
 
 /// Returns a key that is on the node of a stream in a cluster: the stream's key, a colon and `name`.
 pub(crate) fn key_beside_stream(stream: &str, name: &str) -> String {
-    match has_hash_tag(stream) {
-        true => format!("{stream}:{name}"),
-        false => format!("{{{stream}}}:{name}"),
+    match hash_tag(stream) {
+        Some(_) => format!("{stream}:{name}"),
+        None if !stream.contains('}') => format!("{{{stream}}}:{name}"),
+        // The key between braces would be another one, which ends at the first `}`. So a number with the same slot is between the braces.
+        None => {
+            let slot = slot(stream);
+            let mut numbers = (0_u32..).map(|number| number.to_string());
+            let tag = numbers.find(|tag| slot_of_tag(tag) == slot);
+            format!("{{{}}}{stream}:{name}", tag.unwrap_or_default())
+        }
     }
 }
 
-/// Returns whether only a part of the key, between `{` and `}`, determines the node of a cluster.
-fn has_hash_tag(key: &str) -> bool {
-    let tag = key
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'));
-    tag.is_some_and(|(tag, _)| !tag.is_empty())
+/// Returns the part of a key, between `{` and `}`, that alone determines the node of a cluster.
+fn hash_tag(key: &str) -> Option<&str> {
+    let (tag, _) = key.split_once('{')?.1.split_once('}')?;
+    (!tag.is_empty()).then_some(tag)
+}
+
+/// Returns the slot of a key: the number by which a cluster finds the key's node.
+fn slot(key: &str) -> u16 {
+    slot_of_tag(hash_tag(key).unwrap_or(key))
+}
+
+/// Computes CRC-16/XMODEM, as Redis Cluster does.
+fn slot_of_tag(tag: &str) -> u16 {
+    const SLOTS: u16 = 16384;
+    let crc = tag.bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(byte) << 8, |crc, _| match crc & 0x8000 {
+            0 => crc << 1,
+            _ => crc << 1 ^ 0x1021,
+        })
+    });
+    crc % SLOTS
 }
 
 /// A connection that is made when it is needed, and that all callers share.
@@ -314,5 +369,28 @@ impl SharedConnection {
             state.connection = None;
             state.discarded += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_beside_stream_has_its_slot() {
+        // The value of the specification of Redis Cluster: 0x31C3.
+        assert_eq!(slot("123456789"), 0x31c3);
+        assert_eq!(slot("a{user}b"), slot("user"));
+        for stream in [
+            "events", "{app}:e", "a}b", "a{}b", "{}", "}{", "a{b", "}{b}",
+        ] {
+            let key = key_beside_stream(stream, "once:k");
+            assert_eq!(slot(&key), slot(stream), "{key}");
+            assert!(key.ends_with(":once:k") && key != key_beside_stream("events}", "once:k"));
+        }
+        assert_ne!(
+            key_beside_stream("a}b", "x"),
+            key_beside_stream("a{}b", "x")
+        );
     }
 }

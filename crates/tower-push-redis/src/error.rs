@@ -1,6 +1,6 @@
 use std::{error, fmt};
 
-use redis::{RedisError, ServerErrorKind};
+use redis::{RedisError, ServerError, ServerErrorKind};
 
 /// The error of a connection, a read or a publication.
 ///
@@ -136,7 +136,8 @@ impl Error {
         self.kind == ErrorKind::WrongType
     }
 
-    /// Returns whether the event has more bytes than [`RedisStreamBuilder::max_event_len`](crate::RedisStreamBuilder::max_event_len).
+    /// Returns whether the event has more bytes than [`RedisStreamBuilder::max_event_len`](crate::RedisStreamBuilder::max_event_len), or than
+    /// the server's own limit, `proto-max-bulk-len`.
     pub fn is_too_large(&self) -> bool {
         self.kind == ErrorKind::TooLarge
     }
@@ -154,11 +155,41 @@ impl Error {
     }
 }
 
+/// What Redis and Valkey say if the user may not run a command of a script, or the command that ends a transaction. The errors have no code of their
+/// own.
+const REFUSALS: [&str; 3] = [
+    "NOPERM",
+    "ACL failure in script",
+    "The user executing the script can't",
+];
+
+/// Returns the kind of the error that a script has failed with, or for which a transaction was not run.
+fn kind_of_inner_error(error: &RedisError) -> Option<ErrorKind> {
+    let text_says = |texts: &[&str]| {
+        let detail = error.detail().unwrap_or_default();
+        texts.iter().any(|text| detail.contains(text))
+    };
+    if text_says(&REFUSALS) {
+        return Some(ErrorKind::Unauthorized);
+    }
+    if text_says(&["invalid bulk length"]) {
+        return Some(ErrorKind::TooLarge);
+    }
+    if error.kind() != redis::ErrorKind::Server(ServerErrorKind::ExecAbort) {
+        return None;
+    }
+    let errors = error.clone().into_server_errors()?;
+    let is_refused = |error: &ServerError| error.kind() == Some(ServerErrorKind::NoPerm);
+    let is_refused = errors.iter().any(|(_, error)| is_refused(error));
+    is_refused.then_some(ErrorKind::Unauthorized)
+}
+
 impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
         use redis::ErrorKind as Redis;
         let code = error.code().unwrap_or_default();
-        let kind = match (error.kind(), code) {
+        let inner_kind = kind_of_inner_error(&error);
+        let kind = inner_kind.unwrap_or_else(|| match (error.kind(), code) {
             (Redis::Io, _) if error.is_timeout() => ErrorKind::Timeout,
             (Redis::Io, _) => ErrorKind::Unavailable,
             (Redis::AuthenticationFailed | Redis::Server(ServerErrorKind::NoPerm), _)
@@ -180,7 +211,7 @@ impl From<RedisError> for Error {
             (_, "WRONGTYPE") => ErrorKind::WrongType,
             (Redis::Parse | Redis::UnexpectedReturnType, _) => ErrorKind::Unsupported,
             _ => ErrorKind::Other,
-        };
+        });
         Self {
             kind,
             may_have_run: error.kind() == Redis::Io,

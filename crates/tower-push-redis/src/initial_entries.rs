@@ -68,11 +68,13 @@ impl InitialEntries {
                 break;
             }
         }
+        let last_id = info.map_or(EntryId::ZERO, |info| info.last_generated_id);
+        // If the newest entry was removed, the position is after it.
         let position = match newest_first.first() {
-            Some(newest) => {
+            Some(newest) if newest.id >= last_id => {
                 ReaderPosition::after(newest, info.map_or(0, |info| info.entries_added))
             }
-            None => ReaderPosition::at_end_without_entry(info.as_ref()),
+            _ => ReaderPosition::at_end_without_entry(info.as_ref()),
         };
         let has_extra = newest_first.len() > limits.max_entries || bytes > limits.max_bytes;
         let extra = match has_extra && newest_first.len() > 1 {

@@ -70,6 +70,7 @@
 //! [`publish_once`](RedisStream::publish_once) and for the idempotency keys of a hub also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
 //! A hub also needs `+hscan +hget +type +time` on the keys `{STREAM}:presence:*`, and for members `+evalsha +script|load +hset +hdel +hlen +zadd +zrem
 //! +zrangebyscore +zrangebylex +del`.
+//! If the server has a lower limit for values than [`max_event_len`](RedisStreamBuilder::max_event_len), `+config|get` lets a publisher know it.
 //! To create a stream, the user needs `+evalsha +script|load +xdel`. Without these permissions, the first publication creates the stream. If a
 //! client got its cursor before that publication, and moves to another server, it gets a gap (`epoch`) although it has missed nothing.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -81,6 +82,7 @@ mod error;
 mod fingerprint;
 mod hub_entry;
 mod initial_entries;
+mod log_end;
 mod reader_status;
 mod redis_hub;
 mod redis_presence;

@@ -16,6 +16,7 @@ use crate::{
     error::Error,
     hub_entry::HubSink,
     initial_entries::{InitialEntries, InitialEntriesLimits},
+    log_end::LogEnd,
     reader_status::ReaderMetrics,
     redis_hub::RedisHub,
     redis_presence::read_members,
@@ -125,6 +126,10 @@ impl RedisStreamBuilder {
     }
 
     /// Sets the maximum number of bytes of an event that is published: of its payload, type and topic. The default is 1 MiB.
+    ///
+    /// If this is more than the server's own limit (`proto-max-bulk-len`, by default 512 MiB), the lower limit applies, if the user has the
+    /// permission `+config|get`. Without this permission, set a number below the server's limit: the server breaks a connection on which it gets
+    /// a larger value, so that other publications at the same time may fail, too.
     pub fn max_event_len(mut self, bytes: usize) -> Self {
         self.publisher.max_event_len = bytes;
         self
@@ -245,7 +250,7 @@ impl RedisStreamBuilder {
         let connector = Arc::new(connector);
         let limits = self.log_limits;
         let sizer = read_sizer();
-        let (connection, members, initial) = connect_and_read_initial_entries(
+        let (mut connection, members, initial) = connect_and_read_initial_entries(
             &connector,
             limits,
             &sizer,
@@ -255,18 +260,24 @@ impl RedisStreamBuilder {
         .await?;
         let reads = Arc::new(SharedConnection::new(connector.clone()));
         let writes = Arc::new(SharedConnection::new(connector.clone()));
-        let publisher = RedisPublisher::new(writes.clone(), self.publisher);
-        let upstream = RedisUpstream::new(reads.clone());
+        let mut publisher = self.publisher;
+        if let Some(max_bytes) = connector.max_value_bytes(&mut connection).await? {
+            publisher.max_event_len = publisher.max_event_len.min(max_bytes);
+        }
+        let publisher = RedisPublisher::new(writes.clone(), publisher);
+        let log_end = Arc::new(LogEnd::default());
+        let upstream = RedisUpstream::new(reads.clone(), log_end.clone());
         let (sink, log) = make_log(initial.start.clone(), upstream, publisher.clone(), members);
         let mut reader = StreamReader::new(
             connector.clone(),
             sink,
-            initial.position,
+            &initial,
             limits,
             sizer,
             metrics.clone(),
             [reads.clone(), writes],
-        );
+        )
+        .with_log_end(log_end);
         reader.push_initial_entries(initial);
         let task = tokio::spawn(reader.run(connection));
         Ok((log, StreamConnection::new(publisher, reads, metrics, task)))

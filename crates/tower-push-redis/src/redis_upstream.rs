@@ -9,6 +9,7 @@ use tower_push_proto::read_sizer::ReadSizer;
 use crate::{
     connector::SharedConnection,
     entry_id::EntryId,
+    log_end::LogEnd,
     stream_continuity::StreamSnapshot,
     stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
@@ -20,21 +21,23 @@ use crate::{
 /// | the cursor's entry | result |
 /// |---|---|
 /// | is in the stream, with the cursor's fingerprint | the entries after it |
-/// | is not there, and there has been none after it | no entries: the client has missed nothing |
+/// | is not there, and there has been none after it | no entries: the client has missed nothing, and continues with this process's log |
 /// | is the only one that was ever removed, such as the one with which the stream was created | all entries |
 /// | is older than the oldest entry | a gap (`expired`), and all entries |
 /// | is newer than all entries, was replaced, or is missing in the middle; or the key does not exist | [`UpstreamError::Lost`] (`epoch`) |
 ///
-/// A page costs one transaction, of `XINFO STREAM` and `XRANGE`. Clones share a connection.
+/// A page costs one transaction, of `XINFO STREAM`, `XRANGE` and `ROLE`. Clones share a connection.
 #[derive(Clone, Debug)]
 pub struct RedisUpstream {
     connection: Arc<SharedConnection>,
     sizer: Arc<ReadSizer>,
+    log_end: Arc<LogEnd>,
 }
 
 impl RedisUpstream {
-    pub(crate) fn new(connection: Arc<SharedConnection>) -> Self {
+    pub(crate) fn new(connection: Arc<SharedConnection>, log_end: Arc<LogEnd>) -> Self {
         Self {
+            log_end,
             connection,
             sizer: Arc::new(read_sizer()),
         }
@@ -64,7 +67,7 @@ impl RedisUpstream {
         let read = read_snapshot(&mut numbered.connection, key, cursor.id, max_entries);
         let read = self.connection.run_command(numbered.number, read);
         let snapshot = run_sized_read(sized, connector.timeout(), read).await?;
-        page_after(cursor, snapshot, request, to_event)
+        page_after(cursor, snapshot, &self.log_end, request, to_event)
     }
 }
 
@@ -90,6 +93,7 @@ fn requested_event(entry: &StreamEntry, request: &PageRequest) -> Option<Event> 
 fn page_after<E>(
     cursor: StreamCursor,
     snapshot: StreamSnapshot,
+    log_end: &LogEnd,
     request: &PageRequest,
     to_event: impl Fn(&StreamEntry) -> Option<E>,
 ) -> Result<Page<E>, UpstreamError> {
@@ -106,10 +110,13 @@ fn page_after<E>(
         _ => {}
     }
     if cursor.id == info.last_generated_id {
-        // The last entry was removed, so its fingerprint cannot be compared. The id without a fingerprint stands for the end of the stream in a
-        // process that has started after the entry was removed.
-        let end = StreamCursor::without_entry(cursor.id).to_event_id();
-        return Ok(Page::new(Vec::new()).scanned_to(end));
+        // The last entry was removed, so its fingerprint cannot be compared. The log may know the end of the stream by another id, for example
+        // because this process has started after the entry was removed. If the reader is not at the end yet, the client waits for it.
+        let page = Page::new(Vec::new());
+        return Ok(match log_end.cursor_at(cursor.id) {
+            Some(end) => page.scanned_to(end),
+            None => page,
+        });
     }
     match info.sole_removed_id() {
         // The stream has every entry that was added after the entry of the cursor.
@@ -186,7 +193,9 @@ mod tests {
     fn page(cursor: StreamCursor, left: &[u64]) -> String {
         let request = PageRequest::new(cursor.to_event_id());
         let to_event = |entry: &StreamEntry| requested_event(entry, &request);
-        match page_after(cursor, snapshot(left, cursor.id.ms), &request, to_event) {
+        let log_end = LogEnd::default();
+        let snapshot = snapshot(left, cursor.id.ms);
+        match page_after(cursor, snapshot, &log_end, &request, to_event) {
             Ok(page) => {
                 let (gap, events) = page.into_parts();
                 let gap = gap.map(|gap| gap.reason.name()).unwrap_or_default();
@@ -242,7 +251,7 @@ mod tests {
             info.max_deleted_id = max_deleted_id;
             let request = PageRequest::new(cursor.to_event_id());
             let to_event = |entry: &StreamEntry| requested_event(entry, &request);
-            match page_after(cursor, snapshot, &request, to_event) {
+            match page_after(cursor, snapshot, &LogEnd::default(), &request, to_event) {
                 Ok(page) => {
                     let (gap, events) = page.into_parts();
                     format!("{:?} {}", gap.map(|gap| gap.reason.name()), events.len())

@@ -2,7 +2,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
-use tower_push::{Gap, GapReason, source::relay::EventSink};
+use tower_push::{EventId, Gap, GapReason, source::relay::EventSink};
 use tower_push_proto::{
     feed_backoff::FeedBackoff, fingerprint::Fingerprint, random, read_sizer::ReadSizer,
 };
@@ -12,8 +12,10 @@ use crate::{
     entry_id::EntryId,
     error::Error,
     initial_entries::{InitialEntries, InitialEntriesLimits},
+    log_end::LogEnd,
     reader_status::ReaderMetrics,
     stream_continuity::{ReaderPosition, StreamContinuity, StreamSnapshot},
+    stream_cursor::StreamCursor,
     stream_entry::StreamEntry,
     stream_reads::{
         MAX_RESPONSE_ENTRIES, ReadResponse, read_snapshot, run_sized_read, size_of_entries,
@@ -70,6 +72,10 @@ pub(crate) struct StreamReader<S> {
     connector: Arc<Connector>,
     sink: S,
     position: ReaderPosition,
+    /// The cursor at which the sink's log ends. `None` if the log knows no cursor.
+    log_cursor: Option<EventId>,
+    /// The position and the cursor, for the upstream.
+    log_end: Arc<LogEnd>,
     /// The entries that were read last. With these entries, the reader finds the position at which to continue after a failover that lost the
     /// newest entries.
     recent: VecDeque<(EntryId, Fingerprint)>,
@@ -108,11 +114,12 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(12 * 60);
 const MAX_RECENT: usize = 512;
 
 impl<S: EntrySink> StreamReader<S> {
-    /// Creates a reader that passes the entries after `position` to `sink`. The sink already has the entries up to `position`.
+    /// Creates a reader that passes the entries after the position of `initial` to `sink`. The initial entries are pushed first, with
+    /// [`push_initial_entries`](Self::push_initial_entries).
     pub(crate) fn new(
         connector: Arc<Connector>,
         sink: S,
-        position: ReaderPosition,
+        initial: &InitialEntries,
         limits: InitialEntriesLimits,
         sizer: ReadSizer,
         metrics: Arc<ReaderMetrics>,
@@ -121,7 +128,9 @@ impl<S: EntrySink> StreamReader<S> {
         Self {
             connector,
             sink,
-            position,
+            position: initial.position,
+            log_cursor: Some(initial.start.clone()),
+            log_end: Arc::default(),
             recent: VecDeque::new(),
             limits,
             sizer,
@@ -130,6 +139,11 @@ impl<S: EntrySink> StreamReader<S> {
             backoff: FeedBackoff::default(),
             role_checked_at: Instant::now(),
         }
+    }
+
+    /// Sets where the reader tells the end of the sink's log.
+    pub(crate) fn with_log_end(self, log_end: Arc<LogEnd>) -> Self {
+        Self { log_end, ..self }
     }
 
     /// Pushes initial entries, which follow the sink's last event.
@@ -262,7 +276,12 @@ impl<S: EntrySink> StreamReader<S> {
                 self.metrics.add_trimmed();
                 let mut gap = Gap::new(GapReason::Expired);
                 gap.missed = missed;
-                self.sink.gap(&gap);
+                if snapshot.entries.is_empty() {
+                    // Clients continue at the end of the stream, so that they do not get the gap again when they return.
+                    let end = ReaderPosition::at_end_without_entry(snapshot.info.as_ref());
+                    gap = gap.resumed(StreamCursor::without_entry(end.id).to_event_id());
+                }
+                self.announce_gap(&gap);
                 // `entries_added` becomes the number of entries that were added before the first entry of the stream.
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
@@ -320,11 +339,18 @@ impl<S: EntrySink> StreamReader<S> {
         }
         self.metrics.add_replaced();
         let gap = Gap::new(GapReason::Epoch).resumed(initial.start.clone());
-        self.sink.gap(&gap);
+        self.announce_gap(&gap);
         // The recent entries that the stream still has are kept: after another failover, the reader may have to go further back.
         self.recent.truncate(known_recent);
         self.push_initial_entries(initial);
         Ok(())
+    }
+
+    /// Announces a gap. The log ends at the gap's `resumed`.
+    fn announce_gap(&mut self, gap: &Gap) {
+        self.log_end.forget_cursor();
+        self.sink.gap(gap);
+        self.log_cursor = gap.resumed.clone();
     }
 
     /// Returns whether the reader has read this entry recently.
@@ -336,6 +362,9 @@ impl<S: EntrySink> StreamReader<S> {
 
     /// Pushes the entries after the position, and moves the position.
     fn push_all(&mut self, entries: &[StreamEntry]) {
+        let Some(last) = entries.last() else {
+            return;
+        };
         for entry in entries {
             if self.recent.len() >= MAX_RECENT {
                 self.recent.pop_front();
@@ -345,6 +374,7 @@ impl<S: EntrySink> StreamReader<S> {
             let entries_added = self.position.entries_added + 1;
             self.position = ReaderPosition::after(entry, entries_added);
         }
+        self.log_cursor = Some(last.event_id());
         let read = entries.len() as u64;
         self.metrics.add_read(read);
         self.set_position(self.position);
@@ -352,6 +382,7 @@ impl<S: EntrySink> StreamReader<S> {
 
     fn set_position(&mut self, position: ReaderPosition) {
         self.position = position;
+        self.log_end.set(position.id, self.log_cursor.clone());
         let added = position.entries_added;
         self.metrics.set_position(added);
     }

@@ -101,6 +101,43 @@ async fn refused_user_is_error() {
     assert!(error.is_unauthorized(), "{error}");
 }
 
+/// Each of the documented permissions is missing in turn.
+#[tokio::test]
+async fn missing_permission_is_unauthorized() {
+    const COMMANDS: &str = "+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd \
+                            +evalsha +script|load +get +set";
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    server.command(&["XADD", KEY, "1-1", "data", "0"]);
+    let url = format!("redis://app:secret@127.0.0.1:{}/", server.port());
+    for missing in COMMANDS.split_whitespace() {
+        let mut set_user = vec!["ACL", "SETUSER", "app", "reset", "on", ">secret"];
+        set_user.extend(["~events", "~{events}:once:*"]);
+        let allowed = COMMANDS.split_whitespace();
+        set_user.extend(allowed.filter(|command| *command != missing));
+        server.command(&set_user);
+        // Redis forgets the scripts, so that they are loaded again.
+        server.command(&["SCRIPT", "FLUSH"]);
+        let error = match connect(&url).await {
+            Err(error) => error,
+            Ok(node) => {
+                let published = node.publish(&"1".into()).await;
+                let once = node.publish_once(&"2".into(), missing).await;
+                match published.err().or(once.err()) {
+                    Some(error) => error,
+                    None => {
+                        let reader_error = || node.reader_status().error;
+                        let has_failed = || reader_error().is_some();
+                        testkit::wait_until(has_failed, || format!("{missing} is not needed"))
+                            .await;
+                        reader_error().unwrap()
+                    }
+                }
+            }
+        };
+        assert!(error.is_unauthorized(), "{missing}: {error}");
+    }
+}
+
 /// The user may not create the stream: the first publication creates it.
 #[tokio::test]
 async fn user_without_scripts_gets_empty_stream() {
