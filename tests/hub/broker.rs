@@ -102,6 +102,13 @@ impl BrokerState {
         self.removed += count as u64;
     }
 
+    /// Loses the last events, as a broker does that was restored from an old copy. Later events get the ids of the lost ones.
+    pub(crate) fn lose_last(&mut self, count: usize) {
+        let kept = self.events.len().saturating_sub(count);
+        self.events.truncate(kept);
+        self.history.truncate(self.last_number() as usize);
+    }
+
     pub(crate) fn recreate(&mut self) {
         self.epoch += 1;
         self.removed = 0;
@@ -273,6 +280,13 @@ impl Node {
             }
             self.feed.gap(&gap);
             (self.epoch, self.first, self.read) = (broker.epoch, 0, 0);
+        }
+        if self.read > broker.last_number() {
+            // The broker has lost its last events.
+            self.feed.set_members(broker.members());
+            let gap = Gap::new(GapReason::Epoch).resumed(broker.last_id());
+            self.feed.gap(&gap);
+            (self.first, self.read) = (broker.last_number(), broker.last_number());
         }
         if self.read < broker.removed {
             self.feed.set_members(broker.members());

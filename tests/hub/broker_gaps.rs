@@ -210,3 +210,27 @@ async fn gap_of_page_waits_for_list_of_members() {
     }
     assert_eq!(node.hub.counts().missed_on_resume, 8);
 }
+
+/// The broker has lost its last events, among them that of the client's cursor. The client also has a new topic.
+#[tokio::test(start_paused = true)]
+async fn cursor_that_broker_has_lost_is_gap_for_client_with_new_topic() {
+    let broker = Broker::default();
+    let [mut node, _] = nodes(&broker);
+    publish(&broker, std::slice::from_mut(&mut node), &["old", "new"]);
+    broker.publish(&["old"], "lost");
+    broker.lock().lose_last(1);
+    let source = node.hub.subscribe(Topics::from_query("topic"));
+    let source = source.without_authorization();
+    let resume = |uri: &str| subscribe_to(&source, uri).unwrap();
+    let mut returned = resume("/?topic=old&topic=new&fresh=new&last_event_id=0.3");
+    let gap = next_item(&mut returned).await;
+    assert_eq!(describe_gap(&gap), (None, Some(id(0, 0)), None));
+    assert_eq!(read_ready_items(&mut returned), ["1", "2"]);
+    // A client of new topics gets a cursor that the broker knows.
+    let mut returned = resume("/?topic=new&fresh=new&last_event_id=0.3");
+    let cursor = next_item(&mut returned).await;
+    assert!(
+        matches!(&cursor, Item::Cursor(cursor) if *cursor == id(0, 2)),
+        "{cursor:?}"
+    );
+}

@@ -54,6 +54,8 @@ enum Step {
     Trim(usize),
     /// The broker is created anew.
     Recreate,
+    /// The broker loses its last events, and all connections break. The clients whose cursor is lost return. The topics of the bit set are new for them.
+    LoseLast { count: usize, fresh: u8 },
     /// So many calls of the broker fail.
     Fail(usize),
     /// A server restarts with the newest events of the broker.
@@ -107,6 +109,7 @@ fn random_step() -> impl Strategy<Value = Step> {
     let except = prop_oneof![4 => Just(None), 1 => client.clone().prop_map(Some)];
     let is_ephemeral = prop_oneof![5 => Just(false), 1 => Just(true)];
     let fresh = prop_oneof![3 => Just(0_u8), 1 => 1_u8..16];
+    let lost_events = (1_usize..8, fresh.clone());
     let added = prop_oneof![5 => (0..TOPICS.len()).prop_map(Some), 1 => Just(None)];
     prop_oneof![
         12 => (node.clone(), topics, except, is_ephemeral).prop_map(
@@ -117,6 +120,7 @@ fn random_step() -> impl Strategy<Value = Step> {
         1 => (node.clone(), 1_u64..6).prop_map(|(node, count)| Step::FeedAgain { node, count }),
         1 => (1_usize..30).prop_map(Step::Trim),
         1 => Just(Step::Recreate),
+        1 => lost_events.prop_map(|(count, fresh)| Step::LoseLast { count, fresh }),
         1 => (1_usize..5).prop_map(Step::Fail),
         1 => (node.clone(), 0_u64..8).prop_map(|(node, tail)| Step::Restart { node, tail }),
         5 => (client.clone(), node, 1_u8..16, fresh).prop_map(
@@ -240,6 +244,8 @@ struct Client {
     allowed_from: HashMap<&'static str, Place>,
     /// The last event that the subscription has got for each topic, since the last gap (`epoch`).
     last: HashMap<&'static str, Place>,
+    /// The cursor of the subscription, if the broker has lost it, and the client was not told yet.
+    lost_cursor: Option<Place>,
     /// The events that the client has got, each with the topics that were named.
     received: HashSet<(Place, &'static str)>,
 }
@@ -295,6 +301,11 @@ impl Model {
             .authorize_patterns(async |_, _| true);
         let cursor = self.clients[client].cursor.clone();
         let cursor_place = cursor.as_ref().map(split_id);
+        let has_old_topics = topics & !fresh & !limited != 0;
+        let lost_cursor = cursor_place.filter(|(epoch, number)| {
+            let broker = self.broker.lock();
+            has_old_topics && *epoch == broker.epoch && *number > broker.last_number()
+        });
         let position = self.nodes[node].position();
         self.clients[client].subscriber = None;
         // A hub that is full of other topics refuses the client. It may remove other topics for those of the client.
@@ -320,6 +331,7 @@ impl Model {
         client.subscriber = subscriber;
         client.node = node;
         client.stopped_at = None;
+        client.lost_cursor = lost_cursor;
         client.last.clear();
         client.open_gaps.clear();
         client.commanded.clear();
@@ -605,6 +617,9 @@ impl Model {
         let resumed = gap.resumed.as_ref().map(split_id);
         let end = resumed.filter(|_| !is_in_logs);
         let is_new_begin = gap.reason == GapReason::Epoch && gap.topic.is_none();
+        if is_new_begin {
+            client.lost_cursor = None;
+        }
         for (topic, complete_up_to) in &mut client.complete_up_to {
             let name = gap.topic.as_ref().map(|name| name.as_str());
             if name.is_some_and(|name| name != *topic) {
@@ -663,6 +678,9 @@ impl Model {
                 "{client}: {item:?} cursor {:?} complete {:?}",
                 self.clients[client].cursor, self.clients[client].complete_up_to
             );
+        }
+        if !matches!(item, Item::Gap(_)) && item.cursor().is_some() {
+            self.check_told(client);
         }
         match item {
             Item::Event(event) => self.check_event(client, event),
@@ -740,6 +758,59 @@ impl Model {
         self.nodes[node] = self.broker.node(self.limits.hub(node), tail);
     }
 
+    /// The broker loses its last events, and later ones get their ids. The servers notice it at once.
+    async fn lose_last(&mut self, count: usize, fresh: u8) {
+        let (epoch, last) = {
+            let mut broker = self.broker.lock();
+            broker.lose_last(count);
+            (broker.epoch, broker.last_number())
+        };
+        self.nodes.iter_mut().for_each(|node| node.push(0));
+        let is_lost = |place: &Place| place.0 == epoch && place.1 > last;
+        for client in &mut self.clients {
+            client.subscriber = None;
+            client.received.retain(|(place, _)| !is_lost(place));
+            let lost_cursor = client.cursor.as_ref().map(split_id).filter(is_lost);
+            for place in client.complete_up_to.values_mut().flatten() {
+                // If the broker has an event with the id of the lost cursor when the client returns, then nobody knows what the client lacks.
+                *place = match lost_cursor {
+                    Some(cursor) => cursor.max(*place),
+                    None if is_lost(place) => (epoch, last),
+                    None => *place,
+                };
+            }
+        }
+        // The servers have kept pages with the lost events for a while.
+        advance(Duration::from_secs(31)).await;
+        for client in 0..CLIENTS {
+            let Client { cursor, topics, .. } = &self.clients[client];
+            if cursor
+                .as_ref()
+                .map(split_id)
+                .is_some_and(|cursor| is_lost(&cursor))
+            {
+                let topics = *topics;
+                self.subscribe(client, client % NODES, topics, fresh & topics);
+                let is_idle = self.read(client, 2, 100 * READ_TIME).await;
+                if is_idle && self.clients[client].subscriber.is_some() {
+                    self.check_told(client);
+                }
+            }
+        }
+    }
+
+    /// The client gets a record after its cursor was lost.
+    fn check_told(&self, client: usize) {
+        let Some((epoch, number)) = self.clients[client].lost_cursor else {
+            return;
+        };
+        let broker = self.broker.lock();
+        assert!(
+            epoch != broker.epoch || number <= broker.last_number(),
+            "the client was not told that its cursor is lost"
+        );
+    }
+
     async fn run(mut self, steps: Vec<Step>) {
         for step in steps {
             match step {
@@ -762,6 +833,7 @@ impl Model {
                 Step::FeedAgain { node, count } => self.nodes[node].push_again(count),
                 Step::Trim(count) => self.broker.lock().trim(count),
                 Step::Recreate => self.broker.lock().recreate(),
+                Step::LoseLast { count, fresh } => self.lose_last(count, fresh).await,
                 Step::Fail(count) => self.broker.lock().failures += count,
                 Step::Restart { node, tail } => self.restart(node, tail),
                 Step::Subscribe {

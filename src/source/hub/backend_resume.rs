@@ -29,6 +29,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct BackendResumeTopics {
     pub(super) cursor: EventId,
+    /// The cursor with which the client has returned, if it is after `cursor`. The client resumes from `cursor` if the broker knows this later one.
+    pub(super) later_cursor: Option<EventId>,
     pub(super) topics: Vec<Topic>,
     pub(super) patterns: Vec<TopicPattern>,
     /// The topics whose events the client gets from logs that it has joined, although a pattern matches them.
@@ -157,8 +159,12 @@ impl BackendResume {
         let (requests, patterns) = topics.join_requests(TopicStart::Now);
         let reserved = hub.join(&requests, &patterns, &mut DeferredDrops::default())?;
         broker.counters.add_upstream_resume();
+        let mut resume = UpstreamResume::new(broker.upstream.clone(), requested, cursor.clone());
+        if let Some(later) = &topics.later_cursor {
+            resume = resume.begin_if_known(later.clone());
+        }
         Ok(Some(Self {
-            resume: UpstreamResume::new(broker.upstream.clone(), requested, cursor.clone()),
+            resume,
             waiter: broker.waiting_resumes.register(0),
             reserved: reserved
                 .topics
@@ -313,6 +319,23 @@ impl BackendResume {
         self.hub.leave(left.iter().map(|log| &**log));
     }
 
+    /// Waits until the broker has said whether it knows the cursor with which the client has returned. Returns how the resume ends if the broker does
+    /// not know it.
+    pub(super) fn poll_begin(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<UpstreamResumeOutcome<BackendResumeEnd>>> {
+        let logs = HubLogs::new(&self.hub, &self.topics, &self.waiter, self.added_at);
+        let Some(mut logs) = logs else {
+            return Poll::Ready(None);
+        };
+        let end = self.resume.poll_begin(&mut logs, cx);
+        if let Poll::Ready(Some(UpstreamResumeOutcome::Unavailable)) = end {
+            logs.broker.counters.add_unavailable();
+        }
+        end
+    }
+
     /// Returns the next item of the pages, or where the client continues. The client does not get the events that were published with `sender`
     /// as the excluded sender.
     pub(super) fn poll_next(
@@ -320,20 +343,14 @@ impl BackendResume {
         sender: Option<&Arc<str>>,
         cx: &mut Context<'_>,
     ) -> Poll<UpstreamResumeOutcome<BackendResumeEnd>> {
-        let Some(broker) = self.hub.broker() else {
+        let logs = HubLogs::new(&self.hub, &self.topics, &self.waiter, self.added_at);
+        let Some(mut logs) = logs else {
             return Poll::Ready(UpstreamResumeOutcome::Unavailable);
         };
-        let mut logs = HubLogs {
-            hub: &self.hub,
-            broker,
-            topics: &self.topics,
-            sender,
-            waiter: &self.waiter,
-            added_at: self.added_at,
-        };
+        logs.sender = sender;
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(UpstreamResumeOutcome::Unavailable) = outcome {
-            broker.counters.add_unavailable();
+            logs.broker.counters.add_unavailable();
         }
         outcome
     }
@@ -365,16 +382,9 @@ impl BackendResume {
     /// Joins the logs of a resume that cannot go on, because the broker cannot be read. If the hub does not know the cursor, the result has a gap with the
     /// reason `epoch`.
     pub(super) fn join_logs(&self) -> BackendResumeEnd {
-        let Some(broker) = self.hub.broker() else {
+        let logs = HubLogs::new(&self.hub, &self.topics, &self.waiter, self.added_at);
+        let Some(mut logs) = logs else {
             return BackendResumeEnd::Ended;
-        };
-        let mut logs = HubLogs {
-            hub: &self.hub,
-            broker,
-            topics: &self.topics,
-            sender: None,
-            waiter: &self.waiter,
-            added_at: self.added_at,
         };
         logs.start_after_loss(self.resume.cursor(), GapReason::Epoch)
     }
@@ -389,7 +399,24 @@ impl Drop for BackendResume {
     }
 }
 
-impl HubLogs<'_> {
+impl<'a> HubLogs<'a> {
+    /// Returns `None` if the hub has no broker.
+    fn new(
+        hub: &'a HubState,
+        topics: &'a BackendResumeTopics,
+        waiter: &'a WaiterKey,
+        added_at: Option<u64>,
+    ) -> Option<Self> {
+        Some(Self {
+            hub,
+            broker: hub.broker()?,
+            topics,
+            sender: None,
+            waiter,
+            added_at,
+        })
+    }
+
     fn join(&self, start: TopicStart) -> Option<JoinedTopics> {
         let (topics, patterns) = self.topics.join_requests(start);
         let drops = &mut DeferredDrops::default();

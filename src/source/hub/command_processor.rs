@@ -383,6 +383,7 @@ fn begin_resume(
     let patterns = pattern.iter().map(|allowed| allowed.pattern.clone());
     let resumed = BackendResumeTopics {
         cursor: cursor.clone(),
+        later_cursor: None,
         topics: topics.collect(),
         patterns: patterns.collect(),
         excluded_topics: Vec::new(),

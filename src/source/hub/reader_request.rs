@@ -93,6 +93,8 @@ impl From<&Topic> for AllowedTopic {
 /// The plan by which a client joins the logs of a hub.
 struct ClientJoinPlan {
     cursor: Option<HubCursor>,
+    /// Whether `cursor` stands for a later cursor, which the hub does not know.
+    is_cursor_behind: bool,
     requests: Vec<RequestedTopic>,
     patterns: Vec<RequestedPattern>,
     /// The topics and patterns that the client joins after a resume from the broker. `None` if the client joins all of its logs at once.
@@ -203,6 +205,7 @@ impl ClientJoinPlan {
                 patterns,
                 excluded_topics: Vec::new(),
                 cursor,
+                later_cursor: self.is_cursor_behind.then(|| requested.clone()),
             },
             new_topics: from_broker
                 .into_iter()
@@ -222,7 +225,8 @@ impl ReaderRequest {
     pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
         let mut plan = self.join_plan(&hub);
         let (mut joined, mut member_lists) = self.join(&hub, &plan)?;
-        if joined.has_missed_events() && plan.read_from_broker(&self, &hub, Some(&joined)) {
+        let needs_broker = plan.is_cursor_behind || joined.has_missed_events();
+        if needs_broker && plan.read_from_broker(&self, &hub, Some(&joined)) {
             hub.leave(joined.logs());
             (joined, member_lists) = self.join(&hub, &plan)?;
         }
@@ -234,6 +238,7 @@ impl ReaderRequest {
         }
         let ClientJoinPlan {
             cursor,
+            is_cursor_behind,
             backend_resume,
             ..
         } = plan;
@@ -253,6 +258,14 @@ impl ReaderRequest {
             reader.begin_resume_of_plan(resume_plan, cursor_position)?;
         } else if let Some(position) = cursor_position {
             reader.raise_catch_up_end(position);
+            // The broker may not know the client's later cursor, so the client gets one that the hub knows.
+            let cursor = hub
+                .id_at(published)
+                .filter(|_| is_cursor_behind && is_up_to_date);
+            cursor
+                .map(Item::Cursor)
+                .into_iter()
+                .for_each(|item| reader.push_item(item));
         } else if let StartPosition::After(id) = self.start {
             let mut gap = Gap::new(GapReason::Epoch).requested(id);
             gap.resumed = hub.id_at(reader.position());
@@ -271,6 +284,10 @@ impl ReaderRequest {
         let cursor = match &self.start {
             StartPosition::After(id) => self.known_cursor(id, hub),
             _ => None,
+        };
+        let is_cursor_behind = match (&self.start, &cursor) {
+            (StartPosition::After(id), Some(cursor)) => cursor.id != *id,
+            _ => false,
         };
         let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let start = topic_start(&self.start, cursor_position);
@@ -292,6 +309,7 @@ impl ReaderRequest {
                 .map(|allowed| allowed.join_request(start))
                 .collect(),
             cursor,
+            is_cursor_behind,
             backend_resume: None,
         };
         if has_unknown_cursor && plan.read_from_broker(self, hub, None) {
@@ -308,8 +326,9 @@ impl ReaderRequest {
 
     /// Returns the cursor from which the client resumes, if the hub knows a position for it.
     ///
-    /// If the hub lags behind the cursor, and has new topics for the client, the client resumes from the hub's last event. Otherwise the client
-    /// would miss the events of its new topics between this event and the cursor.
+    /// If the client's cursor is after the hub's last event, and the hub has new topics for the client, the client resumes from this event. Otherwise
+    /// the client would miss the events of its new topics between this event and the cursor. The hub may lag behind the broker, or the broker may have
+    /// lost its last events: [`BackendResumeTopics::later_cursor`].
     fn known_cursor(&self, id: &EventId, hub: &HubState) -> Option<HubCursor> {
         let id = id.clone();
         if let Some(position) = hub.position_of(&id) {

@@ -47,6 +47,11 @@ pub(crate) struct UpstreamResume<E> {
 
 /// The next step of an [`UpstreamResume`] that has no page to take events from.
 enum UpstreamResumeStep<E> {
+    /// Waits for the page after `id`, which says whether the upstream knows this id.
+    Confirm {
+        id: EventId,
+        read: Pin<Box<dyn Future<Output = PageResult<E>> + Send>>,
+    },
     /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
     /// Waits for a page.
@@ -130,6 +135,43 @@ impl<E: PageEvent> UpstreamResume<E> {
         }
     }
 
+    /// Lets the resume begin only if the upstream knows `id`: the cursor with which the client has returned, and which is after the cursor of the
+    /// resume.
+    pub(crate) fn begin_if_known(mut self, id: EventId) -> Self {
+        let read = self.read_page_after(id.clone());
+        self.step = UpstreamResumeStep::Confirm { id, read };
+        self
+    }
+
+    fn read_page_after(
+        &self,
+        cursor: EventId,
+    ) -> Pin<Box<dyn Future<Output = PageResult<E>> + Send>> {
+        Box::pin(self.upstream.read_page(PageKey {
+            after: cursor,
+            topics: self.topics.clone(),
+        }))
+    }
+
+    /// Waits until the upstream has said whether it knows the id of [`begin_if_known`](Self::begin_if_known). Returns how the resume ends if the
+    /// upstream does not know it.
+    pub(crate) fn poll_begin<L: UpstreamResumeLog<Event = E>>(
+        &mut self,
+        log: &mut L,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<UpstreamResumeOutcome<L::Start>>> {
+        let UpstreamResumeStep::Confirm { id, read } = &mut self.step else {
+            return Poll::Ready(None);
+        };
+        let result = ready!(read.as_mut().poll(cx));
+        let id = id.clone();
+        self.step = UpstreamResumeStep::LookUp;
+        Poll::Ready(match page_after(&id, result) {
+            Ok(_) => None,
+            Err(error) => Some(end_without_page(&id, error, log)),
+        })
+    }
+
     /// Sets the topics of the next pages.
     #[cfg(feature = "json")]
     pub(crate) fn set_topics(&mut self, topics: Option<TopicSet>) {
@@ -153,6 +195,11 @@ impl<E: PageEvent> UpstreamResume<E> {
                 return Poll::Ready(UpstreamResumeOutcome::Item(item));
             }
             match &mut self.step {
+                UpstreamResumeStep::Confirm { .. } => {
+                    if let Some(outcome) = ready!(self.poll_begin(log, cx)) {
+                        return Poll::Ready(outcome);
+                    }
+                }
                 UpstreamResumeStep::LookUp => {
                     self.gap_position = log.last_gap_position();
                     if let Some(start) = log.start_after(&self.cursor) {
@@ -161,30 +208,18 @@ impl<E: PageEvent> UpstreamResume<E> {
                     if self.remaining_scan == 0 {
                         return Poll::Ready(self.end_at_scan_limit(log));
                     }
-                    self.step =
-                        UpstreamResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
-                            after: self.cursor.clone(),
-                            topics: self.topics.clone(),
-                        })));
+                    let read = self.read_page_after(self.cursor.clone());
+                    self.step = UpstreamResumeStep::ReadPage(read);
                 }
                 UpstreamResumeStep::ReadPage(read) => {
                     let result = ready!(read.as_mut().poll(cx));
                     self.step = UpstreamResumeStep::LookUp;
-                    let loss = match result {
-                        Ok(page) => match page.reason_of_loss(&self.cursor) {
-                            Some(reason) => reason,
-                            None => {
-                                self.start_page(&page);
-                                continue;
-                            }
-                        },
-                        Err(PageReadError::Lost(reason)) => reason,
-                        Err(PageReadError::Unavailable) => {
-                            return Poll::Ready(UpstreamResumeOutcome::Unavailable);
+                    match page_after(&self.cursor, result) {
+                        Ok(page) => self.start_page(&page),
+                        Err(error) => {
+                            return Poll::Ready(end_without_page(&self.cursor, error, log));
                         }
-                    };
-                    let start = log.start_after_loss(&self.cursor, loss);
-                    return Poll::Ready(UpstreamResumeOutcome::ReadLog(start));
+                    }
                 }
                 UpstreamResumeStep::WaitForWriter(recheck) => {
                     // The position is read before the log is searched, so that an event that the writer pushes after the search ends the wait.
@@ -295,5 +330,31 @@ impl<E: PageEvent> UpstreamResume<E> {
             None => GapReason::Expired,
         };
         UpstreamResumeOutcome::ReadLog(log.start_after_loss(&self.cursor, reason))
+    }
+}
+
+/// Returns the page that was requested after `cursor`.
+///
+/// # Errors
+/// Also if the page says that the events after the cursor are lost.
+fn page_after<E: PageEvent>(cursor: &EventId, result: PageResult<E>) -> PageResult<E> {
+    let page = result?;
+    match page.reason_of_loss(cursor) {
+        Some(reason) => Err(PageReadError::Lost(reason)),
+        None => Ok(page),
+    }
+}
+
+/// Ends the resume of a client that gets no page after `cursor`.
+fn end_without_page<L: UpstreamResumeLog>(
+    cursor: &EventId,
+    error: PageReadError,
+    log: &mut L,
+) -> UpstreamResumeOutcome<L::Start> {
+    match error {
+        PageReadError::Lost(reason) => {
+            UpstreamResumeOutcome::ReadLog(log.start_after_loss(cursor, reason))
+        }
+        PageReadError::Unavailable => UpstreamResumeOutcome::Unavailable,
     }
 }

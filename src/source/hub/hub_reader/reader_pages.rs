@@ -72,7 +72,8 @@ impl HubReader {
         let Some(resume) = &mut self.backend_resume else {
             return Poll::Ready(Ok(None));
         };
-        if let Some(first_events) = resume.first_events() {
+        let end = ready!(resume.poll_begin(cx));
+        if let (None, Some(first_events)) = (&end, resume.first_events()) {
             match first_events.has_caught_up() {
                 true => *resume.first_events() = None,
                 false => {
@@ -81,80 +82,82 @@ impl HubReader {
                 }
             }
         }
-        Poll::Ready(Ok(
-            match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
-                UpstreamResumeOutcome::Item(item) => {
-                    if lists_members && matches!(item, Item::Gap(_)) {
-                        match resume.compare_gap_with_writer() {
-                            // The hub's list has every change before the end of this gap.
-                            Some(Ordering::Less | Ordering::Equal) => {}
-                            // The hub has no such list yet. The client returns later, and gets the gap then.
-                            Some(Ordering::Greater) if !resume.is_added() => {
-                                return Poll::Ready(Ok(Some(self.end_to_return())));
-                            }
-                            // The client gets a list at the end of the resume, too, and its cursor after that list.
-                            _ => resume.hold_cursor(),
+        let outcome = match end {
+            Some(end) => end,
+            None => ready!(resume.poll_next(self.sender.as_ref(), cx)),
+        };
+        Poll::Ready(Ok(match outcome {
+            UpstreamResumeOutcome::Item(item) => {
+                if lists_members && matches!(item, Item::Gap(_)) {
+                    match resume.compare_gap_with_writer() {
+                        // The hub's list has every change before the end of this gap.
+                        Some(Ordering::Less | Ordering::Equal) => {}
+                        // The hub has no such list yet. The client returns later, and gets the gap then.
+                        Some(Ordering::Greater) if !resume.is_added() => {
+                            return Poll::Ready(Ok(Some(self.end_to_return())));
                         }
+                        // The client gets a list at the end of the resume, too, and its cursor after that list.
+                        _ => resume.hold_cursor(),
                     }
-                    if let Item::Gap(gap) = &item {
-                        resume.count_missed_on_resume(gap);
-                    }
-                    self.take_page_item(item)
                 }
-                #[cfg(feature = "json")]
-                UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
+                if let Item::Gap(gap) = &item {
+                    resume.count_missed_on_resume(gap);
+                }
+                self.take_page_item(item)
+            }
+            #[cfg(feature = "json")]
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
+                position,
+                joined,
+                gap,
+            }) if resume.is_added() => {
+                // A command may wait for the end of the resume.
+                cx.waker().wake_by_ref();
+                self.join_added_topics(position, joined, gap);
+                None
+            }
+            // The stream does not end because of a command.
+            #[cfg(feature = "json")]
+            UpstreamResumeOutcome::Unavailable if resume.is_added() => {
+                let BackendResumeEnd::Joined {
                     position,
                     joined,
                     gap,
-                }) if resume.is_added() => {
-                    // A command may wait for the end of the resume.
-                    cx.waker().wake_by_ref();
-                    self.join_added_topics(position, joined, gap);
-                    None
-                }
-                // The stream does not end because of a command.
-                #[cfg(feature = "json")]
-                UpstreamResumeOutcome::Unavailable if resume.is_added() => {
-                    let BackendResumeEnd::Joined {
-                        position,
-                        joined,
-                        gap,
-                    } = resume.join_logs()
-                    else {
-                        return Poll::Ready(Ok(Some(self.end_to_return())));
+                } = resume.join_logs()
+                else {
+                    return Poll::Ready(Ok(Some(self.end_to_return())));
+                };
+                cx.waker().wake_by_ref();
+                self.join_added_topics(position, joined, gap);
+                None
+            }
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
+                position,
+                joined,
+                gap,
+            }) => {
+                let resumed_events = std::mem::take(resume.resumed_events());
+                let is_cursor_held = resume.is_cursor_held();
+                self.backend_resume = None;
+                // A command may wait for the end of the resume.
+                cx.waker().wake_by_ref();
+                self.continue_at(position, joined, resumed_events);
+                if let Some(gap) = gap {
+                    self.push_member_lists_and_gap(gap);
+                } else if is_cursor_held {
+                    self.push_member_lists(None);
+                    let cursor_position = match self.is_gap_told {
+                        true => self.catch_up_end,
+                        false => self.position,
                     };
-                    cx.waker().wake_by_ref();
-                    self.join_added_topics(position, joined, gap);
-                    None
+                    let cursor = self.hub.id_at(cursor_position);
+                    self.items.extend(cursor.map(Item::Cursor));
                 }
-                UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Joined {
-                    position,
-                    joined,
-                    gap,
-                }) => {
-                    let resumed_events = std::mem::take(resume.resumed_events());
-                    let is_cursor_held = resume.is_cursor_held();
-                    self.backend_resume = None;
-                    // A command may wait for the end of the resume.
-                    cx.waker().wake_by_ref();
-                    self.continue_at(position, joined, resumed_events);
-                    if let Some(gap) = gap {
-                        self.push_member_lists_and_gap(gap);
-                    } else if is_cursor_held {
-                        self.push_member_lists(None);
-                        let cursor_position = match self.is_gap_told {
-                            true => self.catch_up_end,
-                            false => self.position,
-                        };
-                        let cursor = self.hub.id_at(cursor_position);
-                        self.items.extend(cursor.map(Item::Cursor));
-                    }
-                    None
-                }
-                UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Ended)
-                | UpstreamResumeOutcome::Unavailable => Some(self.end_to_return()),
-            },
-        ))
+                None
+            }
+            UpstreamResumeOutcome::ReadLog(BackendResumeEnd::Ended)
+            | UpstreamResumeOutcome::Unavailable => Some(self.end_to_return()),
+        }))
     }
 
     /// Takes an item of the first events of new topics. A gap follows the lists of members.
