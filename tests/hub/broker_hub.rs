@@ -6,7 +6,7 @@ use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
-use testkit::{HttpConnection, HttpVersion, TestServer, next_item};
+use testkit::{CommandingSubscriber, HttpConnection, HttpVersion, TestServer, next_item};
 use tower::ServiceExt;
 use tower_push::{
     EventId, GapReason, Hub, Item, PushBody,
@@ -568,6 +568,39 @@ async fn topic_added_during_backend_resume_gets_events_of_earlier_pages() {
         events,
         ["0.1 old", "0.2 new", "0.2 old", "0.3 old", "0.4 old"]
     );
+}
+
+/// A client leaves a new topic while it gets the first events of the topic, which precede the pages of its other topic.
+#[tokio::test(start_paused = true)]
+async fn unsubscribe_ends_first_events_of_new_topic() {
+    let broker = Broker::default();
+    (1..=100).for_each(|number| drop(broker.publish(&["new"], &number.to_string())));
+    (1..=20).for_each(|number| drop(broker.publish(&["old"], &number.to_string())));
+    let hub = Hub::builder()
+        .start(StartPosition::Oldest)
+        .max_events(100)
+        .max_ids(5);
+    let node = broker.node(hub, 110);
+    let source = node.hub.subscribe(Topics::from_query("topic"));
+    let source = source.without_authorization();
+    let uri = "/?topic=old&topic=new&fresh=new";
+    let mut client = CommandingSubscriber::subscribe(source, uri, Some(&id(0, 105))).unwrap();
+    assert!(matches!(next_item(&mut client.items).await, Item::Event(_)));
+    assert!(client.send(r#"{"unsubscribe":{"topic":"new"}}"#));
+    let (mut left_at, mut topics) = (None, Vec::new());
+    while let Ok(Some(item)) =
+        tokio::time::timeout(Duration::from_secs(30), client.items.next()).await
+    {
+        if let Item::Event(event) | Item::EventWithCursor { event, .. } = item.unwrap() {
+            match event.event_type() {
+                Some(_) => left_at = Some(topics.len()),
+                None => topics.push(event.topic().unwrap().as_str().to_owned()),
+            }
+        }
+    }
+    let left_at = left_at.expect("an answer");
+    assert!(left_at < 80, "{left_at} events before the answer");
+    assert_eq!(topics[left_at..], vec!["old"; 15]);
 }
 
 /// A client resumes a topic from the broker, and a pattern that matches the topic from now on. The log of the pattern has events of pages, too.

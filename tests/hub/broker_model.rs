@@ -559,11 +559,13 @@ impl Model {
             return self.take_answer(client, event);
         };
         let (epoch, number) = split_id(id);
-        let topics = event.topics().iter().map(static_name);
-        // An event that was taken before the client has left a topic may follow the answer.
-        let topics = topics.filter(|name| self.clients[client].topics & bit_of(name) != 0);
-        let topics: Vec<_> = topics.collect();
+        let topics: Vec<_> = event.topics().iter().map(static_name).collect();
         for topic in &topics {
+            let topics = self.clients[client].topics;
+            assert!(
+                topics & bit_of(topic) != 0,
+                "an event of a topic that the client has left"
+            );
             let broker = self.broker.lock();
             if epoch == broker.epoch {
                 let published = &broker.history[number as usize - 1];

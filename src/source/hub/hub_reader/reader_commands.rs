@@ -195,6 +195,7 @@ impl HubReader {
         }
         self.leave_presence(topic);
         let mut is_in_added_pattern = false;
+        self.remove_first_events(topic);
         if let Some(resume) = &mut self.backend_resume {
             resume.remove_topic(topic);
             // The pages lack the events of the topic, which the client still gets for the pattern.

@@ -184,6 +184,34 @@ impl HubReader {
         None
     }
 
+    /// Leaves a topic before the client has got all of its first events. Those that were taken from its log are still yielded, before the answer to
+    /// the command.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_first_events(&mut self, topic: &Topic) {
+        let Some(resume) = &mut self.backend_resume else {
+            return;
+        };
+        let mut taken = Vec::new();
+        if let Some(first_events) = resume.first_events() {
+            taken.extend(std::iter::from_fn(|| first_events.pop_taken()));
+            first_events.remove_topic(topic);
+            if first_events.topics.is_empty() {
+                *resume.first_events() = None;
+            }
+        }
+        for item in taken {
+            let item = self.take_first_event(item);
+            self.items.extend(item);
+        }
+    }
+
+    /// Returns the next item that was taken from the logs.
+    #[cfg(feature = "json")]
+    fn pop_taken(&mut self) -> Option<Item> {
+        self.pop_item()
+            .or_else(|| self.buffer.pop().map(Item::Event))
+    }
+
     /// Takes an item of a page. Returns it with the cursor that the client has after it.
     fn take_page_item(&mut self, item: Item) -> Option<Item> {
         let resume = self.backend_resume.as_mut()?;
