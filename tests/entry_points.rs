@@ -535,3 +535,32 @@ async fn body_is_send_sync_fused_and_skips_empty_frames() {
     assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
     assert_eq!(PushBody::full("four").size_hint().exact(), Some(4));
 }
+
+/// What applications share among tasks and keep in their state.
+#[test]
+fn public_types_are_send_and_sync() {
+    use tower_push::{
+        Channel, Drain, Error, Event, Gap, Guard, Hub, Item, PushLayer, Relay, WriteTimeout,
+        event::EventRun,
+        guard::{Admission, DrainPlan, GuardCounts},
+        server::{Server, ServerCounts},
+        source::{
+            ClientMessages, Rejection, StartPosition, Subscription,
+            hub::{HubSource, HubTopic, HubWriter},
+            relay::RelayWriter,
+            resumable::Resumable,
+        },
+        transport::{Chunked, LongPoll, Negotiate, Sse, WebSocket},
+    };
+    fn assert_send_and_sync<T: Send + Sync + Unpin + 'static>() {}
+    assert_send_and_sync::<(Channel, Hub, Relay, Resumable, HubSource, HubTopic)>();
+    assert_send_and_sync::<(RelayWriter, HubWriter, ClientMessages)>();
+    assert_send_and_sync::<(Event, EventRun, Gap, Item, Error, Rejection)>();
+    assert_send_and_sync::<(Subscription, StartPosition)>();
+    assert_send_and_sync::<(Guard, Admission, Drain, DrainPlan, GuardCounts)>();
+    assert_send_and_sync::<(Server, ServerCounts, WriteTimeout<tokio::net::TcpStream>)>();
+    assert_send_and_sync::<(Sse, Chunked, LongPoll, WebSocket, Negotiate, PushLayer)>();
+    // A source, like a stream, belongs to one task at a time.
+    fn assert_send<T: Send + 'static>() {}
+    assert_send::<Push>();
+}

@@ -79,6 +79,7 @@ impl fmt::Debug for RemoteSource {
 }
 
 /// The stream of one client of a [`RemoteSource`].
+#[must_use = "a stream does nothing unless it is polled"]
 pub struct RemoteStream(EventStream);
 
 impl Stream for RemoteStream {

@@ -132,6 +132,7 @@ impl MemberSnapshot {
     /// [node timeout](super::PresenceOptions::node_timeout). So while the age is less than this time, a member that is not in the snapshot may be
     /// connected: [`HubWriter::set_members`](super::HubWriter::set_members) then keeps the members that the hub has, and
     /// [`MemberListUpdater::must_read_again`](super::MemberListUpdater::must_read_again) returns `true` at the end of this time.
+    #[must_use]
     pub fn storage_age(mut self, age: Duration) -> Self {
         self.storage_age = age;
         self

@@ -232,7 +232,7 @@ impl ClientSession {
                 close_code: CloseCode::MESSAGE_TOO_BIG,
                 reason: "message is too big",
             },
-            deflate::InflateError::Invalid => DecodeError {
+            _ => DecodeError {
                 close_code: CloseCode::INVALID_PAYLOAD,
                 reason: "message is not valid DEFLATE",
             },

@@ -337,11 +337,13 @@ impl Event {
     }
 
     /// Like [`with_id`](Self::with_id), but takes an [`EventId`] and cannot fail.
+    #[must_use]
     pub fn with_event_id(self, id: EventId) -> Self {
         self.map_fields(|fields| fields.id = Some(id))
     }
 
     /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
+    #[must_use]
     pub fn with_event_topic(self, topic: Topic) -> Self {
         self.map_fields(|fields| {
             fields.topic = Some(topic);
@@ -350,12 +352,14 @@ impl Event {
     }
 
     /// Returns the event without an id. A client's cursor does not move with such an event.
+    #[must_use]
     pub fn without_id(self) -> Self {
         self.map_fields(|fields| fields.id = None)
     }
 
     /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. If a field is to be changed under
     /// a lock, call this method before taking the lock, so that the change copies nothing.
+    #[must_use]
     pub fn into_unshared(self) -> Self {
         self.map_fields(|_| {})
     }

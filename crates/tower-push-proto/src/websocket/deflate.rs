@@ -97,6 +97,7 @@ pub fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, InflateErro
 
 /// The reason why [`inflate`] failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum InflateError {
     /// The bytes are not one whole message in DEFLATE.
     Invalid,
