@@ -377,7 +377,8 @@ impl Hub {
     /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this
     /// method. `is_revoked` is called for each of these subscriptions while no client can subscribe, so it must be fast, must not wait, and must not call
     /// this hub. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic),
-    /// [`topics`](Self::topics) and [`matching`](Self::matching), which the server has chosen, are not ended.
+    /// [`topics`](Self::topics) and [`matching`](Self::matching), which the server has chosen, are not ended. In a hub with a broker, the subscriptions
+    /// to other servers are not ended: call this method on each server.
     ///
     /// ```
     /// let hub = tower_push::Hub::new();
