@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional},
+    io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{
         TcpListener, TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -27,6 +27,7 @@ pub struct BreakableProxy {
     address: SocketAddr,
     next_connections: Arc<ConnectionSettings>,
     breaks: watch::Sender<()>,
+    attempts: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -51,11 +52,18 @@ impl BreakableProxy {
             server_port: AtomicU16::new(server_port),
             bytes_per_second: AtomicU64::new(u64::MAX),
         });
-        let task = tokio::spawn(accept(listener, next_connections.clone(), breaks.clone()));
+        let attempts = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(accept(
+            listener,
+            next_connections.clone(),
+            breaks.clone(),
+            attempts.clone(),
+        ));
         Self {
             address,
             next_connections,
             breaks,
+            attempts,
             task,
         }
     }
@@ -77,6 +85,11 @@ impl BreakableProxy {
         rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
+    /// Returns how often a client has connected or sent something so far. What a client sends at once counts once.
+    pub fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
     /// Closes all connections, with the bytes that are on their way.
     pub fn break_connections(&self) {
         self.breaks.send_replace(());
@@ -94,14 +107,17 @@ async fn accept(
     listener: TcpListener,
     settings: Arc<ConnectionSettings>,
     breaks: watch::Sender<()>,
+    attempts: Arc<AtomicU64>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
+        attempts.fetch_add(1, Ordering::Relaxed);
+        let attempts = attempts.clone();
         let server_port = settings.server_port.load(Ordering::Relaxed);
         let rate = settings.bytes_per_second.load(Ordering::Relaxed);
         let mut broken = breaks.subscribe();
         tokio::spawn(async move {
             tokio::select! {
-                () = forward(client, server_port, rate) => {}
+                () = forward(client, server_port, rate, &attempts) => {}
                 _ = broken.changed() => {}
             }
         });
@@ -109,24 +125,44 @@ async fn accept(
 }
 
 /// Copies bytes both ways until both sides have closed their directions, or one of them fails.
-async fn forward(mut client: TcpStream, server_port: u16, bytes_per_second: u64) {
+async fn forward(
+    mut client: TcpStream,
+    server_port: u16,
+    bytes_per_second: u64,
+    attempts: &AtomicU64,
+) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server_port)).await else {
         return;
     };
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
-    if bytes_per_second == u64::MAX {
-        let _ = copy_bidirectional(&mut client, &mut server).await;
-        return;
-    }
-    let (mut client_reader, client_writer) = client.split();
-    let (server_reader, mut server_writer) = server.split();
-    let to_server = async {
-        copy(&mut client_reader, &mut server_writer).await?;
-        server_writer.shutdown().await
+    let (client_reader, mut client_writer) = client.split();
+    let (mut server_reader, server_writer) = server.split();
+    let to_server = copy_and_count(client_reader, server_writer, attempts);
+    let to_client = async {
+        if bytes_per_second < u64::MAX {
+            return copy_slowly(server_reader, client_writer, bytes_per_second).await;
+        }
+        copy(&mut server_reader, &mut client_writer).await?;
+        client_writer.shutdown().await
     };
-    let to_client = copy_slowly(server_reader, client_writer, bytes_per_second);
     let _ = tokio::try_join!(to_server, to_client);
+}
+
+async fn copy_and_count(
+    mut reader: ReadHalf<'_>,
+    mut writer: WriteHalf<'_>,
+    attempts: &AtomicU64,
+) -> io::Result<()> {
+    let mut chunk = [0; 8 * SLOW_CHUNK_BYTES];
+    loop {
+        let len = reader.read(&mut chunk).await?;
+        if len == 0 {
+            return writer.shutdown().await;
+        }
+        attempts.fetch_add(1, Ordering::Relaxed);
+        writer.write_all(&chunk[..len]).await?;
+    }
 }
 
 async fn copy_slowly(

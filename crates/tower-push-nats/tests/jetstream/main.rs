@@ -11,5 +11,6 @@ mod nodes;
 mod presence;
 mod publishing;
 mod random_faults;
+mod retries;
 mod slow_link;
 mod upstream_resumes;

@@ -25,7 +25,7 @@ use tower_push_nats::JetStreamHub;
 use crate::nodes::{Operator, STREAM, builder};
 
 /// The stream of the members.
-const MEMBERS_STREAM: &str = "EVENTS_MEMBERS";
+pub(crate) const MEMBERS_STREAM: &str = "EVENTS_MEMBERS";
 
 async fn node(server: &NatsServer) -> JetStreamHub {
     node_with(server, presence_options()).await

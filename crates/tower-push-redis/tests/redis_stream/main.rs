@@ -10,6 +10,7 @@ mod nodes;
 mod presence;
 mod publishing;
 mod random_faults;
+mod retries;
 mod slow_link;
 mod topologies;
 mod upstream_resumes;
