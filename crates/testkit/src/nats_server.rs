@@ -57,6 +57,11 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// Returns the name of the server in a cluster.
+    pub fn name(&self) -> String {
+        server_name(&self.directory)
+    }
+
     /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
@@ -130,8 +135,7 @@ impl Drop for NatsServer {
 
 fn spawn_server(directory: &Path, port: u16, config: &str) -> Child {
     let store = directory.join("store");
-    // The servers of a cluster have different names, and keep them on another port.
-    let name = directory.file_name().unwrap().to_string_lossy();
+    let name = server_name(directory);
     let config = format!(
         "listen: 127.0.0.1:{port}\nserver_name: {name}\njetstream {{ store_dir: {store:?} }}\n{config}\n"
     );
@@ -143,6 +147,12 @@ fn spawn_server(directory: &Path, port: u16, config: &str) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("run scripts/setup first")
+}
+
+/// Returns the name of a server. The servers of a cluster have different names, and keep them on another port.
+fn server_name(directory: &Path) -> String {
+    let name = directory.file_name().unwrap();
+    name.to_string_lossy().into_owned()
 }
 
 fn copy_directory(from: &Path, to: &Path) {

@@ -4,7 +4,7 @@ use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     api_response::{ConsumerInfo, nanoseconds},
@@ -19,6 +19,10 @@ use crate::{
 /// # Invariant: no hole
 /// The reader checks that no delivery of the consumer is missing between two messages. If a message is lost on its way, the connection breaks,
 /// or the consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
+///
+/// # Invariant: no silence
+/// [`next`](Self::next) also fails if the consumer is silent, although a request waits: the server with the consumer may have lost the request, while
+/// the connection to another server of the cluster is intact. `silent_at` is a field because callers may drop the future of each call early.
 #[derive(Debug)]
 pub(crate) struct ConsumerReader {
     api: Arc<StreamApi>,
@@ -36,6 +40,9 @@ pub(crate) struct ConsumerReader {
     usual_max_bytes: usize,
     /// The maximum number of bytes for the next request.
     max_bytes: usize,
+    /// The time at which the consumer counts as silent. Messages and heartbeats that arrive while the caller does something else wait in
+    /// `subscriber`, so this time counts, too.
+    silent_at: Instant,
 }
 
 /// A message or a status that a consumer has sent.
@@ -66,6 +73,9 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// The time after which the server sends a heartbeat if it has sent nothing else.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The time without a message or a heartbeat after which a consumer counts as silent.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
+
 impl ConsumerReader {
     pub(crate) async fn new(api: Arc<StreamApi>, consumer: &ConsumerInfo) -> Result<Self, Error> {
         let detector = api.connection.loss_detector()?;
@@ -86,6 +96,7 @@ impl ConsumerReader {
             requested: 0,
             usual_max_bytes,
             max_bytes: usual_max_bytes,
+            silent_at: Instant::now() + MAX_SILENCE,
         })
     }
 
@@ -101,6 +112,7 @@ impl ConsumerReader {
             Some(message) => message,
             None => self.wait_for_message().await?,
         };
+        self.silent_at = Instant::now() + MAX_SILENCE;
         self.handle_message(message.ok_or_else(|| self.detector.client().end())?)
     }
 
@@ -119,6 +131,7 @@ impl ConsumerReader {
             .send(subject, self.reply_subject(), request)
             .await?;
         self.requested = BATCH_MESSAGES;
+        self.silent_at = Instant::now() + MAX_SILENCE;
         Ok(())
     }
 
@@ -136,7 +149,7 @@ impl ConsumerReader {
                 error = connection.wait_until_broken(&mut self.detector) => Err(error),
             }
         };
-        match timeout(HEARTBEAT_INTERVAL * 2, message).await {
+        match timeout_at(self.silent_at, message).await {
             Ok(message) => message,
             Err(_) => Err(connection.leave_silent_server().await),
         }

@@ -81,6 +81,7 @@ pub(crate) struct StreamReader<S> {
     consumer_start: u64,
     /// The number of messages to read from the leader before the next consumer is created.
     leader_messages: usize,
+    stall: StallDetector,
 }
 
 /// The interval of comparisons of the position with the stream.
@@ -122,6 +123,7 @@ impl<S: MessageSink> StreamReader<S> {
             backoff: FeedBackoff::default(),
             consumer_start: sequence,
             leader_messages: 0,
+            stall: StallDetector::default(),
         }
     }
 
@@ -192,7 +194,9 @@ impl<S: MessageSink> StreamReader<S> {
     /// Reads from one consumer until it fails.
     async fn follow(&mut self, mut consumer: ConsumerReader) -> Error {
         let mut check_at = Instant::now() + CHECK_INTERVAL;
+        self.stall = StallDetector::default();
         loop {
+            // Whether the consumer lives, or has nothing to deliver.
             let mut has_answer = true;
             match timeout_at(check_at, consumer.next()).await {
                 Ok(Ok(Delivery::Message(delivered))) => {
@@ -206,8 +210,9 @@ impl<S: MessageSink> StreamReader<S> {
                 Ok(Err(error)) => return error,
             }
             if Instant::now() >= check_at {
-                if let Err(error) = self.check_stream().await {
-                    return error;
+                match self.check_stream().await {
+                    Ok(is_at_end) => has_answer |= is_at_end,
+                    Err(error) => return error,
                 }
                 check_at = Instant::now() + CHECK_INTERVAL;
             }
@@ -230,14 +235,24 @@ impl<S: MessageSink> StreamReader<S> {
         };
     }
 
-    /// Checks that the stream is still the one that the position names.
-    async fn check_stream(&mut self) -> Result<(), Error> {
+    /// Checks that the stream is still the one that the position names, and that the consumer delivers its messages. Returns whether the position is
+    /// at the end of the stream.
+    async fn check_stream(&mut self) -> Result<bool, Error> {
         let info = self.api.info().await?;
         match check_continuity(self.position, info.fingerprint(), info.state, None) {
-            StreamContinuity::Intact => Ok(()),
+            StreamContinuity::Intact => {}
             StreamContinuity::Rewound | StreamContinuity::Replaced => {
-                Err(Error::unavailable("the stream was replaced"))
+                return Err(Error::unavailable("the stream was replaced"));
             }
+        }
+        let position = self.position.sequence;
+        if !self.stall.check(position, info.state.last_seq) {
+            return Ok(position == info.state.last_seq);
+        }
+        // The last messages may have been removed before the consumer could deliver them.
+        match self.api.first_message_from(position + 1, ">").await? {
+            Some(_) => Err(Error::unavailable("the consumer delivers no messages")),
+            None => Ok(true),
         }
     }
 
@@ -387,6 +402,29 @@ impl<S: MessageSink> StreamReader<S> {
     }
 }
 
+/// Notices that a consumer delivers nothing although the stream has messages for it.
+#[derive(Debug, Default)]
+struct StallDetector {
+    /// The position at the last check, if there were messages after it.
+    behind_at: Option<u64>,
+    /// The number of checks in a row that have found no progress since the check before.
+    checks: u32,
+}
+
+impl StallDetector {
+    /// The number of checks without progress after which a consumer is replaced. It leaves a large message on a slow link the time that
+    /// [`ConsumerReader`] leaves it.
+    const MAX_CHECKS: u32 = 2;
+
+    /// Compares the position with the end of the stream. Returns whether there are messages after the position, and there was no progress for too long.
+    fn check(&mut self, position: u64, last: u64) -> bool {
+        let was_behind = self.behind_at == Some(position);
+        self.checks = if was_behind { self.checks + 1 } else { 0 };
+        self.behind_at = (last > position).then_some(position);
+        self.checks >= Self::MAX_CHECKS
+    }
+}
+
 /// Returns the position before the newest messages, with which a log begins.
 pub(crate) async fn log_start_cursor(
     api: &StreamApi,
@@ -408,4 +446,24 @@ async fn cursor_at_sequence(
         stream,
         message: message.map(|message| message.fingerprint),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stall_is_noticed() {
+        let mut stall = StallDetector::default();
+        // The position is at the end of the stream, or follows it.
+        let following = [(5, 5), (5, 5), (5, 5), (5, 9), (6, 9), (8, 20), (8, 20)];
+        for (position, last) in following {
+            assert!(!stall.check(position, last), "{position} of {last}");
+        }
+        assert!(stall.check(8, 30));
+        assert!(stall.check(8, 30));
+        assert!(!stall.check(9, 30));
+        assert!(!stall.check(9, 30));
+        assert!(stall.check(9, 30));
+    }
 }

@@ -1,6 +1,7 @@
 //! Streams on real servers, and what clients get when the servers fail.
 
 mod broker_away;
+mod cluster;
 mod connecting;
 mod faults;
 mod feed;
