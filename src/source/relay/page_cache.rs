@@ -78,8 +78,11 @@ pub(super) struct StartedRead<E> {
 /// without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
-/// The time for which an answer that may soon be wrong is used: that there are no events yet, that the upstream has failed, or that a cursor is lost.
-/// An upstream can find a cursor lost because the server that it asks lags.
+/// The time for which the answer that a cursor is lost is used. An upstream can find a cursor lost because the server that it asks lags. A client that
+/// polls without waiting, such as every 5 s, must find the answer, or it would never learn of the loss.
+const LOSS_REUSE_TIME: Duration = Duration::from_secs(10);
+
+/// The time for which an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events, of all topics, have no bytes.
@@ -165,17 +168,18 @@ impl<E: PageEvent> PageCache<E> {
             Ok(page) => page.is_end_of_feed(&key.after),
             Err(_) => true,
         };
+        let reuse_time = match &result {
+            Err(PageReadError::Lost(_)) => LOSS_REUSE_TIME,
+            _ if is_transient => TRANSIENT_REUSE_TIME,
+            _ => PAGE_REUSE_TIME,
+        };
         let mut dropped = self.make_room_for(memory_len);
         self.memory_len += memory_len;
         let state = ReadState::Finished {
             result,
             memory_len,
             is_transient,
-            reusable_until: now
-                + match is_transient {
-                    true => TRANSIENT_REUSE_TIME,
-                    false => PAGE_REUSE_TIME,
-                },
+            reusable_until: now + reuse_time,
         };
         let entry = CacheEntry { number, state };
         dropped.extend(
@@ -310,7 +314,7 @@ mod tests {
         for (result, is_transient) in [
             (Ok(Arc::new(Page::default())), true),
             (Err(PageReadError::Unavailable), true),
-            (Err(PageReadError::Lost(GapReason::Epoch)), true),
+            (Err(PageReadError::Lost(GapReason::Epoch)), false),
             (page(5), false),
         ] {
             let number = begin(&mut cache, 1);
