@@ -570,6 +570,31 @@ async fn topic_added_during_backend_resume_gets_events_of_earlier_pages() {
     );
 }
 
+/// The only first event of a new topic is the client's own, which it does not get. The next event of the topic is in the pages, although the server gets
+/// it before the client reads.
+#[tokio::test(start_paused = true)]
+async fn event_after_first_events_does_not_precede_pages() {
+    let broker = Broker::default();
+    broker.publish(&["old"], "1");
+    let hub = Hub::builder().start(StartPosition::Oldest).max_ids(2);
+    let mut node = broker.node(hub, 1);
+    let own = PublishOptions::new().except("tab-1");
+    node.hub.publish_and_wait("new", "own", &own).await.unwrap();
+    broker.publish(&["old"], "2");
+    broker.publish(&["old"], "3");
+    node.push(usize::MAX);
+    let topics = Topics::from_query("topic").sender_from_query("sender");
+    let source = node.hub.subscribe(topics).without_authorization();
+    let uri = "/?topic=old&topic=new&fresh=new&sender=tab-1&last_event_id=0.2";
+    let mut subscriber = subscribe_to(&source, uri).unwrap();
+    broker.publish(&["old"], "4");
+    broker.publish(&["new"], "5");
+    node.push(usize::MAX);
+    for text in ["2", "3", "4", "5"] {
+        assert_eq!(next_text(&mut subscriber).await, text);
+    }
+}
+
 /// A client leaves a new topic while it gets the first events of the topic, which precede the pages of its other topic.
 #[tokio::test(start_paused = true)]
 async fn unsubscribe_ends_first_events_of_new_topic() {

@@ -20,7 +20,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::HubReader;
+use super::{HubReader, MAX_READS_PER_POLL, reader_batches::BatchReadOutcome};
 #[cfg(feature = "json")]
 use crate::event::Topic;
 use crate::{
@@ -74,12 +74,9 @@ impl HubReader {
         };
         let end = ready!(resume.poll_begin(cx));
         if let (None, Some(first_events)) = (&end, resume.first_events()) {
-            match first_events.has_caught_up() {
-                true => *resume.first_events() = None,
-                false => {
-                    let item = ready!(first_events.poll_next(cx))?;
-                    return Poll::Ready(Ok(self.take_first_event(item)));
-                }
+            match ready!(first_events.poll_first_event(cx))? {
+                Some(item) => return Poll::Ready(Ok(self.take_first_event(item))),
+                None => *resume.first_events() = None,
             }
         }
         let outcome = match end {
@@ -205,8 +202,30 @@ impl HubReader {
         }
     }
 
+    /// Returns the next item up to the end of the catch-up. Returns `None` if there are no more. Events after this end are of the pages, even if the reader
+    /// gets none of those before it.
+    ///
+    /// # Errors
+    /// The error that disconnects a subscriber that is too slow.
+    fn poll_first_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Item>, Error>> {
+        for _ in 0..MAX_READS_PER_POLL {
+            if let Some(item) = self.pop_taken() {
+                return Poll::Ready(Ok(Some(item)));
+            }
+            if self.has_caught_up() {
+                return Poll::Ready(Ok(None));
+            }
+            match self.read_batch() {
+                BatchReadOutcome::Items | BatchReadOutcome::Again => {}
+                BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
+                BatchReadOutcome::UpToDate => return Poll::Ready(Ok(None)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     /// Returns the next item that was taken from the logs.
-    #[cfg(feature = "json")]
     fn pop_taken(&mut self) -> Option<Item> {
         self.pop_item()
             .or_else(|| self.buffer.pop().map(Item::Event))
