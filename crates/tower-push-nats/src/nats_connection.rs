@@ -180,10 +180,43 @@ impl NatsConnection {
                 error = self.wait_for_interruption(&mut detector, Some(&subject)) => Err(error),
             }
         };
-        match timeout(self.timeout, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.leave_silent_server().await),
+        self.wait_for_answer(&client, answer).await?
+    }
+
+    /// Waits for the answer to a request, for a limited time.
+    ///
+    /// One late answer says nothing about the connection, which everything shares: only one part of the server may be slow. So a server that has sent
+    /// nothing by the middle of this time gets a PING, and if it has sent nothing by the end either, this method reconnects, to another server or to
+    /// the same one.
+    ///
+    /// # Errors
+    /// [`Error::timeout`] if the answer does not come in time.
+    pub(crate) async fn wait_for_answer<T>(
+        &self,
+        active: &ActiveClient,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let received = active.received_bytes();
+        let ping_if_silent = async {
+            sleep(self.timeout / 2).await;
+            if active.received_bytes() == received {
+                active.ping().await;
+            }
+            std::future::pending().await
+        };
+        let answer_or_ping = async {
+            tokio::select! {
+                answer = answer => answer,
+                never = ping_if_silent => never,
+            }
+        };
+        if let Ok(answer) = timeout(self.timeout, answer_or_ping).await {
+            return Ok(answer);
         }
+        if active.received_bytes() == received {
+            self.reconnect(active).await;
+        }
+        Err(Error::timeout())
     }
 
     async fn send_request(
@@ -261,16 +294,14 @@ impl NatsConnection {
             .map_err(|_| Error::timeout())??)
     }
 
-    /// Reconnects, to another server or to the same one, after the server has not answered in time. Returns the error for this.
+    /// Reconnects, to another server or to the same one.
     ///
     /// During an attempt to connect, this method does not ask for another attempt: it would break the connection that the attempt makes.
-    pub(crate) async fn leave_silent_server(&self) -> Error {
-        let active = self.active();
+    async fn reconnect(&self, active: &ActiveClient) {
         if active.is_connected() {
             // The queue of the NATS client can be full.
             let _ = timeout(self.timeout, active.client.force_reconnect()).await;
         }
-        Error::timeout()
     }
 
     /// Waits until there is a connection, for a limited time. Replaces the NATS client if it has ended.
@@ -344,6 +375,19 @@ impl ActiveClient {
 
     fn connect_count(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// The number of bytes that the servers have sent on all connections.
+    fn received_bytes(&self) -> u64 {
+        self.client.statistics().in_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sends a PING. The NATS client has no method for this, but sends one with the end of a subscription.
+    async fn ping(&self) {
+        // If the client has ended, there is no server to ask.
+        if let Ok(mut subscriber) = self.client.subscribe(self.client.new_inbox()).await {
+            let _ = subscriber.drain().await;
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tower_push_proto::{fingerprint::Fingerprint, random, read_sizer::ReadSizer};
 
 use crate::{
@@ -293,7 +293,9 @@ impl StreamApi {
             messages: Vec::new(),
             has_more: true,
         };
-        let result = timeout(limit, self.read_batch(&request, detector, &mut read)).await;
+        let client = detector.client().clone();
+        let batch = self.read_batch(&request, detector, &mut read);
+        let result = self.connection.wait_for_answer(&client, batch).await;
         let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
         match result {
             Ok(Err(error)) => Err(error),
@@ -308,10 +310,10 @@ impl StreamApi {
                 sized.finish(read.messages.len(), bytes, began_at.elapsed(), limit);
                 Ok(read)
             }
-            Err(_) => {
+            Err(error) => {
                 sized.timed_out(read.messages.len(), bytes);
                 match read.messages.is_empty() {
-                    true => Err(self.connection.leave_silent_server().await),
+                    true => Err(error),
                     false => Ok(read),
                 }
             }

@@ -1,13 +1,15 @@
 //! What clients get when a server or its stream fails: each event once and in order, or a gap that is true.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use serde_json::json;
 use testkit::{NatsServer, RelayClient, TEST_TIMEOUT, free_port};
+use tokio::time::sleep;
+use tower_push::Event;
 use tower_push_nats::ReaderState;
 
 use crate::nodes::{
-    Operator, builder, node, publish_numbers, sequence, wait_for_state, wait_until_read,
+    Monitoring, Operator, builder, node, publish_numbers, sequence, wait_for_state, wait_until_read,
 };
 
 #[tokio::test]
@@ -246,6 +248,60 @@ async fn silent_server_is_noticed() {
         item = client.next().await;
     }
     assert_eq!(item, "2");
+}
+
+/// The server answers everything but the publications to one topic.
+#[tokio::test]
+async fn unanswered_publication_does_not_break_connection() {
+    let monitoring = Monitoring::new();
+    let server = NatsServer::start(&monitoring.config());
+    let operator = Operator::connect(&server).await;
+    operator
+        .create_stream(json!({ "subjects": ["news"] }))
+        .await;
+    // With a subscriber, the server does not say that there is nobody to answer.
+    let _silent_subscriber = operator.subscribe("unanswered").await;
+    let node = builder(&server)
+        .subject_prefix("")
+        .request_timeout(Duration::from_millis(300))
+        .publish_retry_time(Duration::ZERO);
+    let node = node.connect().await.unwrap();
+    let mut client = RelayClient::connect(node.relay()).await;
+    let connections = monitoring.connections();
+    let expect_unanswered = async || {
+        let event = Event::text("x").with_topic("unanswered").unwrap();
+        let error = node.publish(&event).await.unwrap_err();
+        assert!(
+            error.is_unavailable() && error.may_be_published(),
+            "{error}"
+        );
+    };
+
+    // The server has nothing to send but the answer to a PING.
+    expect_unanswered().await;
+    // The server answers other publications meanwhile.
+    let has_ended = Cell::new(false);
+    let unanswered = async {
+        for _ in 0..3 {
+            expect_unanswered().await;
+        }
+        has_ended.set(true);
+    };
+    let answered = async {
+        let mut published = 0;
+        while !has_ended.get() {
+            let event = Event::text(published.to_string());
+            let event = event.with_topic("news").unwrap();
+            node.publish(&event).await.unwrap();
+            published += 1;
+            sleep(Duration::from_millis(2)).await;
+        }
+        published
+    };
+    let ((), published) = tokio::join!(unanswered, answered);
+    client.expect_numbers(0..published).await;
+    assert_eq!(node.reader_status().reconnects, 0);
+    assert_eq!(monitoring.connections(), connections);
 }
 
 /// The messages of a node are not lost while its process stands still: its consumer is gone, and its messages are trimmed.

@@ -1,6 +1,8 @@
 //! Nodes of a stream, and requests to its server.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +12,7 @@ use std::{
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use testkit::{NatsServer, TEST_TIMEOUT, wait_until};
+use testkit::{NatsServer, TEST_TIMEOUT, free_port, wait_until};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
@@ -194,6 +196,42 @@ impl Operator {
             let payload = number.to_string().into();
             self.0.request("events", payload).await.unwrap();
         }
+    }
+}
+
+/// The port on which a server tells over HTTP what it has done.
+pub(crate) struct Monitoring {
+    port: u16,
+}
+
+impl Monitoring {
+    pub(crate) fn new() -> Self {
+        Self { port: free_port() }
+    }
+
+    /// Returns the part of the server's configuration file.
+    pub(crate) fn config(&self) -> String {
+        format!("http: \"127.0.0.1:{}\"", self.port)
+    }
+
+    /// Returns the number of messages that clients have sent so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.count("in_msgs")
+    }
+
+    /// Returns the number of connections of clients so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.count("total_connections")
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.write_all(b"GET /varz HTTP/1.0\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
+        let counts: Value = serde_json::from_str(body).unwrap();
+        counts[name].as_u64().unwrap()
     }
 }
 

@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::json;
-use testkit::{NatsServer, RelayClient};
-use tower_push::{Event, Item, event::Payload, source::StartPosition};
+use testkit::{NatsServer, RelayClient, wait_until};
+use tower_push::{
+    Event, Hub, Item,
+    event::Payload,
+    source::{StartPosition, hub::PublishOptions},
+};
 
-use crate::nodes::{Operator, builder, node, publish_numbers, sequence};
+use crate::nodes::{Monitoring, Operator, builder, node, publish_numbers, sequence};
 
 #[tokio::test]
 async fn event_keeps_its_fields() {
@@ -40,6 +44,34 @@ async fn event_keeps_its_fields() {
         panic!("no event")
     };
     assert_eq!(read.payload(), binary.payload());
+}
+
+#[tokio::test]
+async fn publication_is_one_request() {
+    const PUBLICATIONS: u64 = 100;
+    /// The readers of the two nodes check the stream every 5 s.
+    const MAX_OTHER_MESSAGES: u64 = 20;
+    let monitoring = Monitoring::new();
+    let server = NatsServer::start(&monitoring.config());
+    let relay_node = node(&server).await;
+    let hub_node = builder(&server).connect_hub(Hub::builder()).await.unwrap();
+    let mut client = RelayClient::connect(relay_node.relay()).await;
+    let before = monitoring.messages();
+    publish_numbers(&relay_node, 0..PUBLICATIONS).await;
+    let options = PublishOptions::new();
+    for number in 0..PUBLICATIONS {
+        let event = Event::text((PUBLICATIONS + 2 * number).to_string());
+        let key = number.to_string();
+        relay_node.publish_once(&event, &key).await.unwrap();
+        let text = (PUBLICATIONS + 2 * number + 1).to_string();
+        let published = hub_node.hub().publish_and_wait(["a", "b"], text, &options);
+        published.await.unwrap();
+    }
+    client.expect_numbers(0..3 * PUBLICATIONS).await;
+    let sent = || monitoring.messages() - before;
+    wait_until(|| sent() >= 3 * PUBLICATIONS, || "no messages").await;
+    let other = sent() - 3 * PUBLICATIONS;
+    assert!(other <= MAX_OTHER_MESSAGES, "{other} other messages");
 }
 
 #[tokio::test]
