@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use testkit::{CommandingSubscriber, HubClient, RedisProgram, RedisServer, next_item};
+use testkit::{
+    CommandingSubscriber, HubClient, RedisProgram, RedisServer, TEST_TIMEOUT, next_item, wait_until,
+};
+use tokio::time::{sleep, timeout};
 use tower_push::{
     EventId, Hub, Item,
     source::{
@@ -63,6 +66,37 @@ async fn client_moves_to_another_server() {
     // The client has another set of topics on the other server.
     let mut client = subscribe(&nodes[0], &["b", "c"], StartPosition::After(third));
     client.expect_texts(&["4", "5"]).await;
+}
+
+/// The user may not do what the reader needs for a while.
+#[tokio::test]
+async fn lag_is_number_of_unread_entries() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = hub(&server).await;
+    let mut client = HubClient::connect(node.hub(), &["a"]).await;
+    let add = |text| server.command(&["XADD", KEY, "*", "topic", "a", "data", text]);
+    let wait_until_read = async || {
+        let wait = async {
+            while node.lag().await.unwrap() > 0 {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(TEST_TIMEOUT, wait).await.expect("the reader lags");
+    };
+    add("1");
+    client.expect_texts(&["1"]).await;
+    wait_until_read().await;
+
+    server.command(&["ACL", "SETUSER", "default", "-xrange"]);
+    for text in ["2", "3", "4"] {
+        add(text);
+    }
+    let describe = || format!("{:?}", node.reader_status());
+    wait_until(|| node.reader_status().error.is_some(), describe).await;
+    assert_eq!(node.lag().await.unwrap(), 3);
+    server.command(&["ACL", "SETUSER", "default", "+xrange"]);
+    client.expect_texts(&["2", "3", "4"]).await;
+    wait_until_read().await;
 }
 
 /// No stream exists when the servers start.
