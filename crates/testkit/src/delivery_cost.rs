@@ -66,8 +66,13 @@ struct Load {
     interval: Duration,
 }
 
-/// Both loads have the same number of deliveries per second.
-const LOADS: [Load; 2] = [
+/// The loads with many subscribers have the same number of deliveries per second. With one subscriber, the cost is that of reading the broker.
+const LOADS: [Load; 3] = [
+    Load {
+        subscribers: 1,
+        events: 2000,
+        interval: Duration::from_millis(2),
+    },
     Load {
         subscribers: 1000,
         events: 2000,
@@ -115,7 +120,7 @@ pub async fn run<B: MeasuredBroker>() -> Result<(), BoxError> {
 impl Load {
     fn tiny(self) -> Self {
         Self {
-            subscribers: self.subscribers / 100,
+            subscribers: self.subscribers.div_ceil(100),
             events: 10,
             interval: Duration::from_millis(2),
         }
