@@ -1027,10 +1027,15 @@ async fn channel_ids_reveal_publication_count() {
 }
 
 #[tokio::test]
-async fn debug_prints_request_but_no_resumable_id() {
-    let head = get_request_head("/", &[("cookie", "session=ann"), ("last-event-id", "a-1")]);
+async fn debug_prints_no_credentials_and_no_resumable_id() {
+    let headers = [("cookie", "session=ann"), ("last-event-id", "a-1")];
+    let head = get_request_head("/prices?token=ann", &headers);
     let printed = format!("{:?}", Subscription::new(&head, "sse"));
-    assert!(printed.contains("session=ann") && printed.contains("a-1"));
+    assert!(
+        printed.contains("/prices") && printed.contains("a-1"),
+        "{printed}"
+    );
+    assert!(!printed.contains("ann"), "{printed}");
 
     let resumable = Resumable::new();
     let server = serve_resumable(&resumable, false).await;
