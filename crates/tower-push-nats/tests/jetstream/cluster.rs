@@ -8,21 +8,35 @@ use tokio::time::{sleep, timeout};
 use tower_push::Hub;
 use tower_push_nats::{JetStreamBuilder, ReaderState, ReaderStatus};
 
-use crate::nodes::{Operator, STREAM, builder, publish_numbers, wait_for_state, wait_until_read};
+use crate::nodes::{
+    Monitoring, Operator, STREAM, builder, publish_numbers, wait_for_state, wait_until_read,
+};
 
 /// Three servers that have the stream of the nodes.
-struct NatsCluster([NatsServer; 3]);
+struct NatsCluster {
+    servers: [NatsServer; 3],
+    /// The port of the first server.
+    monitoring: Monitoring,
+}
 
 impl NatsCluster {
     async fn start() -> Self {
         let ports: [u16; 3] = std::array::from_fn(|_| free_port());
         let routes = ports.map(|port| format!("\"nats://127.0.0.1:{port}\""));
         let routes = routes.join(", ");
-        let cluster = Self(ports.map(|port| {
-            NatsServer::start(&format!(
-                "cluster {{ name: test, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}"
-            ))
-        }));
+        let monitoring = Monitoring::new();
+        let mut config = monitoring.config();
+        let servers = ports.map(|port| {
+            let cluster = format!(
+                "cluster {{ name: test, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}\n{config}"
+            );
+            config.clear();
+            NatsServer::start(&cluster)
+        });
+        let cluster = Self {
+            servers,
+            monitoring,
+        };
         let created = async {
             // Until the servers know each other, a stream with three replicas is refused.
             while cluster.builder(0).connect().await.is_err() {
@@ -36,12 +50,12 @@ impl NatsCluster {
 
     /// Returns the builder of a node that connects to one of the servers.
     fn builder(&self, server: usize) -> JetStreamBuilder {
-        builder(&self.0[server]).replicas(3)
+        builder(&self.servers[server]).replicas(3)
     }
 
     /// Returns the number of the server with this name.
     fn server_named(&self, name: &Value) -> usize {
-        let mut servers = self.0.iter();
+        let mut servers = self.servers.iter();
         servers.position(|server| *name == server.name()).unwrap()
     }
 
@@ -102,7 +116,7 @@ async fn consumers(operator: &Operator) -> BTreeSet<String> {
 #[tokio::test]
 async fn lost_request_for_messages_is_noticed() {
     let mut cluster = NatsCluster::start().await;
-    let operator = Operator::connect(&cluster.0[0]).await;
+    let operator = Operator::connect(&cluster.servers[0]).await;
     cluster.move_leader_from(&operator, 2).await;
     let relay_node = cluster
         .node_with_consumer(&operator, 2, async |builder| {
@@ -126,9 +140,10 @@ async fn lost_request_for_messages_is_noticed() {
     relay_client.expect_numbers(0..3).await;
     hub_client.expect_texts(&["0", "1", "2"]).await;
 
-    cluster.0[2].kill();
+    let connections = cluster.monitoring.connections();
+    cluster.servers[2].kill();
     publish(3..5).await;
-    cluster.0[2].start_again();
+    cluster.servers[2].start_again();
     publish(5..6).await;
     assert_eq!(hub_node.lag().await.unwrap(), 3);
     let is_healthy = |status: ReaderStatus| status.is_healthy(Duration::from_secs(7));
@@ -145,6 +160,8 @@ async fn lost_request_for_messages_is_noticed() {
     for status in [relay_node.reader_status(), hub_node.reader_status()] {
         assert_eq!(status.reconnects, 1);
     }
+    // A silent consumer is no reason to leave the server.
+    assert_eq!(cluster.monitoring.connections(), connections);
 }
 
 /// Two of three servers are gone, so that the third one has no quorum.
@@ -157,13 +174,13 @@ async fn cluster_without_quorum_is_unavailable() {
     publish_numbers(&node, 0..3).await;
     client.expect_numbers(0..3).await;
 
-    cluster.0[1].kill();
-    cluster.0[2].kill();
+    cluster.servers[1].kill();
+    cluster.servers[2].kill();
     let error = node.publish(&"unknown".into()).await.unwrap_err();
     assert!(error.is_unavailable(), "{error}");
     wait_for_state(&node, ReaderState::Reconnecting).await;
-    cluster.0[1].start_again();
-    cluster.0[2].start_again();
+    cluster.servers[1].start_again();
+    cluster.servers[2].start_again();
     let published = async {
         while node.publish(&"after".into()).await.is_err() {
             sleep(Duration::from_millis(100)).await;

@@ -219,9 +219,9 @@ impl Monitoring {
         self.count("in_msgs")
     }
 
-    /// Returns the number of connections of clients so far.
-    pub(crate) fn connections(&self) -> u64 {
-        self.count("total_connections")
+    /// Returns the numbers of connections of clients: now, and so far. Both stay the same if no client connects again, to this server or to another.
+    pub(crate) fn connections(&self) -> [u64; 2] {
+        ["connections", "total_connections"].map(|name| self.count(name))
     }
 
     fn count(&self, name: &str) -> u64 {
