@@ -192,7 +192,7 @@ impl JetStreamBuilder {
 
     /// Sets the longest time that a connection attempt, or the answer to a request, may take. The default is 3 s.
     ///
-    /// A request without an answer fails. Only if the server sends nothing at all in this time, not even the answer to a PING, this process connects
+    /// A request without an answer fails. If the server sends nothing at all in this time, not even the answer to a PING, this process connects
     /// to another server, or to the same one again.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;

@@ -191,7 +191,7 @@ impl NatsConnection {
     ///
     /// # Errors
     /// [`Error::timeout`] if the answer does not come in time.
-    pub(crate) async fn wait_for_answer<T>(
+    async fn wait_for_answer<T>(
         &self,
         active: &ActiveClient,
         answer: impl Future<Output = T>,
@@ -297,7 +297,7 @@ impl NatsConnection {
     /// Reconnects, to another server or to the same one.
     ///
     /// During an attempt to connect, this method does not ask for another attempt: it would break the connection that the attempt makes.
-    async fn reconnect(&self, active: &ActiveClient) {
+    pub(crate) async fn reconnect(&self, active: &ActiveClient) {
         if active.is_connected() {
             // The queue of the NATS client can be full.
             let _ = timeout(self.timeout, active.client.force_reconnect()).await;

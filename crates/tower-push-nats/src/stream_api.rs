@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tower_push_proto::{fingerprint::Fingerprint, random, read_sizer::ReadSizer};
 
 use crate::{
@@ -295,7 +295,7 @@ impl StreamApi {
         };
         let client = detector.client().clone();
         let batch = self.read_batch(&request, detector, &mut read);
-        let result = self.connection.wait_for_answer(&client, batch).await;
+        let result = timeout(limit, batch).await;
         let bytes = read.messages.iter().map(StreamMessage::byte_len).sum();
         match result {
             Ok(Err(error)) => Err(error),
@@ -310,12 +310,14 @@ impl StreamApi {
                 sized.finish(read.messages.len(), bytes, began_at.elapsed(), limit);
                 Ok(read)
             }
-            Err(error) => {
+            Err(_) => {
                 sized.timed_out(read.messages.len(), bytes);
-                match read.messages.is_empty() {
-                    true => Err(error),
-                    false => Ok(read),
+                if !read.messages.is_empty() {
+                    return Ok(read);
                 }
+                // On a slow link, the rest of earlier batches is before this one. A new connection is without it.
+                self.connection.reconnect(&client).await;
+                Err(Error::timeout())
             }
         }
     }
