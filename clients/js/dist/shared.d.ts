@@ -23,7 +23,7 @@ export interface SharedOptions extends ConnectOptions {
 /**
  * Connects like `connect` of `tower-push`, but the tabs under one name share one connection. A tab that is opened later begins at the position of the
  * others, unless it has a cursor, `since`. Without Web Locks and BroadcastChannel, each tab has its own connection. A shared connection does not wait
- * for a slow `for await`, so `maxBuffered` has no effect.
+ * for a `for await` that has more than `maxBuffered` events to read: it gets a gap in place of the oldest.
  */
 export declare function connect(url: string | URL, options: SharedOptions): PushConnection;
 export { PushError };

@@ -13,10 +13,10 @@ interface Cursor {
 /** How long a stream that has no cursor is open before its interruption is a gap, in milliseconds: a cursor would have arrived before. */
 export const BEGUN_AFTER = 5000;
 
-/** Puts a gap in place of the older half of the items that a slow loop has not read. */
-function dropOldest({ items }: ItemQueue): void {
+/** Puts a gap in place of all items that a slow loop has not read but the newest `kept`. */
+function dropOldest({ items }: ItemQueue, kept: number): void {
   let missed: number | null = 0;
-  for (const { gap } of items.splice(0, Math.ceil(items.length / 2))) {
+  for (const { gap } of items.splice(0, items.length - kept)) {
     const count: number | null | undefined = gap ? gap.missed : 1;
     missed = missed == null || count == null ? null : missed + count;
   }
@@ -36,6 +36,7 @@ export class ConnectionOutput {
   #hasBegun = false;
   #openedAt = Infinity;
   #owesGap = false;
+  #isTrimming = false;
   #maxBuffered: number;
   #onEnd: () => void;
 
@@ -83,7 +84,14 @@ export class ConnectionOutput {
 
   #queue(item: PushEvent | PushGap): void {
     this.#queues.push(item);
-    for (const queue of this.#queues.queues) if (queue.items.length > this.#maxBuffered) dropOldest(queue);
+    if (this.#isTrimming || this.#queues.length <= this.#maxBuffered) return;
+    this.#isTrimming = true;
+    // A loop that is not slow reads after this task, in which many events can arrive.
+    setTimeout(() => {
+      this.#isTrimming = false;
+      for (const queue of this.#queues.queues)
+        if (queue.items.length > this.#maxBuffered) dropOldest(queue, Math.ceil(this.#maxBuffered / 2));
+    });
   }
 
   /**

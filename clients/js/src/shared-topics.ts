@@ -33,7 +33,7 @@ export interface SharedTopicOptions extends Omit<TopicOptions, "patterns"> {
  * the tab reads the first events by long-polls, which the server must answer. Without Web Locks and BroadcastChannel, each tab has its own
  * connection.
  *
- * A shared connection does not wait for a slow `for await`, so `maxBuffered` has no effect. An event that is published with `echo: false` reaches no
+ * A shared connection does not wait for a `for await` that has more than `maxBuffered` events to read: it gets a gap in place of the oldest. An event that is published with `echo: false` reaches no
  * tab under the name. The transport must name the topics: on SSE, in the field `topic`. An event without a topic reaches all tabs.
  */
 export function connect(url: string | URL, options: SharedTopicOptions): TopicConnection {

@@ -110,6 +110,7 @@ test("a slow loop in a tab gets a gap", async (context) => {
   for (let n = 0; n < 100; n++) await publish();
   const last = `${RUN} ${ids.length - 1}`;
   while (texts.at(-1) !== last) await wait(1);
+  await wait(10);
   while (items.at(-1).data !== last) items.push((await loop.next()).value);
   const gaps = items.filter(({ gap }) => gap).map(({ gap }) => gap);
   assert.ok(gaps[0] && gaps.every(({ reason }) => reason === "lagged"));
@@ -117,6 +118,21 @@ test("a slow loop in a tab gets a gap", async (context) => {
   assert.equal(items.length - gaps.length + missed, texts.length);
   // The items before the first `await`, and those that wait.
   assert.ok(items.length <= 2 + 10, `${items.length}`);
+});
+
+test("a loop that reads at once gets no gap, however many events come together", async (context) => {
+  let chunk = "";
+  for (let n = 0; n < 3000; n++) chunk += `id: ${n}\ndata: ${n}\n\n`;
+  const body = new ReadableStream({ start: (controller) => controller.enqueue(new TextEncoder().encode(chunk)) });
+  const fetch = async () => new Response(body, { headers: { "content-type": "text/event-stream" } });
+  const options = { shared: `at once ${++count}`, transports: ["sse"], fetch, maxBuffered: 10, lease: 600_000 };
+  const push = connect(new URL("/channel", SERVER), options);
+  context.after(() => push.close());
+  let read = 0;
+  for await (const item of push) {
+    assert.equal(item.data, read++);
+    if (read === 3000) break;
+  }
 });
 
 test("a final error of a shared connection that nobody would learn of is on the console", async () => {

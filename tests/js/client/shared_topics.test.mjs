@@ -88,6 +88,7 @@ test("a slow loop in a tab gets a gap, and no other tab waits for it", async (co
   await Promise.all(firsts);
   for (let n = 0; n < 100; n++) await publish(topic);
   for (const tab of tabs) await tab.hasSeen(topic);
+  await wait(10);
   for (const [index, most] of [10, 2, 100].entries()) {
     const numbers = [];
     let missed = 0;
