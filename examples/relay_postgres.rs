@@ -15,7 +15,7 @@
 //!   rolled back leaves no hole in the numbers.
 //! - **No other row ever has the id of a row.** An id is the row's number and a random token, `42-1f0c9a3e`. A table that was created anew has the
 //!   same numbers, and other tokens.
-//! - **Rows may be deleted.** A row has the token of the row before it, and `events_tail` has the id of the newest row. So a client that has got the last
+//! - **The oldest rows may be deleted**, and the newest, but none in the middle: nobody would learn of those. A row has the token of the row before it, and `events_tail` has the id of the newest row. So a client that has got the last
 //!   of the deleted rows misses nothing, and for any other client the number of the rows that it misses is known.
 //! - **NOTIFY only wakes.** The reader reads the table, so that a notification that is lost costs time and no event.
 

@@ -250,7 +250,9 @@ impl NatsConnection {
 
     async fn create_inbox(&self, active: &ActiveClient) -> Result<AnswerInbox, Error> {
         let prefix = active.client.new_inbox();
-        let answers = active.client.subscribe(format!("{prefix}.*")).await?;
+        let answers = active.client.subscribe(format!("{prefix}.*")).await;
+        // The subject is valid, so only a client that has ended refuses it.
+        let answers = answers.map_err(|_| active.end())?;
         let (has_ended, events) = (active.has_ended.clone(), self.events.clone());
         Ok(AnswerInbox::new(prefix, answers, move || {
             has_ended.store(true, Ordering::Release);
@@ -277,7 +279,9 @@ impl NatsConnection {
     pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, Error> {
         let active = self.active();
         let subscribed = timeout(self.timeout, active.client.subscribe(subject)).await;
-        Ok(subscribed.map_err(|_| Error::timeout())??)
+        let subscribed = subscribed.map_err(|_| Error::timeout())?;
+        // The subjects of this crate are valid, so only a client that has ended refuses one.
+        subscribed.map_err(|_| active.end())
     }
 
     /// Sends a message whose answers go to the subject `reply_to`.

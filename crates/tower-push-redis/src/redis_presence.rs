@@ -153,15 +153,13 @@ pub(crate) async fn read_members(
         Err(error) => return Err(error),
     };
     let keys = PresenceKeys::new(stream);
-    let age = read_storage_age(connector, connection, &keys).await?;
     let last_id = StreamCursor::without_entry(last_id).to_event_id();
-    let mut snapshot = MemberSnapshot::new(last_id).storage_age(age);
-    let key = keys.members;
+    let mut snapshot = MemberSnapshot::new(last_id);
     let mut cursor = 0;
     loop {
         let sized = sizer.begin(MAX_SCAN_COUNT, usize::MAX);
         let mut scan = redis::cmd("HSCAN");
-        let scan = scan.arg(&key).arg(cursor);
+        let scan = scan.arg(&keys.members).arg(cursor);
         scan.arg("COUNT").arg(sized.max_entries());
         let read = connector.with_timeout(scan.query_async(connection));
         let (next, found): ScanResponse = run_sized_read(sized, connector.timeout(), read).await?;
@@ -170,7 +168,9 @@ pub(crate) async fn read_members(
             .filter_map(|(member, record)| parse_member(member, record));
         members.for_each(|(topic, key, value)| snapshot.insert(topic, key, value));
         if next == 0 {
-            return Ok(snapshot);
+            // The age is read after the members, so that a loss during the scan makes the snapshot incomplete.
+            let age = read_storage_age(connector, connection, &keys).await?;
+            return Ok(snapshot.storage_age(age));
         }
         cursor = next;
     }

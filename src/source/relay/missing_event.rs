@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use crate::event::{Event, EventId, Gap, GapReason, Payload, Topic};
 
-/// The payload of these entries. They are known by its address, at which no other event has its payload.
-static PAYLOAD: [u8; 1] = [0];
+/// The payload of these entries, which are known by its address. No program sends these bytes, because a compiler can give equal bytes one address.
+static PAYLOAD: [u8; 31] = *b"tower-push: an event is missing";
 
 /// Makes the entry in place of the event with this id.
 pub(super) fn missing_event(id: EventId, topic: Option<Topic>) -> Event {
@@ -20,7 +20,9 @@ pub(super) fn missing_event(id: EventId, topic: Option<Topic>) -> Event {
 #[inline]
 pub(super) fn is_missing_event(event: &Event) -> bool {
     match event.payload() {
-        Payload::Binary(bytes) => bytes.as_ptr() == PAYLOAD.as_ptr(),
+        Payload::Binary(bytes) => {
+            bytes.as_ptr() == PAYLOAD.as_ptr() && bytes.len() == PAYLOAD.len()
+        }
         _ => false,
     }
 }

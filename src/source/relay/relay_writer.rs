@@ -85,7 +85,8 @@ impl RelayWriter {
 
     /// Appends an entry in place of one event that the writer could not get: the event with this id. `topic` is the event's topic, if it is
     /// known. Each client gets a [gap](Gap) with the reason [`Unsupported`](crate::GapReason::Unsupported) in place of the event, and the log
-    /// keeps its other events. The entry counts as an event in [`RelayCounts`](super::RelayCounts) and in the limits of the log.
+    /// keeps its other events. The entry counts as an event in [`RelayCounts`](super::RelayCounts) and in the limits of the log. The key function of a
+    /// relay that [conflates](crate::source::channel::LagPolicy::Conflate) gets the entry, too: an event with this id and topic.
     ///
     /// For several missing events, or one whose id is not known, use [`gap`](Self::gap).
     ///

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::{
     page_cache::{PageReadError, PageResult},
@@ -117,6 +117,11 @@ pub(crate) enum UpstreamResumeOutcome<S> {
 /// The time for which a client waits for a log that lags behind the upstream, before the client asks the upstream again.
 const WAIT_FOR_WRITER_TIME: Duration = Duration::from_secs(5);
 
+/// The maximum time that a client waits for the word of [`UpstreamResume::begin_if_known`]. The read goes on for the client's next attempt.
+///
+/// The time is shorter than that after which clients take a silent topic for one that has no first events: 5 s in the clients of this project.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(3);
+
 impl<E: PageEvent> UpstreamResume<E> {
     pub(crate) fn new(
         upstream: Arc<UpstreamReader<E>>,
@@ -139,6 +144,10 @@ impl<E: PageEvent> UpstreamResume<E> {
     /// resume.
     pub(crate) fn begin_if_known(mut self, id: EventId) -> Self {
         let read = self.read_page_after(id.clone());
+        let read = Box::pin(async {
+            let result = timeout(CONFIRMATION_TIMEOUT, read).await;
+            result.unwrap_or(Err(PageReadError::Unavailable))
+        });
         self.step = UpstreamResumeStep::Confirm { id, read };
         self
     }
