@@ -178,7 +178,14 @@ async fn cluster_without_quorum_is_unavailable() {
     cluster.servers[2].kill();
     let error = node.publish(&"unknown".into()).await.unwrap_err();
     assert!(error.is_unavailable(), "{error}");
-    wait_for_state(&node, ReaderState::Reconnecting).await;
+    // The server that is left takes up to 20 s to notice that it leads nobody. Until then, it answers the node's checks.
+    let reconnecting = async {
+        while node.reader_status().state != ReaderState::Reconnecting {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let waited = timeout(3 * TEST_TIMEOUT, reconnecting).await;
+    assert!(waited.is_ok(), "{:?}", node.reader_status());
     cluster.servers[1].start_again();
     cluster.servers[2].start_again();
     let published = async {
