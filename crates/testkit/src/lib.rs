@@ -25,7 +25,7 @@
 //! | [`commanding_subscriber`] | a client of a hub that sends commands |
 //! | [`relay_client`], [`hub_client`] | clients that move from relay to relay, and from hub to hub: each is a [`CursorClient`] |
 //! | [`hub_members`] | members of topics on several nodes, and clients that keep their list |
-//! | [`hub_members_tests`], [`broker_away`] | tests of nodes over any broker, which the crates of the brokers call |
+//! | [`hub_members_tests`], [`hub_retries`], [`broker_away`] | tests of nodes over any broker, which the crates of the brokers call |
 //! | [`broker_server`] | servers that a test takes away for some time |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`self_signed_certificate`] | certificates for these servers |
@@ -51,6 +51,7 @@ pub mod headers;
 pub mod hub_client;
 pub mod hub_members;
 pub mod hub_members_tests;
+pub mod hub_retries;
 pub mod item;
 pub mod live_counter;
 pub mod nats_server;

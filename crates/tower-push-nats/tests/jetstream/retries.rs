@@ -3,24 +3,14 @@
 use std::time::Duration;
 
 use serde_json::json;
-use testkit::{BreakableProxy, HubClient, NatsServer, TEST_TIMEOUT, wait_until};
-use tokio::time::{sleep, timeout};
-use tower_push::{
-    Hub,
-    source::hub::{PresenceOptions, PublishOptions},
-};
+use testkit::{BreakableProxy, NatsServer, TEST_TIMEOUT, hub_retries};
+use tokio::time::sleep;
 use tower_push_nats::{JetStream, JetStreamHub, NatsServers};
 
 use crate::{
     nodes::{Operator, STREAM},
     presence::MEMBERS_STREAM,
 };
-
-/// The time for which the attempts are counted.
-const TIME: Duration = Duration::from_secs(3);
-
-/// A node without pauses makes some thousands in this time. With pauses, it makes about 40.
-const MAX_ATTEMPTS: u64 = 200;
 
 /// A user who may publish nothing, and so make no request.
 const WITHOUT_PERMISSIONS: &str = r#"
@@ -50,35 +40,12 @@ async fn expect_few_attempts(fail: impl AsyncFnOnce(&mut NatsServer)) {
     });
     let create = format!("STREAM.CREATE.{MEMBERS_STREAM}");
     operator.request(&create, config).await;
-    let presence = PresenceOptions::new().node_timeout(Duration::from_secs(1));
-    let hub = Hub::builder().presence(presence).max_events(1);
     let node: JetStreamHub = builder
-        .publish_retry_time(TIME * 2)
-        .connect_hub(hub)
+        .publish_retry_time(hub_retries::TIME * 2)
+        .connect_hub(hub_retries::hub())
         .await
         .unwrap();
-    let options = PublishOptions::default();
-    let publish = || node.hub().publish_and_wait("news", "text", &options);
-    let first = publish().await.unwrap();
-    for _ in 0..10 {
-        publish().await.unwrap();
-    }
-    let _ada = testkit::enter(node.hub(), "ada", 1);
-    let is_confirmed = || node.hub().counts().pending_members == 0;
-    wait_until(is_confirmed, || "no answer").await;
-
-    fail(&mut server).await;
-    let before = proxy.attempts();
-    let _bob = testkit::enter(node.hub(), "bob", 1);
-    let mut client = HubClient::resume(node.hub(), &["news"], &first);
-    let read = async {
-        while !client.next().await.starts_with("Ok(Ended") {}
-        std::future::pending::<()>().await;
-    };
-    let all = async { tokio::join!(publish(), publish(), read) };
-    assert!(timeout(TIME, all).await.is_err());
-    let attempts = proxy.attempts() - before;
-    assert!((2..MAX_ATTEMPTS).contains(&attempts), "{attempts} attempts");
+    hub_retries::expect_few_attempts(node.hub(), &proxy, fail(&mut server)).await;
 }
 
 #[tokio::test]

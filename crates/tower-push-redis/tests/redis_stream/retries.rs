@@ -2,21 +2,10 @@
 
 use std::time::Duration;
 
-use testkit::{BreakableProxy, HubClient, RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
-use tokio::time::timeout;
-use tower_push::{
-    Hub,
-    source::hub::{PresenceOptions, PublishOptions},
-};
+use testkit::{BreakableProxy, RedisProgram, RedisServer, TEST_TIMEOUT, hub_retries};
 use tower_push_redis::{RedisServers, RedisStream};
 
 use crate::nodes::KEY;
-
-/// The time for which the attempts are counted.
-const TIME: Duration = Duration::from_secs(3);
-
-/// A node without pauses makes some thousands in this time. With pauses, it makes about 40.
-const MAX_ATTEMPTS: u64 = 200;
 
 /// Fails when Redis does not do what the node needs after `fail`: the feed, members, publications and the pages of old events.
 async fn expect_few_attempts(fail: impl AsyncFnOnce(&mut RedisServer)) {
@@ -27,32 +16,9 @@ async fn expect_few_attempts(fail: impl AsyncFnOnce(&mut RedisServer)) {
         .command_timeout(Duration::from_millis(300))
         .connect_retry_time(TEST_TIMEOUT)
         .max_log_events(1)
-        .publish_retry_time(TIME * 2);
-    let presence = PresenceOptions::new().node_timeout(Duration::from_secs(1));
-    let hub = Hub::builder().presence(presence).max_events(1);
-    let node = builder.connect_hub(hub).await.unwrap();
-    let options = PublishOptions::default();
-    let publish = || node.hub().publish_and_wait("news", "text", &options);
-    let first = publish().await.unwrap();
-    for _ in 0..10 {
-        publish().await.unwrap();
-    }
-    let _ada = testkit::enter(node.hub(), "ada", 1);
-    let is_confirmed = || node.hub().counts().pending_members == 0;
-    wait_until(is_confirmed, || "no answer").await;
-
-    fail(&mut server).await;
-    let before = proxy.attempts();
-    let _bob = testkit::enter(node.hub(), "bob", 1);
-    let mut client = HubClient::resume(node.hub(), &["news"], &first);
-    let read = async {
-        while !client.next().await.starts_with("Ok(Ended") {}
-        std::future::pending::<()>().await;
-    };
-    let all = async { tokio::join!(publish(), publish(), read) };
-    assert!(timeout(TIME, all).await.is_err());
-    let attempts = proxy.attempts() - before;
-    assert!((2..MAX_ATTEMPTS).contains(&attempts), "{attempts} attempts");
+        .publish_retry_time(hub_retries::TIME * 2);
+    let node = builder.connect_hub(hub_retries::hub()).await.unwrap();
+    hub_retries::expect_few_attempts(node.hub(), &proxy, fail(&mut server)).await;
 }
 
 /// Runs these commands when the node is connected, and lets the node notice its state.
