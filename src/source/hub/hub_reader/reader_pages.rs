@@ -83,6 +83,14 @@ impl HubReader {
             Some(end) => end,
             None => ready!(resume.poll_next(self.sender.as_ref(), cx)),
         };
+        #[cfg(feature = "json")]
+        let outcome = match outcome {
+            // The stream does not end because of a command.
+            UpstreamResumeOutcome::Unavailable if resume.is_added() => {
+                UpstreamResumeOutcome::ReadLog(resume.join_logs())
+            }
+            outcome => outcome,
+        };
         Poll::Ready(Ok(match outcome {
             UpstreamResumeOutcome::Item(item) => {
                 if lists_members && matches!(item, Item::Gap(_)) {
@@ -109,21 +117,6 @@ impl HubReader {
                 gap,
             }) if resume.is_added() => {
                 // A command may wait for the end of the resume.
-                cx.waker().wake_by_ref();
-                self.join_added_topics(position, joined, gap);
-                None
-            }
-            // The stream does not end because of a command.
-            #[cfg(feature = "json")]
-            UpstreamResumeOutcome::Unavailable if resume.is_added() => {
-                let BackendResumeEnd::Joined {
-                    position,
-                    joined,
-                    gap,
-                } = resume.join_logs()
-                else {
-                    return Poll::Ready(Ok(Some(self.end_to_return())));
-                };
                 cx.waker().wake_by_ref();
                 self.join_added_topics(position, joined, gap);
                 None
